@@ -1,0 +1,374 @@
+"""One TOML per run → frozen, typed sections. `load(path, "learner")` → `(Shared, Learner)`.
+
+A service reads `[shared]` and its own section, nothing more; what two services must agree on lives
+once in `[shared]`. Unknown keys are refused with the nearest valid name. This is the only place
+that reads the environment: `TEMPSAMP_REDIS_PASSWORD` and `TEMPSAMP_TOKEN` (secrets do not belong
+in a file). Fields are documented by the string below them.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from common.errors import ConfigError
+from common.messages import Mode, Sampling
+
+Strategy = Literal["none", "mixed", "downscale", "anchor", "shaping", "sft"]
+"""How GT enters a group (SPEC B1): none = GRPO; shaping = TempSamp-R1; sft = the injected answers alone."""
+ThinkInjection = Literal["bare", "splice", "none"]
+
+Positive = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Video(Section):
+    """`[shared.video]`: which frames stand for a clip; the meanings are those of `common.video.VideoSampling`."""
+
+    fps: Positive = 2.0
+    min_frames: Annotated[int, Field(ge=2)] = 4
+    max_frames: Annotated[int, Field(ge=2)] = 768
+    min_pixels: PositiveInt = 4096
+    max_pixels: PositiveInt = 786_432
+    total_pixels: PositiveInt = 14_680_064
+    factor: Annotated[int, Field(ge=4)] = 32
+
+
+class Scoring(Section):
+    """`[shared.scoring]`: what the reward service is asked for."""
+
+    parser: str = "default"
+    format_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the format reward: 0.1 as the public code, 1.0 as the paper's peers (SPEC B2)."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """tau of the non-linear shaping (paper eq. 4)."""
+    alpha1: Annotated[float, Field(ge=0)] = 0.01
+    alpha2: Annotated[float, Field(gt=0)] = 1.0
+    answer_decimals: Annotated[int, Field(ge=0, le=3)] = 2
+    """Decimals of the injected answer's times."""
+    think_injection: ThinkInjection = "splice"
+    """What is injected in think mode (SPEC B3): bare answer, answer spliced onto the best rollout's thought, or nothing."""
+
+
+class Shared(Section):
+    """`[shared]`: what the services of one run must agree on."""
+
+    run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    """Prefix of every Redis key and field of every log line."""
+    model: Path
+    """Hugging Face checkpoint folder the run starts from."""
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """Without a password: that comes from TEMPSAMP_REDIS_PASSWORD."""
+    reward_url: str = "http://127.0.0.1:8100"
+    seed: Count = 0
+    strategy: Strategy = "shaping"
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Answers per prompt, the injected one included."""
+    max_prompt_tokens: PositiveInt = 20_480
+    """A longer prompt is refused by the replica and counted."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute and transfer type; the optimizer always keeps float32 masters."""
+    video: Video = Video()
+    sampling: Sampling = Sampling()
+    scoring: Scoring = Scoring()
+    redis_password: SecretStr | None = None
+    """Filled from the environment."""
+    token: SecretStr | None = None
+    """Bearer token of the REST services, filled from the environment."""
+
+    @property
+    def injects(self) -> bool:
+        """Whether the ground truth joins each group as an off-policy sample."""
+        return self.strategy != "none"
+
+    @property
+    def num_policy_samples(self) -> int:
+        """Answers the replica generates: none is generated to be thrown away."""
+        return self.group_size - 1 if self.injects else self.group_size
+
+
+class Rollout(Section):
+    """`[rollout]`: one replica."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8200
+    """0 takes a free port; the registry tells everybody which."""
+    advertise_host: str | None = None
+    """Host name other services reach this replica by; default: `host`."""
+    replica: str | None = None
+    """Name in the registry and in consumer groups; default: host name, process id."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    max_model_len: PositiveInt = 24_576
+    max_num_seqs: PositiveInt = 64
+    max_num_batched_tokens: PositiveInt = 25_000
+    kv_cache_bytes: PositiveInt | None = None
+    """Size of the KV cache; None lets vLLM take gpu_memory_utilization of the card."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
+    tensor_parallel: PositiveInt = 1
+    concurrent_prompts: PositiveInt = 8
+    """Prompts in work at once in this replica."""
+    lease_s: Positive = 60.0
+    """A claim not renewed for this long goes to another replica."""
+    max_attempts: PositiveInt = 3
+    """A prompt that failed this often goes to the dead letters."""
+    max_failures_in_a_row: PositiveInt = 20
+    """After so many failed prompts in a row the process stops with a non-zero exit."""
+    registry_ttl_s: Positive = 10.0
+    reward_attempts: PositiveInt = 5
+    """Tries per scoring request before its verdicts are Unscored."""
+    reward_timeout_s: Positive = 10.0
+    weight_timeout_s: Positive = 60.0
+    """Deadline of one weight collective on this side."""
+    allow_remote: bool = False
+    """Listen off loopback without a token."""
+
+
+class Reward(Section):
+    """`[reward]`: the reward service."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8100
+    workers: PositiveInt = 1
+    max_body_bytes: PositiveInt = 32 * 2**20
+    max_items: PositiveInt = 4096
+    """Items in one request."""
+    max_responses: PositiveInt = 8192
+    """Responses in one request, over all its items."""
+    max_response_chars: PositiveInt = 1_000_000
+    scorer_timeout_s: Positive = 5.0
+    """A scorer that takes longer on one response gives Unscored for it."""
+    allow_remote: bool = False
+    """Listen off loopback without a token."""
+
+
+class Optimizer(Section):
+    """`[learner.optimizer]`: AdamW."""
+
+    lr: Positive = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup_steps: Count = 0
+    """Linear warm-up; constant afterwards."""
+    max_grad_norm: Positive = 1.0
+
+
+class Loss(Section):
+    """`[learner.loss]`: the policy loss (DESIGN: Learner; SPEC A7)."""
+
+    clip_low: Positive = 0.2
+    clip_high: Positive = 0.28
+    dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
+    level: Literal["token", "sequence"] = "token"
+    """Ratio per token (GRPO/DAPO) or per sequence (GSPO)."""
+    normalize: Literal["tokens", "constant"] = "tokens"
+    """Denominator: all trained tokens, or a constant per sequence (Dr.GRPO)."""
+    constant_tokens: PositiveInt = 256
+    """Tokens per sequence that the constant denominator assumes."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the k3 estimate against a frozen copy of the start checkpoint; 0 keeps no copy."""
+    importance_cap: Positive | None = 2.0
+    """Truncation of the rollout-to-learner importance weight of policy rows; None turns the correction off."""
+
+
+class Advantage(Section):
+    """`[learner.advantage]`: rewards of a group → advantages (SPEC A7, B1)."""
+
+    scale_by_std: bool = True
+    """False: centre only (Dr.GRPO)."""
+    std_floor: Annotated[float, Field(ge=0)] = 0.0
+    """Lower bound on the std, so that near-ties are not blown up."""
+    downscale: Positive = 0.8
+    """strategy downscale: the GT reward is this share of the best policy reward's maximum of 1."""
+    anchor: Positive = 1.2
+    """strategy anchor: A_GT = anchor x best policy advantage."""
+    anchor_floor: Annotated[float, Field(ge=0)] = 0.0
+    """strategy anchor: least A_GT; above 0, GT still teaches when all policy rewards tie."""
+
+
+class Learner(Section):
+    """`[learner]`: data, steps, publishing, checkpoints."""
+
+    rows: Path
+    """Trainer rows, JSONL (SPEC A1.1)."""
+    video_root: Path = Path()
+    """Relative video paths of the rows start here."""
+    run_dir: Path
+    """Checkpoints, metrics.jsonl, the resolved config."""
+    host: str = "127.0.0.1"
+    """Address replicas reach rank 0's weight store by."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    steps: PositiveInt
+    groups_per_step: PositiveInt = 16
+    modes: tuple[Mode, ...] = ("answer",)
+    """Mode of each epoch; the last one repeats. ("answer", "think") is the paper's hybrid CoT."""
+    max_staleness: Count = 1
+    """Policy versions a group may lag behind when it is trained on."""
+    freeze_vision: bool = True
+    gradient_checkpointing: bool = False
+    micro_batch_groups: PositiveInt = 8
+    """Groups of equal prompt shape forwarded together."""
+    publish_timeout_s: Positive = 60.0
+    """Deadline of one weight collective; who misses it is dropped and the transfer repeated."""
+    min_replicas: PositiveInt = 1
+    """Replicas that must have joined before the first prompt is fed."""
+    wait_for_replicas_s: Positive = 600.0
+    checkpoint_every: Count = 50
+    """Steps between checkpoints; 0: only at the end."""
+    keep_checkpoints: PositiveInt = 2
+    probe_every: Count = 20
+    """Versions between probe groups that are generated and re-scored at the same version; 0: never."""
+    max_unscored_in_a_row: PositiveInt = 64
+    """After so many groups without a verdict the run stops: the reward service is broken."""
+    optimizer: Optimizer = Optimizer()
+    loss: Loss = Loss()
+    advantage: Advantage = Advantage()
+
+
+class Run(Section):
+    """A whole run file."""
+
+    shared: Shared
+    rollout: Rollout = Rollout()
+    reward: Reward = Reward()
+    learner: Learner
+
+    @model_validator(mode="after")
+    def _sampling_fits_importance_sampling(self) -> Self:
+        if self.shared.sampling.top_p < 1 and self.learner.loss.importance_cap is not None:
+            raise ValueError(
+                f"shared.sampling.top_p: found {self.shared.sampling.top_p}, wanted 1.0 while "
+                f"learner.loss.importance_cap is {self.learner.loss.importance_cap}: truncated sampling is not the "
+                'distribution of its log-probabilities; set top_p = 1.0, or importance_cap = "none"'
+            )
+        if self.shared.sampling.temperature != 1.0:
+            raise ValueError(
+                f"shared.sampling.temperature: found {self.shared.sampling.temperature}, wanted 1.0: log-probabilities "
+                "are those of the raw policy"
+            )
+        return self
+
+
+SectionName = Literal["rollout", "reward", "learner"]
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> Run:
+    """Read a run file.
+
+    Args:
+        path: the TOML file.
+        overrides: `section.key=value` strings; values are TOML (`learner.steps=10`), bare words are strings.
+        environ: where secrets come from.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or a key or value is wrong; names key, value and remedy.
+    """
+    try:
+        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    for override in overrides:
+        _apply(document, override)
+    return parse(document, environ=environ, source=os.fspath(path))
+
+
+def parse(
+    document: dict[str, Any], *, environ: Mapping[str, str] = os.environ, source: str = "config"
+) -> Run:
+    """Validate a parsed TOML document; see `load`."""
+    document = _none_from_word(document)
+    shared = document.get("shared")
+    if isinstance(shared, dict):
+        for secret in ("redis_password", "token"):
+            if secret in shared:
+                raise ConfigError(
+                    f"{source}: shared.{secret}: secrets come from the environment, not from a file"
+                )
+        shared["redis_password"] = environ.get("TEMPSAMP_REDIS_PASSWORD") or None
+        shared["token"] = environ.get("TEMPSAMP_TOKEN") or None
+    try:
+        return Run.model_validate(document)
+    except ValidationError as error:
+        problems = "\n".join(
+            f"  {_explain(dict(problem))}" for problem in error.errors(include_url=False)
+        )
+        raise ConfigError(f"{source}: {len(error.errors())} problem(s)\n{problems}") from error
+
+
+def dump(run: Run) -> str:
+    """The resolved config as JSON, secrets masked; saved with every checkpoint."""
+    return run.model_dump_json(indent=2)
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or len(parts) < 2:
+        raise ConfigError(
+            f"override {override!r}: wanted section.key=value, for example learner.steps=10"
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table = document
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"override {override!r}: {part} is a value, not a section")
+    table[parts[-1]] = value
+
+
+def _none_from_word(value: Any) -> Any:
+    """TOML has no null: the word "none" stands for it in optional numeric fields (strategy none is kept)."""
+    if isinstance(value, dict):
+        optional = {"importance_cap", "dual_clip", "kv_cache_bytes", "advertise_host", "replica"}
+        return {
+            key: None if key in optional and item == "none" else _none_from_word(item)
+            for key, item in value.items()
+        }
+    return value
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    where = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+        return f"{where}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{where}: missing, and it has no default"
+    if problem["type"] == "value_error":
+        return str(problem["msg"]).removeprefix("Value error, ")
+    return f"{where}: found {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: type[BaseModel] = Run
+    for part in location:
+        field = model.model_fields.get(part)
+        inner = field.annotation if field else None
+        candidates = [inner, *get_args(inner)]
+        model = next(
+            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model
+        )
+    return list(model.model_fields)

@@ -1,0 +1,40 @@
+"""Errors name the boundary that was crossed; user mistakes are `ValueError`, our own bugs are `assert`.
+
+    TempSampError
+    ├── VideoError    a clip could not be opened, decoded or sampled
+    ├── EngineError   the rollout engine refused or failed a request
+    ├── RewardError   the reward service could not give a verdict
+    ├── QueueError    Redis is unreachable or holds something unreadable
+    └── WeightError   a weight transfer did not reach its receivers
+    ConfigError(ValueError)   the run's TOML is wrong
+
+Every message gives the value found, the value wanted and the knob that changes it.
+"""
+
+
+class TempSampError(Exception):
+    """Base of everything that crosses a service boundary."""
+
+
+class VideoError(TempSampError):
+    """A clip could not be opened, decoded or sampled."""
+
+
+class EngineError(TempSampError):
+    """The rollout engine refused or failed a request."""
+
+
+class RewardError(TempSampError):
+    """The reward service could not give a verdict."""
+
+
+class QueueError(TempSampError):
+    """Redis is unreachable or holds something unreadable."""
+
+
+class WeightError(TempSampError):
+    """A weight transfer did not reach its receivers, or what arrived differs from what was sent."""
+
+
+class ConfigError(ValueError):
+    """A key or value of the run's TOML is wrong."""

@@ -1,0 +1,55 @@
+"""Row text → chat messages. Templates of the field by name; `<video>` in a row's text marks the clip's place.
+
+The published rows carry their whole instruction (SPEC A1.1), so nothing is ever added to it (SPEC A5:
+two prompt builders at once contradict each other). Examples inside templates are synthetic: the
+paper's highlight example is a benchmark's true answer (SPEC A5, "Leak").
+"""
+
+from typing import Literal
+
+from common.messages import ChatMessage, ContentPart, Mode, TextPart, VideoPart
+
+VIDEO_TAG = "<video>"
+
+Template = Literal["answer", "think"]
+
+GROUNDING: dict[Mode, str] = {
+    "answer": (
+        '<video>To accurately pinpoint the event "{query}" in the video, determine the precise time period of the '
+        "event. Provide the start and end times (in seconds, precise to two decimal places) in the format "
+        '"start time to end time" within <answer> </answer> tags. For example: <answer> 12.5 to 17.8 </answer>.'
+    ),
+    "think": (
+        '<video>To accurately pinpoint the event "{query}" in the video, determine the precise time period of the '
+        "event.\n\nFirst, analyze the video content and reason about when the described event happens inside "
+        "<think> </think> tags. Then provide the start and end times (in seconds, precise to two decimal places) in "
+        'the format "start time to end time" within <answer> </answer> tags. For example: '
+        "<think> reasoning </think><answer> 12.54 to 17.83 </answer>."
+    ),
+}
+
+
+def grounding_problem(query: str, *, mode: Mode) -> str:
+    """The row text that asks when `query` happens."""
+    return GROUNDING[mode].format(query=query)
+
+
+def chat_messages(problem: str) -> tuple[ChatMessage, ...]:
+    """One user turn from a row's text, its `<video>` turned into the clip's place.
+
+    Raises:
+        ValueError: the text does not hold exactly one `<video>`.
+    """
+    text = problem.strip()
+    count = text.count(VIDEO_TAG)
+    if count != 1:
+        raise ValueError(
+            f"found {count} {VIDEO_TAG} tags in the row's problem, wanted exactly 1: {text[:80]!r}"
+        )
+    before, after = text.split(VIDEO_TAG)
+    pieces: list[ContentPart] = [VideoPart()]
+    if before:
+        pieces.insert(0, TextPart(text=before))
+    if after:
+        pieces.append(TextPart(text=after))
+    return (ChatMessage(role="user", content=tuple(pieces)),)
