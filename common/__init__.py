@@ -1,1 +1,1 @@
-"""What the services share: wire types, config, the broker, video decoding, answer parsing. Never imports a service."""
+"""What the services share: wire types, config, broker, video, answers. Never imports a service."""

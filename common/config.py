@@ -19,7 +19,7 @@ from common.errors import ConfigError
 from common.messages import Mode, Sampling
 
 Strategy = Literal["none", "mixed", "downscale", "anchor", "shaping", "sft"]
-"""How GT enters a group (SPEC B1): none = GRPO; shaping = TempSamp-R1; sft = the injected answers alone."""
+"""How GT enters a group (SPEC B1): none = GRPO, shaping = TempSamp-R1, sft = GT answers alone."""
 ThinkInjection = Literal["bare", "splice", "none"]
 
 Positive = Annotated[float, Field(gt=0)]
@@ -34,7 +34,7 @@ class Section(BaseModel):
 
 
 class Video(Section):
-    """`[shared.video]`: which frames stand for a clip; the meanings are those of `common.video.VideoSampling`."""
+    """`[shared.video]`: which frames stand for a clip; meanings: `common.video.VideoSampling`."""
 
     fps: Positive = 2.0
     min_frames: Annotated[int, Field(ge=2)] = 4
@@ -58,7 +58,8 @@ class Scoring(Section):
     answer_decimals: Annotated[int, Field(ge=0, le=3)] = 2
     """Decimals of the injected answer's times."""
     think_injection: ThinkInjection = "splice"
-    """What is injected in think mode (SPEC B3): bare answer, answer spliced onto the best rollout's thought, or nothing."""
+    """What is injected in think mode (SPEC B3): the bare answer, the answer spliced onto the best
+    rollout's thought, or nothing."""
 
 
 class Shared(Section):
@@ -176,9 +177,9 @@ class Loss(Section):
     constant_tokens: PositiveInt = 256
     """Tokens per sequence that the constant denominator assumes."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the k3 estimate against a frozen copy of the start checkpoint; 0 keeps no copy."""
+    """Weight of the k3 estimate against a frozen start checkpoint; 0 keeps no copy."""
     importance_cap: Positive | None = 2.0
-    """Truncation of the rollout-to-learner importance weight of policy rows; None turns the correction off."""
+    """Truncation of the importance weight (learner over rollout) of policy rows; None: off."""
 
 
 class Advantage(Section):
@@ -227,9 +228,9 @@ class Learner(Section):
     """Steps between checkpoints; 0: only at the end."""
     keep_checkpoints: PositiveInt = 2
     probe_every: Count = 20
-    """Versions between probe groups that are generated and re-scored at the same version; 0: never."""
+    """Versions between probe groups, generated and re-scored at one version; 0: never."""
     max_unscored_in_a_row: PositiveInt = 64
-    """After so many groups without a verdict the run stops: the reward service is broken."""
+    """After so many groups without a verdict the run stops: the grader is broken."""
     optimizer: Optimizer = Optimizer()
     loss: Loss = Loss()
     advantage: Advantage = Advantage()
@@ -248,13 +249,15 @@ class Run(Section):
         if self.shared.sampling.top_p < 1 and self.learner.loss.importance_cap is not None:
             raise ValueError(
                 f"shared.sampling.top_p: found {self.shared.sampling.top_p}, wanted 1.0 while "
-                f"learner.loss.importance_cap is {self.learner.loss.importance_cap}: truncated sampling is not the "
-                'distribution of its log-probabilities; set top_p = 1.0, or importance_cap = "none"'
+                f"learner.loss.importance_cap is {self.learner.loss.importance_cap}: truncated "
+                "sampling is not the distribution of its log-probabilities; set top_p = 1.0, or "
+                'importance_cap = "none"'
             )
         if self.shared.sampling.temperature != 1.0:
             raise ValueError(
-                f"shared.sampling.temperature: found {self.shared.sampling.temperature}, wanted 1.0: log-probabilities "
-                "are those of the raw policy"
+                "shared.sampling.temperature: "
+                f"found {self.shared.sampling.temperature}, wanted 1.0: "
+                "log-probabilities are those of the raw policy"
             )
         return self
 
@@ -272,11 +275,13 @@ def load(
 
     Args:
         path: the TOML file.
-        overrides: `section.key=value` strings; values are TOML (`learner.steps=10`), bare words are strings.
+        overrides: `section.key=value` strings; values are TOML (`learner.steps=10`),
+            bare words are strings.
         environ: where secrets come from.
 
     Raises:
-        ConfigError: the file is missing, is not TOML, or a key or value is wrong; names key, value and remedy.
+        ConfigError: the file is missing, is not TOML, or a key or value is wrong; names key,
+            value and remedy.
     """
     try:
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -337,7 +342,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
 
 
 def _none_from_word(value: Any) -> Any:
-    """TOML has no null: the word "none" stands for it in optional numeric fields (strategy none is kept)."""
+    """TOML has no null: the word "none" stands for it in the optional fields named here."""
     if isinstance(value, dict):
         optional = {"importance_cap", "dual_clip", "kv_cache_bytes", "advertise_host", "replica"}
         return {

@@ -1,4 +1,4 @@
-"""Errors name the boundary that was crossed; user mistakes are `ValueError`, our own bugs are `assert`.
+"""Errors name the boundary crossed; user mistakes are `ValueError`, our own bugs are `assert`.
 
     TempSampError
     ├── VideoError    a clip could not be opened, decoded or sampled

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 Mode = Literal["answer", "think"]
 Task = str
@@ -27,7 +27,7 @@ class Message(BaseModel):
 
 
 class ClipRef(Message):
-    """A reference to the exact pixels of a clip: both sides decode it to equal bytes (`common.video`)."""
+    """Names the exact pixels of a clip: both sides decode it to equal bytes (`common.video`)."""
 
     uri: str
     """Path of the video file, as both services see it."""
@@ -37,7 +37,7 @@ class ClipRef(Message):
     """Frames per second of the file."""
     total_frames: Annotated[int, Field(ge=1)]
     frame_indices: tuple[int, ...]
-    """Source frame numbers that were sampled, ascending, an even count; time = index / source_fps."""
+    """Sampled source frames, ascending, an even count; time = index / source_fps."""
     frame_hw: tuple[int, int]
     """Height and width in pixels after resizing, multiples of the model's patch factor."""
     sampling: str
@@ -101,7 +101,7 @@ class ChatMessage(Message):
 
 
 class Sampling(Message):
-    """How answers are sampled. `top_p < 1` biases the ratios and is refused together with importance sampling."""
+    """How answers are sampled. `top_p < 1` is refused together with importance sampling."""
 
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -110,7 +110,7 @@ class Sampling(Message):
 
 
 class PromptRequest(Message):
-    """One prompt to answer `num_samples` times; the learner's feed makes it, a replica claims it."""
+    """A prompt to answer `num_samples` times; the learner's feed makes it, a replica claims it."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     prompt_id: str
@@ -226,7 +226,7 @@ class ScoredGroup(Message):
 
     @property
     def oldest_version(self) -> int | None:
-        """The oldest policy version that wrote a token of this group; None without policy samples."""
+        """Oldest policy version that wrote a token of this group; None without policy samples."""
         return min((span.version for s in self.samples for span in s.version_spans), default=None)
 
 
@@ -265,6 +265,6 @@ class ReplicaStatus(Message):
     generation: int | None
     """Weight group it has joined."""
     num_workers: Annotated[int, Field(ge=1)]
-    """Ranks it needs in a weight group: tensor parallel × pipeline parallel × data parallel."""
+    """Ranks it needs in a weight group: tensor x pipeline x data parallel."""
     completed_groups: int
     failed_prompts: int

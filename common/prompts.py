@@ -1,29 +1,27 @@
-"""Row text → chat messages. Templates of the field by name; `<video>` in a row's text marks the clip's place.
+"""Row text → chat messages; `<video>` in a row's text marks the clip's place.
 
-The published rows carry their whole instruction (SPEC A1.1), so nothing is ever added to it (SPEC A5:
-two prompt builders at once contradict each other). Examples inside templates are synthetic: the
-paper's highlight example is a benchmark's true answer (SPEC A5, "Leak").
+The published rows carry their whole instruction (SPEC A1.1), so nothing is ever added to it (SPEC
+A5: two prompt builders at once contradict each other). Examples are synthetic: the paper's
+highlight example is a benchmark's true answer (SPEC A5, "Leak").
 """
-
-from typing import Literal
 
 from common.messages import ChatMessage, ContentPart, Mode, TextPart, VideoPart
 
 VIDEO_TAG = "<video>"
 
-Template = Literal["answer", "think"]
-
 GROUNDING: dict[Mode, str] = {
     "answer": (
-        '<video>To accurately pinpoint the event "{query}" in the video, determine the precise time period of the '
-        "event. Provide the start and end times (in seconds, precise to two decimal places) in the format "
-        '"start time to end time" within <answer> </answer> tags. For example: <answer> 12.5 to 17.8 </answer>.'
+        '<video>To accurately pinpoint the event "{query}" in the video, determine the precise '
+        "time period of the event. Provide the start and end times (in seconds, precise to two decimal "
+        'places) in the format "start time to end time" within <answer> </answer> tags. For '
+        "example: <answer> 12.5 to 17.8 </answer>."
     ),
     "think": (
-        '<video>To accurately pinpoint the event "{query}" in the video, determine the precise time period of the '
-        "event.\n\nFirst, analyze the video content and reason about when the described event happens inside "
-        "<think> </think> tags. Then provide the start and end times (in seconds, precise to two decimal places) in "
-        'the format "start time to end time" within <answer> </answer> tags. For example: '
+        '<video>To accurately pinpoint the event "{query}" in the video, determine the precise '
+        "time period of the event.\n\nFirst, analyze the video content and reason about when the "
+        "described event happens inside <think> </think> tags. Then provide the start and end "
+        "times (in seconds, precise to two decimal places) in the format "
+        '"start time to end time" within <answer> </answer> tags. For example: '
         "<think> reasoning </think><answer> 12.54 to 17.83 </answer>."
     ),
 }

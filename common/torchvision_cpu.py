@@ -14,7 +14,7 @@ _library: Any = None
 
 
 def install() -> None:
-    """Declare `torchvision::nms` and `qnms` if this torchvision cannot; call before importing it. Idempotent."""
+    """Declare two op schemas if this torchvision cannot; call before importing it. Idempotent."""
     global _library
     import torch
 
@@ -22,6 +22,6 @@ def install() -> None:
         return
     if "+cpu" in importlib.metadata.version("torchvision"):
         return
-    _library = torch.library.Library("torchvision", "FRAGMENT")
+    _library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -1,4 +1,4 @@
-"""Clips: `sample_clip(path) -> ClipRef` chooses frames and size, `load_frames(ClipRef) -> uint8 frames` decodes them.
+"""Clips: `sample_clip(path) -> ClipRef` chooses frames, `load_frames(ClipRef)` decodes them.
 
 The learner's feed samples, rollout and learner load; both get equal bytes because everything that
 decides a pixel is in the `ClipRef`. The only file that imports decord.
@@ -47,7 +47,7 @@ class VideoSampling(BaseModel):
     total_pixels: Annotated[int, Field(ge=1)] = 14_680_064
     """Budget of a whole clip; a long clip gets smaller frames (SPEC A4)."""
     factor: Annotated[int, Field(ge=4)] = 32
-    """Sides are multiples of this: patch size x merge size (28 for Qwen2.5-VL, 32 for Qwen3-VL and Qwen3.5)."""
+    """Sides are multiples of patch x merge size: 28 for Qwen2.5-VL, 32 for Qwen3-VL and Qwen3.5."""
 
     @property
     def fingerprint(self) -> str:
@@ -76,7 +76,7 @@ def num_frames(total_frames: int, source_fps: float, sampling: VideoSampling) ->
 def frame_size(
     height_px: int, width_px: int, frames: int, sampling: VideoSampling
 ) -> tuple[int, int]:
-    """Height and width after resizing: multiples of the factor inside the pixel budget of one frame.
+    """Height and width after resizing: multiples of the factor, inside one frame's pixel budget.
 
     Raises:
         VideoError: one side is over 200 times the other.
@@ -110,9 +110,7 @@ def sample_clip(path: str | os.PathLike[str], *, sampling: VideoSampling) -> Cli
     reader = _open(path)
     total, source_fps = len(reader), float(reader.get_avg_fps())
     if not (total > 0 and math.isfinite(source_fps) and source_fps > 0):
-        raise VideoError(
-            f"{path}: found {total} frames at {source_fps} fps, wanted a video stream with both above 0"
-        )
+        raise VideoError(f"{path}: found {total} frames at {source_fps} fps, wanted both above 0")
     try:
         height_px, width_px = _shape_of_first_frame(reader)
         frames = num_frames(total, source_fps, sampling)
@@ -143,14 +141,15 @@ def load_frames(clip: ClipRef) -> npt.NDArray[np.uint8]:
     digest = file_digest(clip.uri)
     if digest != clip.sha256:
         raise VideoError(
-            f"{clip.uri}: found sha256 {digest[:12]}, wanted {clip.sha256[:12]}: it changed after sampling"
+            f"{clip.uri}: found sha256 {digest[:12]}, wanted {clip.sha256[:12]}: "
+            "the file changed after it was sampled"
         )
     reader = _open(clip.uri)
     if len(reader) != clip.total_frames:
         raise VideoError(f"{clip.uri}: found {len(reader)} frames, wanted {clip.total_frames}")
-    try:
+    try:  # decord raises bare RuntimeError and types of its own
         source = reader.get_batch(list(clip.frame_indices)).asnumpy()
-    except Exception as error:  # noqa: BLE001 - decord raises bare RuntimeError and its own unrelated types
+    except Exception as error:
         raise VideoError(
             f"{clip.uri}: cannot decode frames {_brief(clip.frame_indices)}: {error}"
         ) from error
@@ -202,14 +201,14 @@ def _open(path: str | os.PathLike[str]) -> Any:
 
     try:
         return decord.VideoReader(os.fspath(path), ctx=decord.cpu(0), num_threads=1)
-    except Exception as error:  # noqa: BLE001 - decord raises bare RuntimeError and its own unrelated types
+    except Exception as error:
         raise VideoError(f"{path}: cannot open as a video: {str(error).splitlines()[0]}") from error
 
 
 def _shape_of_first_frame(reader: Any) -> tuple[int, int]:
     try:
         height, width, _ = reader[0].shape
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:
         raise VideoError(f"cannot decode the first frame: {str(error).splitlines()[0]}") from error
     return int(height), int(width)
 
