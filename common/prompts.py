@@ -12,9 +12,9 @@ VIDEO_TAG = "<video>"
 GROUNDING: dict[Mode, str] = {
     "answer": (
         '<video>To accurately pinpoint the event "{query}" in the video, determine the precise '
-        "time period of the event. Provide the start and end times (in seconds, precise to two decimal "
-        'places) in the format "start time to end time" within <answer> </answer> tags. For '
-        "example: <answer> 12.5 to 17.8 </answer>."
+        "time period of the event. Provide the start and end times (in seconds, precise to two "
+        'decimal places) in the format "start time to end time" within <answer> </answer> tags. '
+        "For example: <answer> 12.5 to 17.8 </answer>."
     ),
     "think": (
         '<video>To accurately pinpoint the event "{query}" in the video, determine the precise '
