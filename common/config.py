@@ -117,6 +117,10 @@ class Rollout(Section):
     """Size of the KV cache; None lets vLLM take gpu_memory_utilization of the card."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
     tensor_parallel: PositiveInt = 1
+    cpu_threads: PositiveInt = 1
+    """OpenMP threads of the engine on a CPU."""
+    processor_cache_gib: Annotated[float, Field(ge=0)] = 4.0
+    """vLLM's cache of preprocessed clips."""
     concurrent_prompts: PositiveInt = 8
     """Prompts in work at once in this replica."""
     lease_s: Positive = 60.0

@@ -12,6 +12,8 @@ stamp=.venv/.installed-$(cat "$lock" pyproject.toml | sha256sum | cut -c1-16)
 
 "$python" -m venv --clear .venv
 pip=".venv/bin/python -m pip --disable-pip-version-check"
+# pip repeats one line per package about every extra index that lacks it.
+exec 2> >(grep -v --line-buffered "is ignored: it is neither a file nor a directory" >&2)
 extra=()
 if [ "$device" = cpu ]; then
   torch=$(grep '^torch==' "$lock")
@@ -28,4 +30,5 @@ case $device in
   *) $pip install --quiet --no-deps "${extra[@]}" -r "$lock" ;;
 esac
 $pip install --quiet --no-deps --no-build-isolation --editable .
+.venv/bin/python -m common.torchvision_cpu
 touch "$stamp"

@@ -17,7 +17,6 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from common import torchvision_cpu
 from common.errors import WeightError
 from common.messages import TensorSlice
 from common.weight_group import Layout, WeightGroup, receive
@@ -27,7 +26,6 @@ BACKEND = "tempsamp"
 
 def register() -> None:
     """Make `WeightTransferConfig(backend="tempsamp")` known in this process. Idempotent."""
-    torchvision_cpu.install()
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, TempSampWeightTransferEngine)
 

@@ -1,0 +1,303 @@
+"""The rollout engine: chat messages and frames in; token ids, logprobs and version spans out.
+
+Wraps vLLM's AsyncLLM (internal API, pinned; `tests/contract` holds the contract). Everything else
+of vLLM's — its HTTP server, chat parsing, frame sampling — is left out: ids go in and come out, so
+what is trained on is exactly what was generated. Neighbours: `worker` and `app` ask for samples,
+`weights` drives the transfer steps.
+"""
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from common import video
+from common.config import Rollout, Shared
+from common.errors import EngineError
+from common.messages import (
+    ChatMessage,
+    ClipRef,
+    FinishReason,
+    Sample,
+    Sampling,
+    TensorSlice,
+    VersionSpan,
+)
+
+INITIAL_VERSION = "default"
+"""vLLM's name for the weights it loaded from disk: policy version 0 of ours."""
+FORBIDDEN_LOGIT_BIAS = -100.0
+"""Keeps a poor model from sampling `<|video_pad|>`, which no forward pass accepts in an answer."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Answers to one prompt."""
+
+    prompt_token_ids: tuple[int, ...]
+    """The expanded prompt: placeholders and timestamps included."""
+    num_visual_tokens: int
+    grid_thw: tuple[int, int, int]
+    """Patch grid (time, height, width) before spatial merging."""
+    samples: tuple[Sample, ...]
+    texts: tuple[str, ...]
+    """Answers without their stop token."""
+
+
+class Engine:
+    """One vLLM engine with its tokenizer."""
+
+    def __init__(self, *, llm: Any, tokenizer: Any, model_config: Any, shared: Shared) -> None:
+        self._llm = llm
+        self._tokenizer = tokenizer
+        self._shared = shared
+        self._request_numbers = itertools.count()
+        vision = model_config.vision_config
+        self._patch = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+        self._merge: int = vision.spatial_merge_size
+        self._video_token: int = model_config.video_token_id
+        self._forbidden = [
+            getattr(model_config, f"{name}_token_id")
+            for name in ("video", "image", "vision_start", "vision_end")
+        ]
+        self._stop_tokens = _stop_tokens(llm, tokenizer)
+
+    @classmethod
+    async def start(cls, shared: Shared, *, rollout: Rollout) -> Self:
+        """Load the model; takes from seconds (tiny, CPU) to minutes.
+
+        Raises:
+            EngineError: vLLM could not load the checkpoint.
+        """
+        _prepare_environment(rollout)
+        from transformers import AutoConfig, AutoTokenizer
+        from vllm.config import WeightTransferConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from services.rollout.weight_engine import BACKEND
+
+        arguments = AsyncEngineArgs(
+            model=os.fspath(shared.model),
+            dtype=shared.dtype,
+            seed=shared.seed,
+            enforce_eager=rollout.device == "cpu",
+            max_model_len=rollout.max_model_len,
+            max_num_seqs=rollout.max_num_seqs,
+            max_num_batched_tokens=rollout.max_num_batched_tokens,
+            kv_cache_memory_bytes=rollout.kv_cache_bytes,
+            gpu_memory_utilization=rollout.gpu_memory_utilization,
+            tensor_parallel_size=rollout.tensor_parallel,
+            limit_mm_per_prompt={"video": 1, "image": 0},
+            mm_processor_cache_gb=rollout.processor_cache_gib,
+            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+            enable_log_requests=False,
+            disable_log_stats=True,
+        )
+        try:
+            llm = AsyncLLM.from_engine_args(arguments)
+            tokenizer = AutoTokenizer.from_pretrained(shared.model)
+            model_config = AutoConfig.from_pretrained(shared.model)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise EngineError(f"cannot load {shared.model} (shared.model): {error}") from error
+        return cls(llm=llm, tokenizer=tokenizer, model_config=model_config, shared=shared)
+
+    async def generate(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        clip: ClipRef,
+        frames: npt.NDArray[np.uint8],
+        num_samples: int,
+        sampling: Sampling,
+    ) -> Generation:
+        """Sample answers.
+
+        Args:
+            frames: [F, H, W, 3] uint8, what `video.load_frames(clip)` returns.
+
+        Raises:
+            EngineError: the prompt is longer than the model's context, or the engine died.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        prompt_ids = self._encode_prompt(messages)
+        grid = self._grid(frames)
+        self._refuse_overlong(len(prompt_ids), grid)
+        parameters = SamplingParams(
+            n=num_samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed,
+            logprobs=0,
+            logit_bias=dict.fromkeys(self._forbidden, FORBIDDEN_LOGIT_BIAS),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = {
+            "prompt_token_ids": prompt_ids,
+            "multi_modal_data": {"video": [(frames, video.processor_metadata(clip))]},
+            "mm_processor_kwargs": {"do_resize": False},
+        }
+        output = await self._run(prompt, parameters)
+        samples = tuple(_sample(item) for item in output.outputs)
+        return Generation(
+            prompt_token_ids=tuple(output.prompt_token_ids),
+            num_visual_tokens=output.prompt_token_ids.count(self._video_token),
+            grid_thw=grid,
+            samples=samples,
+            texts=tuple(self.decode(sample.token_ids) for sample in samples),
+        )
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of an answer, without the stop token."""
+        kept = [token for token in token_ids if token not in self._stop_tokens]
+        return str(self._tokenizer.decode(kept, skip_special_tokens=False))
+
+    def encode_answer(self, text: str) -> tuple[int, ...]:
+        """Tokens of a given answer, closed by the stop token, as injected samples carry them."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return (*ids, self._stop_tokens[0])
+
+    async def join_weight_group(
+        self, *, host: str, port: int, first_rank: int, world_size: int, timeout_s: float
+    ) -> None:
+        """All workers join a weight group; returns when the group is complete."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        info = {
+            "host": host,
+            "port": port,
+            "first_rank": first_rank,
+            "world_size": world_size,
+            "timeout_s": timeout_s,
+        }
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+
+    async def receive_weights(self, slices: Sequence[TensorSlice], *, bucket_bytes: int) -> None:
+        """All workers receive and verify a stream; the old weights keep serving."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        info = {"slices": [item.model_dump() for item in slices], "bucket_bytes": bucket_bytes}
+        await self._llm.start_weight_update()
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
+
+    async def apply_weights(self, version: int) -> None:
+        """Switch to the received weights: running requests go on under the new version.
+
+        Keys and values, processed clips and encoder outputs of the old weights are all dropped:
+        with a stale cache answers differ from the policy by up to 8 nats.
+        """
+        await self._llm.pause_generation(mode="keep", clear_cache=True)
+        try:
+            await self._llm.finish_weight_update(str(version))
+            await self._llm.reset_mm_cache()
+            await self._llm.reset_encoder_cache()
+        finally:
+            await self._llm.resume_generation()
+
+    async def check_health(self) -> None:
+        """Raises when the engine process died."""
+        await self._llm.check_health()
+
+    def shutdown(self) -> None:
+        """End the engine process."""
+        self._llm.shutdown()
+
+    async def _run(self, prompt: dict[str, Any], parameters: Any) -> Any:
+        number = next(self._request_numbers)
+        output = None
+        try:
+            async for latest in self._llm.generate(prompt, parameters, request_id=f"r{number}"):
+                output = latest
+        except ValueError as error:
+            raise EngineError(f"vLLM refused the prompt: {error}") from error
+        except RuntimeError as error:
+            raise EngineError(f"vLLM failed: {error}") from error
+        if output is None:
+            raise EngineError("vLLM ended the request without an answer")
+        return output
+
+    def _encode_prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Chat template of the checkpoint, no system message added, an empty think block where the
+        template knows one (SPEC A5)."""
+        text = self._tokenizer.apply_chat_template(
+            [message.model_dump() for message in messages],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        count = ids.count(self._video_token)
+        if count != 1:
+            raise EngineError(f"the chat template made {count} video placeholders, wanted 1")
+        return ids
+
+    def _grid(self, frames: npt.NDArray[np.uint8]) -> tuple[int, int, int]:
+        num_frames, height, width, _ = frames.shape
+        grid = tuple(
+            size // p for size, p in zip((num_frames, height, width), self._patch, strict=True)
+        )
+        return grid[0], grid[1], grid[2]
+
+    def _refuse_overlong(self, num_text_tokens: int, grid: tuple[int, int, int]) -> None:
+        visual = grid[0] * grid[1] * grid[2] // self._merge**2
+        if num_text_tokens + visual > self._shared.max_prompt_tokens:
+            raise EngineError(
+                f"prompt of {num_text_tokens} text and {visual} visual tokens, wanted at most "
+                f"{self._shared.max_prompt_tokens} (shared.max_prompt_tokens; fewer or smaller "
+                "frames: shared.video)"
+            )
+
+
+def _prepare_environment(rollout: Rollout) -> None:
+    """vLLM reads these at import; a value set outside wins."""
+    settings = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if rollout.device == "cpu":
+        settings |= {
+            "VLLM_CPU_CI_ENV": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(rollout.cpu_threads),
+            "VLLM_HOST_IP": rollout.host,
+        }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def _stop_tokens(llm: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end an answer; the tokenizer's own comes first: it closes injected answers."""
+    generation = llm.model_config.try_get_generation_config().get("eos_token_id", [])
+    others = [generation] if isinstance(generation, int) else list(generation)
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *others]))
+
+
+def _sample(output: Any) -> Sample:
+    token_ids = tuple(output.token_ids)
+    chosen = zip(output.logprobs, token_ids, strict=True)
+    return Sample(
+        token_ids=token_ids,
+        logprobs=tuple(min(0.0, entry[token].logprob) for entry, token in chosen),
+        version_spans=tuple(
+            VersionSpan(version=_version(span.version), start=span.start, end=span.end)
+            for span in output.weight_versions
+        ),
+        finish_reason=_FINISH[output.finish_reason],
+        provenance="policy",
+    )
+
+
+_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
+
+
+def _version(name: str) -> int:
+    return 0 if name == INITIAL_VERSION else int(name)
