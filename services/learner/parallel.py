@@ -1,0 +1,120 @@
+"""Ranks of the learner: `start(device) → Ranks`, small collectives, `shard(policy)`.
+
+torchrun starts one process per rank; without it the same code runs as a single rank. `train.py`,
+`publish.py` and `checkpoint.py` talk through `Ranks`; nothing is pickled.
+"""
+
+import datetime
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import HashStore
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from services.learner.policy import Policy
+
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""Host tensors (JSON, statistics) go over gloo everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among the learner's processes."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    """Where this rank computes."""
+    mesh: DeviceMesh
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank does what is done once: Redis, HTTP, files, log lines."""
+        return self.rank == 0
+
+    def broadcast_json(self, value: Any) -> Any:
+        """Rank 0's value on every rank; anything JSON can hold. The others' argument is ignored."""
+        body = json.dumps(value).encode() if self.is_main else b""
+        length = torch.tensor([len(body)])
+        dist.broadcast(length, src=0)
+        bytes_N = torch.empty(int(length), dtype=torch.uint8)
+        if self.is_main:
+            bytes_N = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+        dist.broadcast(bytes_N, src=0)
+        return json.loads(bytes_N.numpy().tobytes())
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Element-wise sum over ranks, in a new tensor on the host."""
+        return _all_reduced(tensor, dist.ReduceOp.SUM)
+
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
+        """Element-wise maximum over ranks, in a new tensor on the host."""
+        return _all_reduced(tensor, dist.ReduceOp.MAX)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.all_reduce_sum(torch.zeros(1))
+
+    def close(self) -> None:
+        """Leave the process group."""
+        dist.destroy_process_group()
+
+
+def start(device: str, *, timeout_s: float) -> Ranks:
+    """Join the process group that torchrun describes, or be the only rank.
+
+    Args:
+        device: `cpu` or `cuda`.
+        timeout_s: deadline of each collective; a rank that misses it fails with an error.
+    """
+    timeout = datetime.timedelta(seconds=timeout_s)
+    if dist.is_torchelastic_launched():
+        dist.init_process_group(BACKENDS[device], timeout=timeout)
+    else:
+        dist.init_process_group(
+            BACKENDS[device], store=HashStore(), rank=0, world_size=1, timeout=timeout
+        )
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    place = torch.device(device)
+    if device == "cuda":
+        place = torch.device("cuda", dist.get_node_local_rank(fallback_rank=0))
+        torch.cuda.set_device(place)
+    if rank != 0:
+        logging.getLogger().setLevel(logging.WARNING)
+    return Ranks(rank, world_size, place, init_device_mesh(device, (world_size,)))
+
+
+def shard(policy: Policy, *, ranks: Ranks, compute_dtype: torch.dtype) -> Policy:
+    """Spread the trained parameters over all ranks with FSDP2, in place; parameters stay float32.
+
+    One shard unit per decoder layer (and tower block, if trained) and one for the rest. A frozen
+    tower is replicated instead: ranks meet cached clips at different times, so its calls are not in
+    step. Gradients are summed, not averaged, because the loss has a global denominator already.
+
+    A single rank computing in float32 has nothing to share and is left as it is.
+    """
+    if ranks.world_size == 1 and compute_dtype == torch.float32:
+        return policy
+    frozen = set(policy.tower.parameters()) if policy.freeze_vision else set()
+    for parameter in frozen:
+        parameter.data = parameter.data.to(compute_dtype)
+    blocks = () if policy.freeze_vision else policy.tower_blocks
+    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    for module in (*policy.decoder_layers, *blocks, policy):
+        fully_shard(module, mesh=ranks.mesh, mp_policy=precision, ignored_params=frozen)
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+    return policy
+
+
+def _all_reduced(tensor: Tensor, operation: "dist.ReduceOp.RedOpType") -> Tensor:
+    reduced = tensor.detach().cpu().clone()
+    dist.all_reduce(reduced, op=operation)
+    return reduced

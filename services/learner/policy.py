@@ -1,0 +1,240 @@
+"""`MicroBatch → log-probability and entropy of every answer token`, by one prompt pass a group.
+
+`batch.py` gives the micro-batch, `loss.py` takes the result, `parallel.py` shards the module. A
+Hugging Face checkpoint (Qwen3-VL, Qwen3.5, Qwen2.5-VL) does the work; `prefix.py` lets answers
+share their prompt, `vision.py` keeps features of frozen towers, `positions.py` numbers the tokens.
+
+Shapes: G groups, S answers a group, P prompt tokens, R answer tokens, T trained tokens, H hidden
+size, V vocabulary, L = P + S·(R - 1) packed tokens: the last token of an answer predicts nothing.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from common import torchvision_cpu
+from common.messages import ScoredGroup
+from services.learner import prefix, vision
+from services.learner.batch import MicroBatch
+from services.learner.positions import prompt_positions
+
+ARCHITECTURES = (
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+)
+MAX_LOGITS = 2**27
+"""Logits held at once, 0.5 GiB in float32: 900 tokens of a vocabulary of 152k."""
+
+Attention = Literal["sdpa", "flash_attention_2"]
+
+
+class TokenScores(NamedTuple):
+    """Of every answer token; 0 where the mask is False."""
+
+    logprobs_GSR: Tensor
+    """float32, nats, <= 0, with gradient."""
+    entropy_GSR: Tensor
+    """float32, nats, >= 0, of the distribution the token was drawn from, without gradient."""
+
+
+class Policy(nn.Module):
+    """The trained model; parameters are reached through `forward` only, so FSDP's hooks fire."""
+
+    def __init__(
+        self,
+        model: Any,
+        video_processor: Any,
+        *,
+        freeze_vision: bool,
+        feature_cache_bytes: int = vision.FEATURE_CACHE_BYTES,
+    ) -> None:
+        """See `load_policy`."""
+        super().__init__()
+        self.model = model
+        self.freeze_vision = freeze_vision
+        self.tower.requires_grad_(not freeze_vision)
+        prefix.install(model.model)
+        self.clips = vision.ClipEncoder(
+            model.model, video_processor, frozen=freeze_vision, max_bytes=feature_cache_bytes
+        )
+
+    @property
+    def tower(self) -> nn.Module:
+        """The vision tower."""
+        tower: nn.Module = self.model.model.visual
+        return tower
+
+    @property
+    def tower_blocks(self) -> nn.ModuleList:
+        """The vision tower's layers."""
+        blocks: nn.ModuleList = self.model.model.visual.blocks
+        return blocks
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The language model's layers."""
+        layers: nn.ModuleList = self.model.model.language_model.layers
+        return layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters under their Hugging Face names, in the same order on every rank."""
+        yield from self.model.named_parameters()
+
+    def assert_group_matches(self, group: ScoredGroup) -> None:
+        """Check that the replica ran the clip that this process would decode.
+
+        Raises:
+            VideoError: grid, number of visual tokens or of placeholders differ; names both sides.
+        """
+        self.clips.assert_matches(group)
+
+    def forward(self, batch: MicroBatch) -> TokenScores:
+        """Score every trained answer token of a micro-batch.
+
+        Raises:
+            VideoError: a clip cannot be decoded.
+        """
+        batch = batch.to(self.device)
+        packing = _packing(batch)
+        hidden_GLH = self._hidden_states(batch, packing)
+        prompt_GPH, answers_NRH = packing.split(hidden_GLH, dim=1)
+        before_NRH = torch.cat([packing.fork(prompt_GPH[:, -1:]), answers_NRH], dim=1)
+        before_GSRH = torch.unflatten(before_NRH, 0, (-1, packing.num_answers))
+        mask_GSR = batch.answer_mask_GSR
+        logprobs_T, entropy_T = self._score(before_GSRH[mask_GSR], batch.answer_ids_GSR[mask_GSR])
+        zeros_GSR = torch.zeros_like(mask_GSR, dtype=torch.float32)
+        return TokenScores(
+            logprobs_GSR=zeros_GSR.masked_scatter(mask_GSR, logprobs_T),
+            entropy_GSR=zeros_GSR.masked_scatter(mask_GSR, entropy_T),
+        )
+
+    def _hidden_states(self, batch: MicroBatch, packing: prefix.Packing) -> Tensor:
+        """[G, L, H] last hidden states of the packed sequences."""
+        inner = self.model.model
+        features = self.clips.features(batch.clips, device=self.device)
+        answers_GA = batch.answer_ids_GSR[..., :-1].flatten(1)
+        embeds_GLH = inner.get_input_embeddings()(
+            torch.cat([batch.prompt_ids_GP, answers_GA], dim=1)
+        )
+        # An answer may hold a placeholder id by chance: only the prompt's stand for the clip.
+        is_visual_GL = torch.zeros(embeds_GLH.shape[:2], dtype=torch.bool, device=self.device)
+        is_visual_GL[:, : packing.prompt_tokens] = (
+            batch.prompt_ids_GP == inner.config.video_token_id
+        )
+        visual_MH = torch.cat([clip.embeds_MH for clip in features]).to(embeds_GLH.dtype)
+        extra: dict[str, Any] = {}
+        if features[0].deepstack_DMH:
+            levels = zip(*(clip.deepstack_DMH for clip in features), strict=True)
+            extra["deepstack_visual_embeds"] = [torch.cat(level) for level in levels]
+            extra["visual_pos_masks"] = is_visual_GL
+        hidden_GLH: Tensor = inner.language_model(
+            inputs_embeds=embeds_GLH.masked_scatter(is_visual_GL[..., None], visual_MH),
+            position_ids=self._positions(batch, packing),
+            use_cache=False,
+            packing=packing,
+            **extra,
+        ).last_hidden_state
+        return hidden_GLH
+
+    def _positions(self, batch: MicroBatch, packing: prefix.Packing) -> Tensor:
+        """[3, G, L] positions: every answer goes on after its prompt."""
+        prompt_3GP = prompt_positions(
+            self.model.model,
+            batch.prompt_ids_GP,
+            clips=batch.clips,
+            grids=[self.clips.grid(clip) for clip in batch.clips],
+        )
+        steps_A = torch.arange(packing.answer_tokens, device=self.device).repeat(
+            packing.num_answers
+        )
+        next_G1 = prompt_3GP.amax(dim=(0, 2))[:, None] + 1
+        return torch.cat([prompt_3GP, (next_G1 + steps_A).expand(3, -1, -1)], dim=2)
+
+    def _score(self, hidden_TH: Tensor, ids_T: Tensor) -> tuple[Tensor, Tensor]:
+        """[T] log-probabilities, entropies; beyond MAX_LOGITS in pieces, recomputed in backward."""
+        piece = max(1, MAX_LOGITS // self.model.lm_head.out_features)
+        if len(ids_T) <= piece:
+            return self._score_piece(hidden_TH, ids_T)
+        pairs = [
+            checkpoint(self._score_piece, hidden, ids, use_reentrant=False)
+            for hidden, ids in zip(
+                torch.split(hidden_TH, piece), torch.split(ids_T, piece), strict=True
+            )
+        ]
+        logprobs, entropies = zip(*pairs, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _score_piece(self, hidden_TH: Tensor, ids_T: Tensor) -> tuple[Tensor, Tensor]:
+        logits_TV = self.model.lm_head(hidden_TH).float()
+        logprobs_TV = logits_TV.log_softmax(-1)
+        with torch.no_grad():
+            entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(-1)
+        return logprobs_TV.gather(1, ids_T[:, None])[:, 0], entropy_T
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    freeze_vision: bool = True,
+    gradient_checkpointing: bool = False,
+    attention: Attention | None = None,
+) -> Policy:
+    """Load a checkpoint to train it.
+
+    Args:
+        path: a Hugging Face checkpoint folder.
+        dtype: of the parameters: float32 for masters (FSDP computes in bfloat16), whatever fits for
+            a frozen reference.
+        device: where to put it.
+        freeze_vision: no gradients for the tower, its features are computed once per clip.
+        gradient_checkpointing: recompute each layer in backward instead of keeping activations.
+        attention: kernel of the vision tower; default flash_attention_2 on CUDA if importable, else
+            sdpa. The language model always uses PyTorch's sdpa, which brings FlashAttention-2.
+
+    Raises:
+        ValueError: the checkpoint's architecture is not one of ARCHITECTURES.
+    """
+    torchvision_cpu.install()
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    architectures = AutoConfig.from_pretrained(path).architectures or ["(none)"]
+    if architectures[0] not in ARCHITECTURES:
+        raise ValueError(
+            f"{path}: found architecture {architectures[0]}, wanted one of "
+            f"{', '.join(ARCHITECTURES)}: set shared.model"
+        )
+    model = AutoModelForImageTextToText.from_pretrained(
+        path, dtype=dtype, attn_implementation=attention or _default_attention(torch.device(device))
+    )
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.to(device).train()
+    return Policy(model, vision.load_video_processor(str(path)), freeze_vision=freeze_vision)
+
+
+def _default_attention(device: torch.device) -> Attention:
+    from transformers.utils import is_flash_attn_2_available
+
+    on_cuda = device.type == "cuda" and is_flash_attn_2_available()
+    return "flash_attention_2" if on_cuda else "sdpa"
+
+
+def _packing(batch: MicroBatch) -> prefix.Packing:
+    _, num_answers, answer_tokens = batch.answer_ids_GSR.shape
+    return prefix.Packing(
+        prompt_tokens=batch.prompt_ids_GP.shape[1],
+        num_answers=num_answers,
+        answer_tokens=answer_tokens - 1,
+    )

@@ -1,0 +1,193 @@
+"""ClipRef → visual features of one clip, computed once per clip while the tower is frozen.
+
+`policy.py` asks for the clips of a micro-batch; frames come from `common/video.py` and pass the
+checkpoint's own video processor, which neither samples nor resizes again.
+
+Shapes: M merged visual tokens of a clip, H hidden size of the language model, D deepstack levels.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common import torchvision_cpu, video
+from common.errors import VideoError
+from common.messages import ClipRef, ScoredGroup
+
+FEATURE_CACHE_BYTES = 4 * 2**30
+"""Host memory for features of frozen towers; a 14k-token clip of an 8B model takes about 0.5 GB."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFeatures:
+    """What the language model takes in for one clip."""
+
+    embeds_MH: Tensor
+    deepstack_DMH: tuple[Tensor, ...]
+    """Qwen3-VL adds these to the hidden states of its first D layers; empty elsewhere."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all tensors."""
+        return sum(tensor.nbytes for tensor in (self.embeds_MH, *self.deepstack_DMH))
+
+    def to(self, device: torch.device) -> "ClipFeatures":
+        """The same features on another device."""
+        return ClipFeatures(
+            self.embeds_MH.to(device), tuple(level.to(device) for level in self.deepstack_DMH)
+        )
+
+
+class FeatureCache:
+    """Features by (clip, sampling, tower), least recently used out first, bounded in bytes."""
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._features: OrderedDict[object, ClipFeatures] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def get(self, key: object) -> ClipFeatures | None:
+        """The features under `key`, now the most recently used."""
+        features = self._features.get(key)
+        if features is not None:
+            self._features.move_to_end(key)
+        return features
+
+    def put(self, key: object, features: ClipFeatures) -> None:
+        """Keep features and drop the oldest until all fit; what is too large alone is not kept."""
+        if features.num_bytes > self._max_bytes or key in self._features:
+            return
+        self._features[key] = features
+        self._num_bytes += features.num_bytes
+        while self._num_bytes > self._max_bytes:
+            _, dropped = self._features.popitem(last=False)
+            self._num_bytes -= dropped.num_bytes
+
+
+class ClipEncoder:
+    """The vision tower of a checkpoint with its video processor in front and a cache behind it."""
+
+    def __init__(self, model: Any, video_processor: Any, *, frozen: bool, max_bytes: int) -> None:
+        """`model` is a checkpoint's inner model: it has `visual` and `get_video_features`."""
+        self._model = model
+        self._processor = video_processor
+        self._cache = FeatureCache(max_bytes=max_bytes)
+        self._tower = digest(model.visual) if frozen else None
+
+    def grid(self, clip: ClipRef) -> tuple[int, int, int]:
+        """Patches of a clip along time, height and width, before spatial merging."""
+        height_px, width_px = clip.frame_hw
+        patch_px = self._processor.patch_size
+        frames = len(clip.frame_indices)
+        return (
+            frames // self._processor.temporal_patch_size,
+            height_px // patch_px,
+            width_px // patch_px,
+        )
+
+    def num_tokens(self, clip: ClipRef) -> int:
+        """Visual tokens of a clip in the prompt."""
+        time, height, width = self.grid(clip)
+        return int(time * height * width // self._processor.merge_size**2)
+
+    def assert_matches(self, group: ScoredGroup) -> None:
+        """Check that the replica ran the clip that this process would decode.
+
+        Raises:
+            VideoError: grid, number of visual tokens or of placeholders differ; names both sides.
+        """
+        token_id = self._model.config.video_token_id
+        tokens = self.num_tokens(group.clip)
+        sides = {
+            "patch grid": (group.grid_thw, self.grid(group.clip)),
+            "number of visual tokens": (group.num_visual_tokens, tokens),
+            "number of placeholders in the prompt": (
+                group.prompt_token_ids.count(token_id),
+                tokens,
+            ),
+        }
+        for what, (found, wanted) in sides.items():
+            if found != wanted:
+                raise VideoError(
+                    f"prompt {group.prompt_id} of replica {group.replica}: found {what} {found}, "
+                    f"wanted {wanted} as derived here from {group.clip.uri}: both services need "
+                    "the same shared.model and shared.video"
+                )
+
+    def features(self, clips: Sequence[ClipRef], *, device: torch.device) -> list[ClipFeatures]:
+        """Features of each clip on `device`; a frozen tower's have no gradient and are remembered.
+
+        Raises:
+            VideoError: a clip cannot be decoded, or the processor made another grid of it.
+        """
+        if self._tower is None:
+            return self._encode(clips, device)
+        return [self._cached(clip, device) for clip in clips]
+
+    def _cached(self, clip: ClipRef, device: torch.device) -> ClipFeatures:
+        key = (self._tower, clip.sha256, clip.sampling, clip.frame_hw, clip.frame_indices)
+        features = self._cache.get(key)
+        if features is None:
+            with torch.no_grad():
+                features = self._encode([clip], device)[0].to(torch.device("cpu"))
+            self._cache.put(key, features)
+        return features.to(device)
+
+    def _encode(self, clips: Sequence[ClipRef], device: torch.device) -> list[ClipFeatures]:
+        """One tower call for all clips, so that ranks with a sharded tower stay in step."""
+        inputs = [self._pixels(clip) for clip in clips]
+        output = self._model.get_video_features(
+            torch.cat([pixels for pixels, _ in inputs]).to(device),
+            torch.cat([grid for _, grid in inputs]).to(device),
+            return_dict=True,
+        )
+        levels = getattr(output, "deepstack_features", None) or []
+        return [
+            ClipFeatures(embeds, tuple(level[index] for level in levels))
+            for index, embeds in enumerate(output.pooler_output)
+        ]
+
+    def _pixels(self, clip: ClipRef) -> tuple[Tensor, Tensor]:
+        """Normalised patches of a clip and its grid as [1, 3]."""
+        metadata = video.processor_metadata(clip)
+        metadata.pop("do_sample_frames")
+        inputs = self._processor(
+            videos=[video.load_frames(clip)],
+            video_metadata=[metadata],
+            do_sample_frames=False,
+            do_resize=False,
+            return_tensors="pt",
+        )
+        grid = inputs["video_grid_thw"]
+        if tuple(grid[0].tolist()) != self.grid(clip):
+            raise VideoError(
+                f"{clip.uri}: found patch grid {tuple(grid[0].tolist())}, wanted {self.grid(clip)} "
+                f"for frames of {clip.frame_hw} pixels: shared.video.factor must be patch size x "
+                "merge size of shared.model"
+            )
+        return inputs["pixel_values_videos"], grid
+
+
+def load_video_processor(path: str) -> Any:
+    """The video processor of a checkpoint folder."""
+    torchvision_cpu.install()
+    from transformers import AutoVideoProcessor
+
+    return AutoVideoProcessor.from_pretrained(path)
+
+
+def digest(module: torch.nn.Module) -> str:
+    """Hex sha256 over the names and bytes of a module's parameters."""
+    sha = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        sha.update(name.encode())
+        sha.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
