@@ -1,0 +1,108 @@
+"""Response text → spans or highlights: the parsers by name. Used by reward and evaluation.
+
+`default` is the one to train with (`common.answer_grammar`); the others reproduce published code
+(`common.answer_presets`). All are linear in the length of the text. `grounding_answer` prints what
+every parser reads back.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+
+from common.answer_grammar import (
+    NOTHING,
+    Reading,
+    find_answer,
+    read_default,
+    times_in,
+)
+from common.answer_presets import (
+    read_seed_eval,
+    read_seed_train,
+    read_timelens,
+    read_timezero,
+)
+from common.messages import Highlight
+from common.spans import Span
+
+__all__ = [
+    "NOTHING",
+    "PARSERS",
+    "Reading",
+    "find_answer",
+    "grounding_answer",
+    "highlight_answer",
+    "read_highlights",
+    "read_spans",
+]
+
+PARSERS: Mapping[str, Callable[[str], Reading]] = MappingProxyType(
+    {
+        "default": read_default,
+        "seed_train": read_seed_train,
+        "seed_eval": read_seed_eval,
+        "timelens": read_timelens,
+        "timezero": read_timezero,
+    }
+)
+
+_SCORE_WORD = re.compile("scor", re.IGNORECASE)
+
+
+def read_spans(text: str, *, parser: str = "default") -> Reading:
+    """Spans of a response.
+
+    Raises:
+        ValueError: unknown parser; names the known ones.
+    """
+    try:
+        read = PARSERS[parser]
+    except KeyError:
+        raise ValueError(f"parser: found {parser!r}, wanted one of {', '.join(PARSERS)}") from None
+    return read(text)
+
+
+def read_highlights(text: str) -> tuple[Highlight, ...]:
+    """Timestamps and saliency scores of a response, in the order of the text; empty if unreadable.
+
+    Reads the paper's sentence (`The highlight timestamps are in the 82, 84 seconds. Their saliency
+    scores are 1.3, 1.7`): numbers before the word score are times, numbers after it scores, and the
+    longer list is cut (SPEC B2). When the word repeats, as in a JSON list of objects, times and
+    scores alternate.
+    """
+    body = find_answer(text).text
+    words = list(_SCORE_WORD.finditer(body))
+    if not words:
+        return ()
+    if len(words) == 1:
+        times, scores = times_in(body[: words[0].start()]), times_in(body[words[0].end() :])
+    else:
+        numbers = times_in(body)
+        times, scores = numbers[::2], numbers[1::2]
+    return tuple(
+        Highlight(time_s=time_s, score=score)
+        for time_s, score in zip(times, scores, strict=False)
+        if time_s >= 0
+    )
+
+
+def grounding_answer(spans: Iterable[Span], *, decimals: int = 2) -> str:
+    """`<answer> 7.00 to 11.00 </answer>`, several spans separated by commas."""
+    body = ", ".join(f"{start:.{decimals}f} to {end:.{decimals}f}" for start, end in spans)
+    return f"<answer> {body} </answer>"
+
+
+def highlight_answer(highlights: Iterable[Highlight], *, decimals: int = 2) -> str:
+    """The paper's sentence (SPEC B2); numbers are rounded and printed without trailing zeros."""
+    highlights = tuple(highlights)
+    times = ", ".join(_short(highlight.time_s, decimals) for highlight in highlights)
+    scores = ", ".join(_short(highlight.score, decimals) for highlight in highlights)
+    return (
+        f"<answer> The highlight timestamps are in the {times} seconds. "
+        f"Their saliency scores are {scores} </answer>"
+    )
+
+
+def _short(number: float, decimals: int) -> str:
+    text = f"{number:.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
