@@ -1,1 +1,73 @@
-def main() -> None: ...
+"""The `tempsamp` command. Commands import what they run only when they run, so `--help` is instant."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.errors import ConfigError, TempSampError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="TempSamp-R1 as a service: video temporal-grounding RL with GT injection.",
+)
+reward = typer.Typer(no_args_is_help=True, help="The reward service.")
+rollout = typer.Typer(no_args_is_help=True, help="Rollout replicas.")
+app.add_typer(reward, name="reward")
+app.add_typer(rollout, name="rollout")
+
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]
+OptionalConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="The run's TOML file; defaults without one.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="section.key=value, over the file; may be repeated."),
+]
+
+
+@rollout.command("serve")
+def rollout_serve(config_file: ConfigFile, overrides: Overrides = None) -> None:
+    """Start one rollout replica; run it as often as there are GPUs."""
+    from common import config
+
+    run = config.load(config_file, overrides=overrides or ())
+    from services.rollout.app import serve
+
+    serve(run)
+
+
+@app.command("learner")
+def learner(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the latest checkpoint in learner.run_dir.")
+    ] = False,
+) -> None:
+    """Start the learner; under torchrun for several ranks (`torchrun -m tempsamp learner …`)."""
+    from common import config
+
+    run = config.load(config_file, overrides=overrides or ())
+    from services.learner.train import train
+
+    train(run, resume=resume)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one clear message and exit code 2."""
+    try:
+        app()
+    except ConfigError as error:
+        sys.stderr.write(f"tempsamp: {error}\n")
+        sys.exit(2)
+    except TempSampError as error:
+        sys.stderr.write(f"tempsamp: {type(error).__name__}: {error}\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

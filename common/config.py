@@ -108,7 +108,8 @@ class Rollout(Section):
     advertise_host: str | None = None
     """Host name other services reach this replica by; default: `host`."""
     replica: str | None = None
-    """Name in the registry and in consumer groups; default: host name, process id."""
+    """First part of the name in the registry and in consumer groups; default: the host name. A random
+    part is added, so that a restarted replica is a new one."""
     device: Literal["cpu", "cuda"] = "cpu"
     max_model_len: PositiveInt = 24_576
     max_num_seqs: PositiveInt = 64
@@ -223,8 +224,12 @@ class Learner(Section):
     gradient_checkpointing: bool = False
     micro_batch_groups: PositiveInt = 8
     """Groups of equal prompt shape forwarded together."""
+    collective_timeout_s: Positive = 1800.0
+    """Deadline of the ranks' own collectives; longer than wait_for_replicas_s."""
     publish_timeout_s: Positive = 60.0
     """Deadline of one weight collective; who misses it is dropped and the transfer repeated."""
+    bucket_bytes: PositiveInt = 64 * 2**20
+    """Bytes of one weight broadcast."""
     min_replicas: PositiveInt = 1
     """Replicas that must have joined before the first prompt is fed."""
     wait_for_replicas_s: Positive = 600.0

@@ -230,6 +230,20 @@ class ScoredGroup(Message):
         return min((span.version for s in self.samples for span in s.version_spans), default=None)
 
 
+class DeadLetter(Message):
+    """A message the ring gave up on, kept for inspection; the learner drops its prompt and counts it."""
+
+    prompt_id: str
+    """Empty when the message was too broken to say."""
+    error: str
+    attempts: Annotated[int, Field(ge=0)]
+    """Deliveries so far; 0 for a group the learner could not read."""
+    replica: str
+    """Who gave it up."""
+    body: str
+    """The message as it was."""
+
+
 # --- learner → rollout: weights ---------------------------------------------------------------
 
 
@@ -241,8 +255,31 @@ class TensorSlice(Message):
     shape: tuple[int, ...]
 
 
+class JoinWeightGroup(Message):
+    """Body of POST /v1/weights/join: become a receiver of a new generation of the weight group."""
+
+    generation: Annotated[int, Field(ge=1)]
+    host: str
+    """Where rank 0 (the learner) keeps the group's store."""
+    port: int
+    first_rank: Annotated[int, Field(ge=1)]
+    """Rank of this replica's first worker."""
+    world_size: Annotated[int, Field(ge=2)]
+    timeout_s: Annotated[float, Field(gt=0)]
+    """Deadline of joining and of each broadcast."""
+
+
+class UpdateWeights(Message):
+    """Body of POST /v1/weights/update: a stream of these tensors is about to be broadcast."""
+
+    generation: int
+    version: Annotated[int, Field(ge=0)]
+    slices: tuple[TensorSlice, ...]
+    bucket_bytes: Annotated[int, Field(ge=1)]
+
+
 class WeightVersion(Message):
-    """What a complete transfer carries."""
+    """What a complete, acknowledged transfer carried."""
 
     version: Annotated[int, Field(ge=0)]
     step: Annotated[int, Field(ge=0)]
@@ -268,3 +305,32 @@ class ReplicaStatus(Message):
     """Ranks it needs in a weight group: tensor x pipeline x data parallel."""
     completed_groups: int
     failed_prompts: int
+    generated_tokens: int
+
+
+# --- anybody → rollout: answers outside the ring (evaluation, probes) ----------------------------
+
+
+class GenerateRequest(Message):
+    """Body of POST /v1/generate."""
+
+    clip: ClipRef
+    messages: tuple[ChatMessage, ...]
+    num_samples: Annotated[int, Field(ge=1, le=1024)] = 1
+    sampling: Sampling = Sampling()
+
+
+class GeneratedAnswer(Message):
+    """One answer with its text."""
+
+    sample: Sample
+    text: str
+
+
+class GenerateResponse(Message):
+    """Answers to one prompt; what the learner needs to score them again comes along."""
+
+    prompt_token_ids: tuple[int, ...]
+    num_visual_tokens: int
+    grid_thw: tuple[int, int, int]
+    answers: tuple[GeneratedAnswer, ...]

@@ -9,6 +9,7 @@ B = bytes of one bucket, N = bytes of the whole stream.
 """
 
 import hashlib
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from torch import distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from common.errors import WeightError
 from common.messages import TensorSlice
@@ -95,7 +97,7 @@ class StreamDigest:
 
 
 def _hash(bucket_B: torch.Tensor) -> bytes:
-    return hashlib.blake2b(memoryview(bucket_B.numpy()), digest_size=DIGEST_BYTES).digest()
+    return hashlib.blake2b(bucket_B.numpy().data, digest_size=DIGEST_BYTES).digest()
 
 
 class WeightGroup:
@@ -110,37 +112,23 @@ class WeightGroup:
 
     @classmethod
     def join(
-        cls, *, host: str, port: int, rank: int, world_size: int, timeout_s: float, device: str
+        cls, store: Store, *, rank: int, world_size: int, timeout_s: float, device: str
     ) -> "WeightGroup":
-        """Rendezvous with the other members; rank 0 hosts the store.
+        """Rendezvous with the other members over the sender's store.
 
         Raises:
             WeightError: not all members came before the deadline.
         """
-        timeout = timedelta(seconds=timeout_s)
+        prefixed = PrefixStore("weights", store)
+        make = _nccl_group if device == "cuda" else _gloo_group
         try:
-            store = dist.TCPStore(
-                host, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False
-            )
-            prefixed = dist.PrefixStore("weights", store)
-            if device == "cuda":
-                options = dist.ProcessGroupNCCL.Options()
-                options._timeout = timeout
-                group: Any = dist.ProcessGroupNCCL(prefixed, rank, world_size, options)
-                backend = "nccl"
-            else:
-                gloo = dist.ProcessGroupGloo._Options()
-                gloo._timeout = timeout
-                gloo._devices = [
-                    dist.ProcessGroupGloo.create_device(hostname=host, lazy_init=False)
-                ]
-                group = dist.ProcessGroupGloo(prefixed, rank, world_size, gloo)  # type: ignore[arg-type]
-                backend = "gloo"
+            group = make(prefixed, rank, world_size, timedelta(seconds=timeout_s))
         except (RuntimeError, ValueError) as error:
             raise WeightError(
-                f"rank {rank} of {world_size} could not join the weight group at {host}:{port} "
-                f"within {timeout_s} s: {error}"
+                f"rank {rank} of {world_size}: the weight group was not complete within "
+                f"{timeout_s} s: {error}"
             ) from error
+        backend = "nccl" if device == "cuda" else "gloo"
         return cls(backend=backend, group=group, store=store, timeout_s=timeout_s)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
@@ -165,6 +153,47 @@ class WeightGroup:
             abort()
         self._group = None
         self._store = None
+
+
+def open_store(host: str, *, timeout_s: float) -> TCPStore:
+    """The sender's store on a free port of `host` (see `.port`)."""
+    timeout = timedelta(seconds=timeout_s)
+    return TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)
+
+
+def connect_store(host: str, *, port: int, timeout_s: float) -> TCPStore:
+    """A receiver's connection to the sender's store.
+
+    Raises:
+        WeightError: nobody listens there.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    try:
+        return TCPStore(host, port, is_master=False, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        raise WeightError(f"no weight store at {host}:{port} within {timeout_s} s") from error
+
+
+def _gloo_group(store: Store, rank: int, world_size: int, timeout: timedelta) -> Any:
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._timeout = timeout
+    # The address that reaches the store's host is the one that reaches the other members.
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=_own_address(store))]
+    return dist.ProcessGroupGloo(store, rank, world_size, options)
+
+
+def _nccl_group(store: Store, rank: int, world_size: int, timeout: timedelta) -> Any:
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return dist.ProcessGroupNCCL(store, rank, world_size, options)
+
+
+def _own_address(store: Store) -> str:
+    tcp = store.underlying_store if isinstance(store, PrefixStore) else store
+    assert isinstance(tcp, TCPStore)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((tcp.host, tcp.port))  # sends nothing: UDP only picks the route
+        return str(probe.getsockname()[0])
 
 
 def receive(group: WeightGroup, *, layout: Layout, stream_N: torch.Tensor, device: str) -> str:

@@ -19,7 +19,7 @@ from vllm.distributed.weight_transfer.base import (
 
 from common.errors import WeightError
 from common.messages import TensorSlice
-from common.weight_group import Layout, WeightGroup, receive
+from common.weight_group import Layout, WeightGroup, connect_store, receive
 
 BACKEND = "tempsamp"
 
@@ -66,9 +66,9 @@ class TempSampWeightTransferEngine(WeightTransferEngine[GroupInfo, StreamInfo]):
         self.shutdown()
         parallel = self.parallel_config
         worker = parallel.data_parallel_index * parallel.world_size + parallel.rank
+        store = connect_store(init_info.host, port=init_info.port, timeout_s=init_info.timeout_s)
         self._group = WeightGroup.join(
-            host=init_info.host,
-            port=init_info.port,
+            store,
             rank=init_info.first_rank + worker,
             world_size=init_info.world_size,
             timeout_s=init_info.timeout_s,

@@ -1,0 +1,303 @@
+"""The learner's main path: setup, then one loop read from top to bottom.
+
+    groups stream -> intake -> advantages -> batch -> step -> publish -> prompts stream
+
+Run by torchrun on any number of ranks (or alone). Rank 0 alone talks to Redis, replicas and the
+disk, through its `Desk`; the others follow its small JSON orders, and every collective is entered by
+all ranks in the same order.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from common.config import Run
+from common.logs import configure
+from common.messages import ScoredGroup
+from services.learner import metrics, parallel
+from services.learner.advantage import sample_advantages
+from services.learner.batch import TrainBatch, collate
+from services.learner.checkpoint import Checkpoints, RunState, refuse_existing, rng_state
+from services.learner.desk import Desk
+from services.learner.loss import LossStats, denominator, policy_loss
+from services.learner.parallel import Ranks
+from services.learner.policy import Policy, load_policy
+from services.learner.probe import generate_probe, logprob_gap
+from services.learner.publish import Publisher
+
+logger = logging.getLogger(__name__)
+
+
+def train(run: Run, *, resume: bool) -> None:
+    """Train until `learner.steps`, or until SIGTERM: that checkpoints and returns.
+
+    Args:
+        run: the run's configuration.
+        resume: go on from the latest checkpoint of `learner.run_dir`; a fresh run refuses one.
+
+    Raises:
+        TempSampError, ConfigError: what stops a run; messages name the knob.
+    """
+    with open_learner(run, resume=resume) as learner:
+        version = learner.first_version
+        learner.publish(version)
+        learner.top_up(version)
+        while version < run.learner.steps:
+            clock = _Clock()
+            groups = learner.next_groups(version)
+            if groups is None:
+                break
+            clock.lap("learner/wait_s")
+            batch = learner.collate(groups)
+            figures = learner.step(batch, number=version + 1)
+            clock.lap("learner/step_s")
+            version += 1
+            learner.publish(version)
+            learner.top_up(version)
+            clock.lap("learner/publish_s")
+            learner.report(groups, version=version, figures=figures | clock.laps)
+            if run.learner.checkpoint_every and version % run.learner.checkpoint_every == 0:
+                learner.save(version)
+        learner.save(version)
+
+
+@dataclass
+class Learner:
+    """The parts of one rank; `desk` is None except on rank 0."""
+
+    run: Run
+    ranks: Ranks
+    policy: Policy
+    reference: Policy | None
+    optimizer: torch.optim.Optimizer
+    checkpoints: Checkpoints
+    publisher: Publisher
+    desk: Desk | None
+    first_version: int
+    saved_version: int | None
+
+    def next_groups(self, version: int) -> Sequence[ScoredGroup] | None:
+        """The groups of the next step, on every rank; None when the run was asked to stop.
+
+        While rank 0 waits, replicas that came late or came back get their weights.
+        """
+        if self.desk is None:
+            while (order := self.ranks.broadcast_json(None))["do"] == "publish":
+                self.publish(version)
+            if order["do"] == "stop":
+                return None
+            return [ScoredGroup.model_validate(group) for group in order["groups"]]
+        groups = self.desk.take(version, on_idle=lambda: self._welcome_strangers(version))
+        if groups is None:
+            self.ranks.broadcast_json({"do": "stop"})
+            return None
+        # A single rank has nobody to tell, and half a megabyte of JSON takes a while to write.
+        told = self.ranks.world_size > 1
+        bodies = [group.model_dump(mode="json") for group in groups] if told else []
+        self.ranks.broadcast_json({"do": "train", "groups": bodies})
+        return groups
+
+    def collate(self, groups: Sequence[ScoredGroup]) -> TrainBatch:
+        """This rank's part of a step."""
+        for group in groups:
+            self.policy.assert_group_matches(group)
+        settings = self.run.learner
+        return collate(
+            groups,
+            [
+                sample_advantages(
+                    group, strategy=self.run.shared.strategy, settings=settings.advantage
+                )
+                for group in groups
+            ],
+            micro_batch_groups=settings.micro_batch_groups,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        )
+
+    def step(self, batch: TrainBatch, *, number: int) -> dict[str, float]:
+        """One optimizer step; returns what the loss saw, over all ranks.
+
+        A step whose gradient norm is not finite is skipped and counted (SPEC A7).
+        """
+        settings = self.run.learner.loss
+        share = denominator(batch.num_tokens, batch.num_sequences, settings=settings)
+        parts = []
+        for micro_batch in batch.micro_batches:
+            micro_batch = micro_batch.to(self.ranks.device)
+            scores = self.policy(micro_batch)
+            reference = None
+            if self.reference is not None:
+                with torch.no_grad():
+                    reference = self.reference(micro_batch).logprobs_GSR
+            loss, stats = policy_loss(
+                scores.logprobs_GSR,
+                old_logprobs_GSR=scores.logprobs_GSR,
+                rollout_logprobs_GSR=micro_batch.rollout_logprobs_GSR,
+                advantages_GS=micro_batch.advantages_GS,
+                mask_GSR=micro_batch.answer_mask_GSR,
+                is_policy_GS=micro_batch.is_policy_GS,
+                entropy_GSR=scores.entropy_GSR,
+                denominator=share,
+                settings=settings,
+                reference_logprobs_GSR=reference,
+            )
+            loss.backward()
+            parts.append(stats)
+        stats = self._over_ranks(LossStats.merged(parts))
+        return stats.metrics() | self._update(number)
+
+    def publish(self, version: int) -> None:
+        """Bring a version to all live replicas; a collective."""
+        self.publisher.publish(version, step=version)
+
+    def top_up(self, version: int) -> None:
+        """Rank 0: keep the bounded number of prompts in flight."""
+        if self.desk is not None:
+            self.desk.top_up(version)
+
+    def report(
+        self, groups: Sequence[ScoredGroup], *, version: int, figures: Mapping[str, float]
+    ) -> None:
+        """Log a step and append it to metrics.jsonl; now and then probe the engines' agreement."""
+        gap = self._probe(version)
+        if self.desk is None:
+            return
+        line = {"step": version, "policy_version": version, **figures, **self.desk.figures()}
+        line |= metrics.group_metrics(groups, version=version - 1)
+        if gap is not None:
+            line["learner/probe_logprob_gap_nats"] = gap
+        metrics.append(self.run.learner.run_dir / "metrics.jsonl", line)
+        logger.info("step", extra=line)
+
+    def save(self, version: int) -> None:
+        """Checkpoint, then acknowledge the groups it contains; a collective."""
+        if version == self.saved_version:
+            return
+        state = self.desk.state(version, rng=rng_state()) if self.desk is not None else None
+        self.checkpoints.save(state)
+        if self.desk is not None:
+            self.desk.acknowledge()
+        self.saved_version = version
+
+    def _welcome_strangers(self, version: int) -> None:
+        if self.publisher.has_strangers:
+            self.ranks.broadcast_json({"do": "publish"})
+            self.publish(version)
+
+    def _update(self, number: int) -> dict[str, float]:
+        settings = self.run.learner.optimizer
+        lr = settings.lr * min(1.0, number / max(1, settings.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norm = parallel.clip_gradients(self.policy, max_norm=settings.max_grad_norm)
+        finite = bool(torch.isfinite(torch.tensor(norm)))
+        if finite:
+            self.optimizer.step()
+        else:
+            logger.warning("gradient norm is not finite, step skipped", extra={"step": number})
+        self.optimizer.zero_grad()
+        return {
+            "learner/grad_norm": norm if finite else -1.0,
+            "learner/skipped_steps": float(not finite),
+            "learner/lr": lr,
+        }
+
+    def _over_ranks(self, stats: LossStats) -> LossStats:
+        return LossStats(
+            sums=self.ranks.all_reduce_sum(stats.sums), maxima=self.ranks.all_reduce_max(stats.maxima)
+        )
+
+    def _probe(self, version: int) -> float | None:
+        every = self.run.learner.probe_every
+        if every == 0 or version % every != 0:
+            return None
+        group = None
+        if self.desk is not None and (urls := self.publisher.member_urls()):
+            group = generate_probe(
+                self.desk.probe_request(), url=urls[0], version=version, shared=self.run.shared
+            )
+        body = self.ranks.broadcast_json(group.model_dump(mode="json") if group else None)
+        if body is None:
+            return None
+        return logprob_gap(self.policy, ScoredGroup.model_validate(body), ranks=self.ranks)
+
+
+@contextlib.contextmanager
+def open_learner(run: Run, *, resume: bool) -> Iterator[Learner]:
+    """Set everything up, restore a checkpoint if asked, and close it all at the end."""
+    settings = run.learner
+    if not resume:
+        refuse_existing(settings.run_dir)
+    torch.manual_seed(run.shared.seed)
+    ranks = parallel.start(settings.device, timeout_s=settings.collective_timeout_s)
+    configure(service="learner", run_id=run.shared.run_id)
+    policy = parallel.shard(
+        load_policy(
+            run.shared.model,
+            device=ranks.device,
+            freeze_vision=settings.freeze_vision,
+            gradient_checkpointing=settings.gradient_checkpointing,
+        ),
+        ranks=ranks,
+        compute_dtype=getattr(torch, run.shared.dtype),
+    )
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in policy.parameters() if parameter.requires_grad],
+        lr=settings.optimizer.lr,
+        betas=settings.optimizer.betas,
+        weight_decay=settings.optimizer.weight_decay,
+    )
+    checkpoints = Checkpoints(run, policy=policy, optimizer=optimizer, ranks=ranks)
+    state = checkpoints.restore() if resume else None
+    with contextlib.ExitStack() as owned:
+        owned.callback(ranks.close)
+        desk = owned.enter_context(Desk(run, state=state)) if ranks.is_main else None
+        publisher = Publisher(
+            policy,
+            shared=run.shared,
+            learner=settings,
+            ranks=ranks,
+            replicas=desk.replicas if desk else list,
+        )
+        owned.callback(publisher.close)
+        yield Learner(
+            run=run,
+            ranks=ranks,
+            policy=policy,
+            reference=_reference(run, ranks),
+            optimizer=optimizer,
+            checkpoints=checkpoints,
+            publisher=publisher,
+            desk=desk,
+            first_version=state.step if state else 0,
+            saved_version=state.step if state else None,
+        )
+
+
+def _reference(run: Run, ranks: Ranks) -> Policy | None:
+    """A frozen copy of the start checkpoint, when the loss has a KL term."""
+    if run.learner.loss.kl_coef == 0:
+        return None
+    reference = load_policy(
+        run.shared.model, dtype=getattr(torch, run.shared.dtype), device=ranks.device
+    )
+    return reference.requires_grad_(False)
+
+
+class _Clock:
+    """Seconds between laps, by metric name."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Everything since the last lap is called `name`."""
+        now = time.monotonic()
+        self.laps[name] = now - self._last
+        self._last = now

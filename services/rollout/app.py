@@ -1,0 +1,269 @@
+"""One rollout replica as a FastAPI process: REST for weights and evaluation, and the worker loop.
+
+    /v1/generate          answers to one prompt (evaluation, probes)
+    /v1/weights/join      become a receiver of a weight group   } called by the learner's publish
+    /v1/weights/update    receive, verify and serve a version   }
+    /healthz /readyz /metrics
+
+It starts without waiting for any neighbour: /healthz answers at once, /readyz when the engine is
+loaded, and prompts are claimed once the first verified weights are served.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import uvicorn
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from common import video
+from common.auth import BearerToken, refuse_open_server
+from common.broker import Broker
+from common.config import Rollout, Run, Shared
+from common.errors import EngineError, VideoError, WeightError
+from common.logs import configure
+from common.messages import (
+    GeneratedAnswer,
+    GenerateRequest,
+    GenerateResponse,
+    JoinWeightGroup,
+    ReplicaPhase,
+    ReplicaStatus,
+    UpdateWeights,
+)
+from common.rest import install_problem_handlers
+from services.rollout.engine import Engine
+from services.rollout.metrics import ReplicaCollector
+from services.rollout.reward_client import RewardClient
+from services.rollout.weights import Weights
+from services.rollout.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+DRAIN_S = 20.0
+"""How long prompts in work may take after SIGTERM before they are handed back."""
+
+
+class Replica:
+    """Everything one replica owns, from engine to registry entry."""
+
+    def __init__(self, run: Run, *, url: str) -> None:
+        self.shared: Shared = run.shared
+        self.rollout: Rollout = run.rollout
+        self.url = url
+        self.name = f"{run.rollout.replica or socket.gethostname()}-{secrets.token_hex(3)}"
+        self.phase: ReplicaPhase = "starting"
+        self.failure: BaseException | None = None
+        self._engine: Engine | None = None
+        self._weights: Weights | None = None
+        self._worker: Worker | None = None
+
+    async def run(self) -> None:
+        """Load the engine, then serve prompts until cancelled."""
+        password = self.shared.redis_password
+        broker = Broker(
+            self.shared.redis_url,
+            run_id=self.shared.run_id,
+            password=password.get_secret_value() if password else None,
+        )
+        reward = RewardClient(self.shared, rollout=self.rollout)
+        self._engine = await Engine.start(self.shared, rollout=self.rollout)
+        self._weights = Weights(self._engine)
+        self._worker = Worker(
+            broker=broker,
+            engine=self._engine,
+            reward=reward,
+            weights=self._weights,
+            shared=self.shared,
+            rollout=self.rollout,
+            replica=self.name,
+        )
+        self.phase = "waiting_for_weights"
+        await broker.wait_ready()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                announcing = tasks.create_task(self._announce(broker))
+                await tasks.create_task(self._worker.run())
+                announcing.cancel()
+        finally:
+            self.phase = "draining"
+            await broker.withdraw(self.name)
+            await broker.close()
+            await reward.close()
+            self._engine.shutdown()
+
+    def stop(self) -> None:
+        """Claim nothing more."""
+        if self._worker is not None:
+            self._worker.stop()
+
+    @property
+    def engine(self) -> Engine:
+        """The loaded engine.
+
+        Raises:
+            EngineError: still loading.
+        """
+        if self._engine is None:
+            raise EngineError("the engine is still loading")
+        return self._engine
+
+    @property
+    def weights(self) -> Weights:
+        """The weight receiver; raises like `engine`."""
+        if self._weights is None:
+            raise EngineError("the engine is still loading")
+        return self._weights
+
+    @property
+    def status(self) -> ReplicaStatus:
+        """This replica's registry entry."""
+        counters = self._worker.counters if self._worker else None
+        version = self._weights.version if self._weights else None
+        return ReplicaStatus(
+            replica=self.name,
+            url=self.url,
+            phase="serving" if version is not None and self.phase != "draining" else self.phase,
+            version=version,
+            generation=self._weights.generation if self._weights else None,
+            num_workers=self.rollout.tensor_parallel,
+            completed_groups=counters.completed_groups if counters else 0,
+            failed_prompts=counters.failed_prompts if counters else 0,
+            generated_tokens=counters.generated_tokens if counters else 0,
+        )
+
+    async def _announce(self, broker: Broker) -> None:
+        """Renew the registry entry; an engine that died ends the replica."""
+        while True:
+            await self.engine.check_health()
+            await broker.announce(self.status, ttl_s=self.rollout.registry_ttl_s)
+            await asyncio.sleep(self.rollout.registry_ttl_s / 4)
+
+
+def create_app(replica: Replica) -> FastAPI:
+    """The REST face of a replica; the loop starts and ends with the app's lifespan."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(replica.run())
+        task.add_done_callback(lambda done: _end_process_on_failure(replica, done))
+        yield
+        replica.stop()
+        done, _pending = await asyncio.wait([task], timeout=DRAIN_S)
+        if not done:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    app = FastAPI(title="TempSamp rollout", version="1", lifespan=lifespan)
+    install_problem_handlers(app)
+    registry = CollectorRegistry()
+    registry.register(ReplicaCollector(lambda: replica.status))
+    guarded = [Depends(BearerToken(replica.shared.token))]
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> ReplicaStatus:
+        """The engine is loaded; 503 before."""
+        _ = _or_503(replica)
+        return replica.status
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus text."""
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.post("/v1/generate", dependencies=guarded)
+    async def generate(
+        body: GenerateRequest, engine: Annotated[Engine, Depends(lambda: _or_503(replica))]
+    ) -> GenerateResponse:
+        """Answers to one prompt; 422 when the clip or the prompt cannot be used."""
+        try:
+            frames = await asyncio.to_thread(video.load_frames, body.clip)
+            made = await engine.generate(
+                body.messages,
+                clip=body.clip,
+                frames=frames,
+                num_samples=body.num_samples,
+                sampling=body.sampling,
+            )
+        except (VideoError, EngineError) as error:
+            raise HTTPException(422, detail=str(error)) from error
+        return GenerateResponse(
+            prompt_token_ids=made.prompt_token_ids,
+            num_visual_tokens=made.num_visual_tokens,
+            grid_thw=made.grid_thw,
+            answers=tuple(
+                GeneratedAnswer(sample=sample, text=text)
+                for sample, text in zip(made.samples, made.texts, strict=True)
+            ),
+        )
+
+    @app.post("/v1/weights/join", dependencies=guarded)
+    async def join(body: JoinWeightGroup) -> ReplicaStatus:
+        """Join a weight group; 409 when it did not come together in time."""
+        _ = _or_503(replica)
+        try:
+            await replica.weights.join(body)
+        except WeightError as error:
+            raise HTTPException(409, detail=str(error)) from error
+        return replica.status
+
+    @app.post("/v1/weights/update", dependencies=guarded)
+    async def update(body: UpdateWeights) -> ReplicaStatus:
+        """Receive and serve a version; 409 when the old one keeps serving."""
+        _ = _or_503(replica)
+        try:
+            await replica.weights.update(body)
+        except WeightError as error:
+            raise HTTPException(409, detail=str(error)) from error
+        return replica.status
+
+    @app.get("/v1/weights", dependencies=guarded)
+    async def weights_status(_: Request) -> ReplicaStatus:
+        """Which generation and version this replica serves."""
+        return replica.status
+
+    return app
+
+
+def serve(run: Run) -> None:
+    """Run a replica until SIGTERM; exits non-zero when the engine or too many prompts fail."""
+    token = run.shared.token
+    refuse_open_server(run.rollout.host, token=token, allow_remote=run.rollout.allow_remote)
+    listening = socket.create_server((run.rollout.host, run.rollout.port), reuse_port=False)
+    port = listening.getsockname()[1]
+    url = f"http://{run.rollout.advertise_host or run.rollout.host}:{port}"
+    replica = Replica(run, url=url)
+    configure(service="rollout", run_id=run.shared.run_id, replica=replica.name)
+    logger.info("listening", extra={"url": url})
+    config = uvicorn.Config(create_app(replica), log_config=None, access_log=False)
+    uvicorn.Server(config).run(sockets=[listening])
+    if replica.failure is not None:
+        logger.critical("replica failed", extra={"error": str(replica.failure)})
+        sys.exit(1)
+
+
+def _or_503(replica: Replica) -> Engine:
+    try:
+        return replica.engine
+    except EngineError as error:
+        raise HTTPException(503, detail=str(error)) from error
+
+
+def _end_process_on_failure(replica: Replica, task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        replica.failure = error
+        logger.error("replica stops", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)
