@@ -1,4 +1,4 @@
-"""Ranks of the learner: `start(device) → Ranks`, small collectives, `shard(policy)`.
+"""Ranks of the learner: `start_ranks(device) → Ranks`, small collectives, `shard_model(policy)`.
 
 torchrun starts one process per rank; without it the same code runs as a single rank. `train.py`,
 `publish.py` and `checkpoint.py` talk through `Ranks`; nothing is pickled.
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import HashStore
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from services.learner.policy import Policy
@@ -66,7 +66,7 @@ class Ranks:
         dist.destroy_process_group()
 
 
-def start(device: str, *, timeout_s: float) -> Ranks:
+def start_ranks(device: str, *, timeout_s: float) -> Ranks:
     """Join the process group that torchrun describes, or be the only rank.
 
     Args:
@@ -90,7 +90,7 @@ def start(device: str, *, timeout_s: float) -> Ranks:
     return Ranks(rank, world_size, place, init_device_mesh(device, (world_size,)))
 
 
-def shard(policy: Policy, *, ranks: Ranks, compute_dtype: torch.dtype) -> Policy:
+def shard_model(policy: Policy, *, ranks: Ranks, compute_dtype: torch.dtype) -> Policy:
     """Spread the trained parameters over all ranks with FSDP2, in place; parameters stay float32.
 
     One shard unit per decoder layer (and tower block, if trained) and one for the rest. A frozen
@@ -111,7 +111,15 @@ def shard(policy: Policy, *, ranks: Ranks, compute_dtype: torch.dtype) -> Policy
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+    policy.register_forward_hook(_reshard_unless_training)
     return policy
+
+
+def _reshard_unless_training(policy: Policy, *_: object) -> None:
+    """With no backward to come, FSDP would keep the root gathered: a copy that goes stale."""
+    if not torch.is_grad_enabled():
+        assert isinstance(policy, FSDPModule)
+        policy.reshard()
 
 
 def _all_reduced(tensor: Tensor, operation: "dist.ReduceOp.RedOpType") -> Tensor:

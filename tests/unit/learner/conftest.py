@@ -1,0 +1,34 @@
+"""Checkpoints and clips that several of the learner's tests read."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.fixtures.groups import write_clip
+from tests.fixtures.tiny_models import Architecture, write_tiny_model
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Architecture], Path]:
+    """Architecture → folder of a tiny random checkpoint."""
+
+    @cache
+    def folder(architecture: Architecture) -> Path:
+        return write_tiny_model(tmp_path_factory.mktemp(architecture), architecture)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two clips of equal length and size."""
+    folder = tmp_path_factory.mktemp("clips")
+    return tuple(write_clip(folder / f"{seed}.mp4", seed=seed) for seed in range(2))  # type: ignore[return-value]

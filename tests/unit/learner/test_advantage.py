@@ -1,0 +1,133 @@
+"""Advantages against the reference table and against numbers restated here."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import Advantage
+from common.messages import Provenance, Scored, ScoredGroup, Unscored, Verdict
+from services.learner.advantage import group_advantages, sample_advantages
+from tests.fixtures.groups import injected_sample, policy_sample
+
+REFERENCE = Path(__file__).parents[4] / "shared" / "reference"
+DEFAULTS = Advantage()
+# (rewards, strategy, advantages); the last row is injected. Three groups of the reference table.
+RESTATED: list[tuple[list[float], str, list[float]]] = [
+    ([0.6, 0.7, 0.5, 1.0], "mixed", [-0.462907907, 0.0, -0.925815814, 1.388723721]),
+    ([0.6, 0.7, 0.5, 1.0], "downscale", [-0.387295335, 0.387295335, -1.161886004, 1.161886004]),
+    ([0.6, 0.7, 0.5, 1.0], "anchor", [0.0, 0.99999, -0.99999, 1.199988]),
+    (
+        [0.671148752, 0.738792975, 0.596390323, 0.801823216],
+        "shaping",
+        [-0.349580949, 0.415944541, -1.195617457, 1.129253866],
+    ),
+    ([0.0, 0.0, 0.0, 1.0], "mixed", [-0.499999, -0.499999, -0.499999, 1.499997]),
+    ([0.0, 0.0, 0.0, 1.0], "anchor", [0.0, 0.0, 0.0, 0.0]),
+    (
+        [0.95, 0.97, 0.9, 1.0],
+        "downscale",
+        [0.592576426, 0.855943727, -0.065841825, -1.382678328],
+    ),
+]
+
+
+def provenances(num_rows: int) -> list[Provenance]:
+    return ["policy"] * (num_rows - 1) + ["injected"]
+
+
+def advantages(rewards: list[float], strategy: Any, settings: Advantage = DEFAULTS) -> list[Any]:
+    return group_advantages(
+        rewards, provenances(len(rewards)), strategy=strategy, settings=settings
+    )
+
+
+@pytest.mark.parametrize(("rewards", "strategy", "wanted"), RESTATED)
+def test_restated_rows_of_the_reference(
+    rewards: list[float], strategy: str, wanted: list[float]
+) -> None:
+    assert advantages(rewards, strategy) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_reference_table() -> None:
+    table = REFERENCE / "advantage_table.json"
+    if not table.exists():
+        pytest.skip(f"{table} is not on this machine; restated rows are tested above")
+    for group in json.loads(table.read_text())["groups"]:
+        rewards = group["iou_rewards"]
+        downscaled, anchored = group["reward_downscale_0.8"], group["advantage_anchor_1.2"]
+        assert advantages(rewards, "mixed") == pytest.approx(group["grpo_mixed"], abs=1e-6)
+        assert advantages(rewards, "downscale") == pytest.approx(downscaled["adv"], abs=1e-6)
+        assert advantages(rewards, "anchor") == pytest.approx(
+            [*anchored["adv_on"], anchored["adv_gt"]], abs=1e-6
+        )
+        for variant in ("nonlinear_shaping", "seed_full_with_format_0.1"):
+            shaped = group[variant]
+            found = advantages(shaped["rewards"], "shaping")
+            assert found == pytest.approx(shaped["adv"], abs=1e-6)
+
+
+def test_plain_grpo_is_eq_2_over_policy_rows() -> None:
+    found = group_advantages(
+        [0.0, 1.0], ["policy", "policy"], strategy="none", settings=Advantage()
+    )
+    assert found == pytest.approx([-math.sqrt(0.5), math.sqrt(0.5)], abs=2e-6)
+
+
+def test_sft_trains_the_injected_row_alone() -> None:
+    assert advantages([0.2, 0.9, 1.0], "sft") == [None, None, 1.0]
+
+
+def test_sft_group_without_injected_row_is_unusable() -> None:
+    found = group_advantages([0.2, 0.9], ["policy"] * 2, strategy="sft", settings=Advantage())
+    assert found == [None, None]
+
+
+@pytest.mark.parametrize("strategy", ["none", "mixed", "downscale", "anchor", "shaping"])
+def test_a_single_row_is_unusable(strategy: Any) -> None:
+    assert advantages([1.0], strategy) == [None]
+
+
+def test_anchor_of_tied_policy_rows_ignores_the_ground_truth_unless_floored() -> None:
+    assert advantages([0.3, 0.3, 1.0], "anchor") == pytest.approx([0.0, 0.0, 0.0])
+    floored = advantages([0.3, 0.3, 1.0], "anchor", Advantage(anchor_floor=0.5))
+    assert floored == pytest.approx([0.0, 0.0, 0.5])
+
+
+def test_downscale_pushes_down_a_ground_truth_that_the_policy_beats() -> None:
+    assert advantages([1.0, 1.0, 1.0, 1.0], "downscale")[-1] == pytest.approx(-1.5, abs=1e-4)
+
+
+def test_std_floor_keeps_near_ties_small() -> None:
+    settings = Advantage(std_floor=0.1)
+    found = advantages([0.95, 0.97, 0.9, 1.0], "mixed", settings)
+    assert found == pytest.approx([-0.05, 0.15, -0.55, 0.45], abs=1e-4)
+
+
+def test_without_std_rewards_are_only_centred() -> None:
+    found = advantages([0.0, 0.5, 1.0], "mixed", Advantage(scale_by_std=False))
+    assert found == pytest.approx([-0.5, 0.0, 0.5])
+
+
+def group_of(verdicts: list[Verdict]) -> ScoredGroup:
+    """Policy samples and an injected one; only verdicts and provenance matter here."""
+    samples = [policy_sample([1]) for _ in verdicts[1:]] + [injected_sample([1])]
+    return ScoredGroup.model_construct(samples=tuple(samples), verdicts=tuple(verdicts))
+
+
+def scored(reward: float) -> Scored:
+    return Scored(reward=reward, parts={})
+
+
+def test_unscored_sample_leaves_mean_and_std() -> None:
+    group = group_of([scored(0.6), Unscored(reason="down"), scored(0.7), scored(0.5), scored(1.0)])
+    found = sample_advantages(group, strategy="mixed", settings=DEFAULTS)
+    assert found[1] is None
+    assert [found[0], *found[2:]] == pytest.approx(RESTATED[0][2], abs=1e-6)
+
+
+def test_group_with_one_scored_sample_is_unusable() -> None:
+    group = group_of([scored(0.6), Unscored(reason="down"), Unscored(reason="down")])
+    assert sample_advantages(group, strategy="shaping", settings=DEFAULTS) == (None, None, None)
