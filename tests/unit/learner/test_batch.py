@@ -1,0 +1,147 @@
+"""Groups → micro-batches: padding, left-out samples, and the split over ranks."""
+
+import pytest
+import torch
+
+from common.messages import ClipRef, Scored, ScoredGroup, Timings
+from services.learner.batch import MicroBatch, collate
+from tests.fixtures.groups import injected_sample, policy_sample
+
+
+def group(name: str, *, prompt_tokens: int = 4, answers: tuple[int, ...] = (2, 3)) -> ScoredGroup:
+    """Policy answers of these lengths, then an injected one of two tokens."""
+    samples = [policy_sample([10 + n] * n, logprob=-0.5 * n) for n in answers]
+    samples.append(injected_sample([7, 8]))
+    return ScoredGroup(
+        prompt_id=name,
+        row_id=name,
+        epoch=0,
+        mode="answer",
+        clip=ClipRef(
+            uri=name,
+            sha256="0",
+            source_fps=1.0,
+            total_frames=2,
+            frame_indices=(0, 1),
+            frame_hw=(32, 32),
+            sampling="s",
+        ),
+        prompt_token_ids=tuple(range(prompt_tokens)),
+        num_visual_tokens=1,
+        grid_thw=(1, 2, 2),
+        samples=tuple(samples),
+        verdicts=tuple(Scored(reward=0.0, parts={}) for _ in samples),
+        replica="r",
+        timings=Timings(decode_s=0, generate_s=0, score_s=0),
+    )
+
+
+def test_answers_are_padded_and_masked() -> None:
+    batch = collate([group("a")], [[0.5, -0.5, 1.0]], micro_batch_groups=8)
+    (micro_batch,) = batch.micro_batches
+    assert micro_batch.prompt_ids_GP.tolist() == [[0, 1, 2, 3]]
+    assert micro_batch.answer_ids_GSR.tolist() == [[[12, 12, 0], [13, 13, 13], [7, 8, 0]]]
+    assert micro_batch.answer_mask_GSR.sum(-1).tolist() == [[2, 3, 2]]
+    assert micro_batch.advantages_GS.tolist() == [[0.5, -0.5, 1.0]]
+    assert micro_batch.rollout_logprobs_GSR.tolist() == [
+        [[-1.0, -1.0, 0.0], [-1.5, -1.5, -1.5], [0.0, 0.0, 0.0]]
+    ]
+    assert micro_batch.is_policy_GS.tolist() == [[True, True, False]]
+    assert [clip.uri for clip in micro_batch.clips] == ["a"]
+    assert (batch.num_tokens, batch.num_sequences) == (7, 3)
+
+
+def test_sample_without_advantage_is_left_out_and_its_group_padded() -> None:
+    batch = collate(
+        [group("a"), group("b")],
+        [[0.5, -0.5, 1.0], [None, 0.25, -0.25]],
+        micro_batch_groups=8,
+    )
+    (micro_batch,) = batch.micro_batches
+    assert micro_batch.answer_mask_GSR.sum(-1).tolist() == [[2, 3, 2], [3, 2, 0]]
+    assert micro_batch.advantages_GS[1].tolist() == [0.25, -0.25, 0.0]
+    assert micro_batch.is_policy_GS[1].tolist() == [True, False, False]
+    assert (batch.num_tokens, batch.num_sequences) == (12, 5)
+
+
+def test_group_without_any_advantage_is_left_out() -> None:
+    batch = collate([group("a"), group("b")], [[None] * 3, [0.0, 0.0, 0.0]], micro_batch_groups=8)
+    assert [clip.uri for micro in batch.micro_batches for clip in micro.clips] == ["b"]
+    assert batch.num_tokens == 7
+
+
+def test_a_step_without_any_advantage_is_refused() -> None:
+    with pytest.raises(ValueError, match="no sample to train on in 1 group"):
+        collate([group("a")], [[None] * 3], micro_batch_groups=8)
+
+
+def test_only_equal_prompts_share_a_micro_batch_and_at_most_so_many() -> None:
+    groups = [group(f"{i}", prompt_tokens=3 + i % 2) for i in range(6)]
+    batch = collate(groups, [[0.0] * 3] * 6, micro_batch_groups=2)
+    shapes = [tuple(micro.prompt_ids_GP.shape) for micro in batch.micro_batches]
+    assert shapes == [(2, 3), (1, 3), (2, 4), (1, 4)]
+
+
+def plans(groups: list[ScoredGroup], world_size: int) -> list[tuple[MicroBatch, ...]]:
+    return [
+        collate(
+            groups,
+            [[1.0] * 3] * len(groups),
+            micro_batch_groups=2,
+            rank=rank,
+            world_size=world_size,
+        ).micro_batches
+        for rank in range(world_size)
+    ]
+
+
+def working(plan: tuple[MicroBatch, ...]) -> list[str]:
+    """Groups that a rank trains on."""
+    return [
+        clip.uri
+        for micro in plan
+        for g, clip in enumerate(micro.clips)
+        if micro.answer_mask_GSR[g].any()
+    ]
+
+
+def test_ranks_share_all_groups_once_and_run_equally_many_micro_batches() -> None:
+    groups = [group(f"{i}", prompt_tokens=3 + 10 * (i % 3)) for i in range(7)]
+    shares = plans(groups, world_size=3)
+    assert len({len(plan) for plan in shares}) == 1
+    assert sorted(uri for plan in shares for uri in working(plan)) == [str(i) for i in range(7)]
+
+
+def test_load_is_balanced_by_tokens() -> None:
+    groups = [group("long", prompt_tokens=30), *(group(f"{i}", prompt_tokens=8) for i in range(3))]
+    first, second = plans(groups, world_size=2)
+    assert working(first) == ["long"]
+    assert sorted(working(second)) == ["0", "1", "2"]
+
+
+def test_rank_without_groups_runs_a_micro_batch_with_nothing_to_train_on() -> None:
+    _, second = plans([group("a")], world_size=2)
+    (idle,) = second
+    assert not idle.answer_mask_GSR.any()
+    assert not idle.advantages_GS.any()
+    assert not idle.is_policy_GS.any()
+    assert idle.prompt_ids_GP.shape == (1, 4)
+
+
+def test_every_rank_knows_the_global_counts() -> None:
+    groups = [group(f"{i}") for i in range(3)]
+    counts = {
+        (batch.num_tokens, batch.num_sequences)
+        for rank in range(2)
+        for batch in [
+            collate(groups, [[1.0] * 3] * 3, micro_batch_groups=2, rank=rank, world_size=2)
+        ]
+    }
+    assert counts == {(21, 9)}
+
+
+def test_moving_a_micro_batch_keeps_its_contents() -> None:
+    (micro_batch,) = collate([group("a")], [[1.0] * 3], micro_batch_groups=1).micro_batches
+    moved = micro_batch.to(torch.device("cpu"))
+    assert torch.equal(moved.answer_ids_GSR, micro_batch.answer_ids_GSR)
+    assert moved.clips == micro_batch.clips
