@@ -1,0 +1,63 @@
+"""Log lines: one JSON object each. `configure(service, run_id=…)`, then stdlib logging everywhere.
+
+Every line has ts, level, service, run_id, logger and event (the message); what a call passes in
+`extra=` (prompt_id, policy_version, step, …) follows under its own name.
+"""
+
+import datetime
+import json
+import logging
+import sys
+from typing import TextIO
+
+_BUILT_IN = {
+    *logging.makeLogRecord({}).__dict__,
+    *("message", "asctime", "taskName", "color_message"),
+}
+"""Attributes that are not a caller's extras; color_message is uvicorn's copy of the message."""
+_OURS = ("common", "services", "jobs")
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON."""
+
+    def __init__(self, **constants: str) -> None:
+        """`constants` are written on every line."""
+        super().__init__()
+        self._constants = constants
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Values JSON does not know are written as their `str`."""
+        when = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line = {
+            "ts": when.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            **self._constants,
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        extras = {key: item for key, item in vars(record).items() if key not in _BUILT_IN}
+        line |= {key: item for key, item in extras.items() if key not in line}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def configure(
+    service: str,
+    *,
+    run_id: str,
+    level: int = logging.INFO,
+    stream: TextIO | None = None,
+    **constants: str,
+) -> None:
+    """Send this process's log to `stream` (standard error by default). Calling again replaces that.
+
+    Our own loggers speak from `level` on, libraries from WARNING on; `constants` (a replica's name)
+    are written on every line.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter(service=service, run_id=run_id, **constants))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    for package in _OURS:
+        logging.getLogger(package).setLevel(level)

