@@ -117,11 +117,13 @@ def collate(
         )
     plans = [_micro_batches(share, micro_batch_groups) for share in _shares(trained, world_size)]
     num_micro_batches = max(len(plan) for plan in plans)
-    idle = _without_work(min(trained, key=lambda group: group.cost))
-    mine = [_tensors(groups) for groups in plans[rank]]
-    mine += [idle] * (num_micro_batches - len(mine))
+    num_idle = num_micro_batches - len(plans[rank])
+    cheapest = min(trained, key=lambda group: group.cost)
     return TrainBatch(
-        micro_batches=tuple(mine),
+        micro_batches=(
+            *(_tensors(groups) for groups in plans[rank]),
+            *(_without_work(cheapest) for _ in range(num_idle)),
+        ),
         num_tokens=sum(group.num_tokens for group in trained),
         num_sequences=sum(len(group.rows) for group in trained),
     )

@@ -83,14 +83,23 @@ class ClipEncoder:
         self._tower = digest(model.visual) if frozen else None
 
     def grid(self, clip: ClipRef) -> tuple[int, int, int]:
-        """Patches of a clip along time, height and width, before spatial merging."""
+        """Patches of a clip along time, height and width, before spatial merging.
+
+        Raises:
+            VideoError: the checkpoint cannot cut these frames into patches.
+        """
+        processor = self._processor
+        factor = processor.patch_size * processor.merge_size
         height_px, width_px = clip.frame_hw
-        patch_px = self._processor.patch_size
-        frames = len(clip.frame_indices)
+        if height_px % factor or width_px % factor:
+            raise VideoError(
+                f"{clip.uri}: found frames of {height_px}x{width_px} pixels, wanted multiples of "
+                f"{factor}: shared.video.factor must be patch size x merge size of shared.model"
+            )
         return (
-            frames // self._processor.temporal_patch_size,
-            height_px // patch_px,
-            width_px // patch_px,
+            len(clip.frame_indices) // processor.temporal_patch_size,
+            height_px // processor.patch_size,
+            width_px // processor.patch_size,
         )
 
     def num_tokens(self, clip: ClipRef) -> int:
@@ -126,7 +135,7 @@ class ClipEncoder:
         """Features of each clip on `device`; a frozen tower's have no gradient and are remembered.
 
         Raises:
-            VideoError: a clip cannot be decoded, or the processor made another grid of it.
+            VideoError: a clip cannot be decoded or cut into patches.
         """
         if self._tower is None:
             return self._encode(clips, device)
@@ -143,10 +152,10 @@ class ClipEncoder:
 
     def _encode(self, clips: Sequence[ClipRef], device: torch.device) -> list[ClipFeatures]:
         """One tower call for all clips, so that ranks with a sharded tower stay in step."""
-        inputs = [self._pixels(clip) for clip in clips]
+        grids = torch.tensor([self.grid(clip) for clip in clips])
         output = self._model.get_video_features(
-            torch.cat([pixels for pixels, _ in inputs]).to(device),
-            torch.cat([grid for _, grid in inputs]).to(device),
+            torch.cat([self._pixels(clip) for clip in clips]).to(device),
+            grids.to(device),
             return_dict=True,
         )
         levels = getattr(output, "deepstack_features", None) or []
@@ -155,8 +164,8 @@ class ClipEncoder:
             for index, embeds in enumerate(output.pooler_output)
         ]
 
-    def _pixels(self, clip: ClipRef) -> tuple[Tensor, Tensor]:
-        """Normalised patches of a clip and its grid as [1, 3]."""
+    def _pixels(self, clip: ClipRef) -> Tensor:
+        """Normalised patches of a clip, [patches, values of a patch]."""
         metadata = video.processor_metadata(clip)
         metadata.pop("do_sample_frames")
         inputs = self._processor(
@@ -166,14 +175,8 @@ class ClipEncoder:
             do_resize=False,
             return_tensors="pt",
         )
-        grid = inputs["video_grid_thw"]
-        if tuple(grid[0].tolist()) != self.grid(clip):
-            raise VideoError(
-                f"{clip.uri}: found patch grid {tuple(grid[0].tolist())}, wanted {self.grid(clip)} "
-                f"for frames of {clip.frame_hw} pixels: shared.video.factor must be patch size x "
-                "merge size of shared.model"
-            )
-        return inputs["pixel_values_videos"], grid
+        pixels: Tensor = inputs["pixel_values_videos"]
+        return pixels
 
 
 def load_video_processor(path: str) -> Any:

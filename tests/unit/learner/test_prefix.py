@@ -1,0 +1,183 @@
+"""A packed group scores and learns exactly as the same answers one by one through transformers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from common import torchvision_cpu
+from common.messages import ClipRef, ScoredGroup
+from services.learner.batch import MicroBatch, collate
+from services.learner.policy import load_policy
+from services.learner.positions import prompt_positions
+from services.learner.prefix import Packing
+from tests.fixtures.groups import clip_ref, expanded_prompt, scored_group
+from tests.fixtures.tiny_models import ARCHITECTURES, Architecture
+
+TOLERANCE = 1e-5
+ANSWER_LENGTHS = ((5, 2, 4), (1, 6, 3))
+QUERIES = ("When?", "Where")
+
+
+@dataclass
+class Case:
+    """A checkpoint and two groups of equal prompt length on different clips."""
+
+    model: Path
+    architecture: Architecture
+    clips: list[ClipRef]
+    groups: list[ScoredGroup]
+
+    @property
+    def micro_batch(self) -> MicroBatch:
+        advantages = [[1.0] * len(group.samples) for group in self.groups]
+        (micro_batch,) = collate(self.groups, advantages, micro_batch_groups=8).micro_batches
+        return micro_batch
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def case(
+    request: pytest.FixtureRequest,
+    tiny_model: Callable[[Architecture], Path],
+    clip_paths: tuple[Path, Path],
+) -> Case:
+    architecture: Architecture = request.param
+    model = tiny_model(architecture)
+    video_token_id = config_of(model).video_token_id
+    clips = [clip_ref(path, architecture=architecture) for path in clip_paths]
+    groups = [
+        scored_group(
+            model,
+            clips[index],
+            video_token_id=video_token_id,
+            answer_lengths=ANSWER_LENGTHS[index],
+            query=QUERIES[index],
+            seed=index,
+        )
+        for index in range(2)
+    ]
+    return Case(model, architecture, clips, groups)
+
+
+def config_of(model: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(model)
+
+
+def naive_logprobs(model: Any, case: Case, group: int, row: int) -> Tensor:
+    """[R] log-probabilities of one answer by the untouched model on the whole sequence."""
+    inputs = expanded_prompt(case.model, case.clips[group], query=QUERIES[group])
+    prompt_1P = inputs["input_ids"]
+    answer_1R = torch.tensor([case.groups[group].samples[row].token_ids])
+    num_answer = answer_1R.shape[1]
+    extra: dict[str, Any] = {
+        "mm_token_type_ids": torch.cat(
+            [inputs["mm_token_type_ids"], torch.zeros_like(answer_1R)], dim=1
+        )
+    }
+    if case.architecture == "qwen2_5_vl":  # transformers' own positions are not those of vLLM
+        grid = tuple(inputs["video_grid_thw"][0].tolist())
+        prompt_31P = prompt_positions(
+            model.model, prompt_1P, clips=[case.clips[group]], grids=[grid]
+        )
+        answer_31R = (prompt_31P.max() + 1 + torch.arange(num_answer)).expand(3, 1, -1)
+        extra = {"position_ids": torch.cat([prompt_31P, answer_31R], dim=2)}
+    logits = model(
+        input_ids=torch.cat([prompt_1P, answer_1R], dim=1),
+        pixel_values_videos=inputs["pixel_values_videos"],
+        video_grid_thw=inputs["video_grid_thw"],
+        use_cache=False,
+        **extra,
+    ).logits
+    before_RV = logits[0, -num_answer - 1 : -1].log_softmax(-1)
+    return before_RV.gather(1, answer_1R[0][:, None])[:, 0]
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def relative_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    assert found.keys() == wanted.keys()
+    difference = sum((found[name] - wanted[name]).square().sum() for name in wanted)
+    norm = sum(wanted[name].square().sum() for name in wanted)
+    return float((difference / norm).sqrt())
+
+
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_loss_and_all_gradients_equal_the_naive_batch(case: Case, *, freeze_vision: bool) -> None:
+    torchvision_cpu.install()
+    from transformers import AutoModelForImageTextToText
+
+    policy = load_policy(case.model, freeze_vision=freeze_vision)
+    weights = torch.linspace(-1.0, 2.0, 6)
+    scores = policy(case.micro_batch)
+    loss = (scores.logprobs_GSR * weights).sum()
+    loss.backward()
+
+    naive = AutoModelForImageTextToText.from_pretrained(
+        case.model, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    naive.model.visual.requires_grad_(not freeze_vision)
+    naive_loss = torch.zeros(())
+    for group, lengths in enumerate(ANSWER_LENGTHS):
+        for row, length in enumerate(lengths):
+            logprobs_R = naive_logprobs(naive, case, group, row)
+            found_R = scores.logprobs_GSR[group, row]
+            assert found_R[:length].tolist() == pytest.approx(logprobs_R.tolist(), abs=1e-4)
+            assert not found_R[length:].any()
+            naive_loss = naive_loss + (logprobs_R * weights[:length]).sum()
+    naive_loss.backward()
+
+    assert loss.item() == pytest.approx(naive_loss.item(), rel=TOLERANCE)
+    assert relative_error(gradients(policy.model), gradients(naive)) < TOLERANCE
+
+
+def test_gradient_checkpointing_changes_nothing(case: Case) -> None:
+    plain = load_policy(case.model)
+    checkpointed = load_policy(case.model, gradient_checkpointing=True)
+    calls = []
+    checkpointed.decoder_layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    losses = []
+    for policy in (plain, checkpointed):
+        loss = policy(case.micro_batch).logprobs_GSR.sum()
+        loss.backward()
+        losses.append(loss.item())
+    assert len(calls) == 2, "the layer was not computed again in backward"
+    assert losses[0] == losses[1]
+    assert relative_error(gradients(checkpointed.model), gradients(plain.model)) == 0.0
+
+
+def test_answers_of_one_token_need_no_answer_pass(case: Case) -> None:
+    policy = load_policy(case.model)
+    whole = case.micro_batch
+    first = replace(
+        whole,
+        answer_ids_GSR=whole.answer_ids_GSR[..., :1],
+        answer_mask_GSR=whole.answer_mask_GSR[..., :1],
+        rollout_logprobs_GSR=whole.rollout_logprobs_GSR[..., :1],
+    )
+    found_GSR = policy(first).logprobs_GSR
+    assert found_GSR.shape == (2, 3, 1)
+    assert torch.allclose(found_GSR, policy(whole).logprobs_GSR[..., :1], atol=1e-4)
+
+
+def test_packing_splits_and_joins_along_any_axis() -> None:
+    packing = Packing(prompt_tokens=3, num_answers=2, answer_tokens=2)
+    packed_GHLD = torch.arange(2 * 5 * 7 * 4).view(2, 5, 7, 4)
+    prompt, answers = packing.split(packed_GHLD, dim=2)
+    assert prompt.shape == (2, 5, 3, 4)
+    assert answers.shape == (4, 5, 2, 4)
+    assert torch.equal(answers[1], packed_GHLD[0, :, 5:7])
+    assert torch.equal(answers[2], packed_GHLD[1, :, 3:5])
+    assert torch.equal(packing.join(prompt, answers, dim=2), packed_GHLD)
+
+
+def test_fork_copies_each_prompt_to_its_own_answers() -> None:
+    packing = Packing(prompt_tokens=1, num_answers=3, answer_tokens=1)
+    assert packing.fork(torch.tensor([[1], [2]])).flatten().tolist() == [1, 1, 1, 2, 2, 2]
