@@ -1,13 +1,50 @@
-# TempSamp-R1 as a service. `make demo` and `make test` install what they need; DEVICE=cuda takes the CUDA lock.
+# TempSamp-R1 as a service.
+#   make demo     train the tiny model through the whole ring on this machine, write a report
+#   make test     checks and tests
+# Both install what they need first (.venv from the pinned lock; DEVICE=cuda takes the CUDA lock).
 DEVICE ?= cpu
 PY := .venv/bin/python
 
-.PHONY: setup check
+# Knobs of `make demo`.
+METHOD ?= tempsamp
+SEED ?= 0
+STEPS ?=
+RUN ?=
+RESUME ?=
+
+.PHONY: setup demo compare test check format tiny-model bench-prefix bench-reward help
+
+help:
+	@grep -E '^#' Makefile | cut -c3-
+
 setup:
 	@deploy/setup.sh $(DEVICE)
+
+demo: setup
+	@$(PY) -m jobs.demo --method $(METHOD) --seed $(SEED) \
+		$(if $(STEPS),--steps $(STEPS)) $(if $(RUN),--run $(RUN)) $(if $(RESUME),--resume)
+
+compare: setup
+	@$(PY) -m jobs.compare
+
+test: check
+	$(PY) -m pytest
 
 check: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	.venv/bin/lint-imports
+	.venv/bin/lint-imports --no-cache
+
+format: setup
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+tiny-model: setup
+	$(PY) -m jobs.tiny_model --out deploy/tiny-qwen3vl
+
+bench-prefix: setup
+	@$(PY) -m jobs.bench_prefix
+
+bench-reward: setup
+	@$(PY) -m jobs.bench_reward

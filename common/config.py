@@ -154,6 +154,10 @@ class Reward(Section):
     max_response_chars: PositiveInt = 1_000_000
     scorer_timeout_s: Positive = 5.0
     """A scorer that takes longer on one response gives Unscored for it."""
+    request_timeout_s: Positive = 30.0
+    """Third-party scoring of one request; responses left after it are Unscored."""
+    scorer_processes: PositiveInt = 1
+    """Child processes per third-party scorer and worker."""
     allow_remote: bool = False
     """Listen off loopback without a token."""
 

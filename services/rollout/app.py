@@ -17,14 +17,13 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
-from typing import Annotated
 
 import uvicorn
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from common import video
-from common.auth import BearerToken, refuse_open_server
+from common.auth import BearerAuth, refuse_open_port
 from common.broker import Broker
 from common.config import Rollout, Run, Shared
 from common.errors import EngineError, VideoError, WeightError
@@ -38,15 +37,17 @@ from common.messages import (
     ReplicaStatus,
     UpdateWeights,
 )
-from common.rest import install_problem_handlers
+from common.rest import BodyLimit, Problem, install_problem_handlers
 from services.rollout.engine import Engine
 from services.rollout.metrics import ReplicaCollector
-from services.rollout.reward_client import RewardClient
+from services.rollout.reward_client import GroupScorer
 from services.rollout.weights import Weights
 from services.rollout.worker import Worker
 
 logger = logging.getLogger(__name__)
 
+MAX_BODY_BYTES = 4 * 2**20
+"""Larger than the parameter list of any model; frames never travel."""
 DRAIN_S = 20.0
 """How long prompts in work may take after SIGTERM before they are handed back."""
 
@@ -73,7 +74,7 @@ class Replica:
             run_id=self.shared.run_id,
             password=password.get_secret_value() if password else None,
         )
-        reward = RewardClient(self.shared, rollout=self.rollout)
+        reward = GroupScorer(self.shared, rollout=self.rollout)
         self._engine = await Engine.start(self.shared, rollout=self.rollout)
         self._weights = Weights(self._engine)
         self._worker = Worker(
@@ -166,7 +167,9 @@ def create_app(replica: Replica) -> FastAPI:
     install_problem_handlers(app)
     registry = CollectorRegistry()
     registry.register(ReplicaCollector(lambda: replica.status))
-    guarded = [Depends(BearerToken(replica.shared.token))]
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    if replica.shared.token is not None:
+        app.add_middleware(BearerAuth, token=replica.shared.token)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -176,7 +179,7 @@ def create_app(replica: Replica) -> FastAPI:
     @app.get("/readyz")
     async def readyz() -> ReplicaStatus:
         """The engine is loaded; 503 before."""
-        _ = _or_503(replica)
+        _engine_or_503(replica)
         return replica.status
 
     @app.get("/metrics")
@@ -184,11 +187,10 @@ def create_app(replica: Replica) -> FastAPI:
         """Prometheus text."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.post("/v1/generate", dependencies=guarded)
-    async def generate(
-        body: GenerateRequest, engine: Annotated[Engine, Depends(lambda: _or_503(replica))]
-    ) -> GenerateResponse:
+    @app.post("/v1/generate")
+    async def generate(body: GenerateRequest) -> GenerateResponse:
         """Answers to one prompt; 422 when the clip or the prompt cannot be used."""
+        engine = _engine_or_503(replica)
         try:
             frames = await asyncio.to_thread(video.load_frames, body.clip)
             made = await engine.generate(
@@ -199,7 +201,7 @@ def create_app(replica: Replica) -> FastAPI:
                 sampling=body.sampling,
             )
         except (VideoError, EngineError) as error:
-            raise HTTPException(422, detail=str(error)) from error
+            raise Problem(422, str(error)) from error
         return GenerateResponse(
             prompt_token_ids=made.prompt_token_ids,
             num_visual_tokens=made.num_visual_tokens,
@@ -210,28 +212,28 @@ def create_app(replica: Replica) -> FastAPI:
             ),
         )
 
-    @app.post("/v1/weights/join", dependencies=guarded)
+    @app.post("/v1/weights/join")
     async def join(body: JoinWeightGroup) -> ReplicaStatus:
         """Join a weight group; 409 when it did not come together in time."""
-        _ = _or_503(replica)
+        _engine_or_503(replica)
         try:
             await replica.weights.join(body)
         except WeightError as error:
-            raise HTTPException(409, detail=str(error)) from error
+            raise Problem(409, str(error)) from error
         return replica.status
 
-    @app.post("/v1/weights/update", dependencies=guarded)
+    @app.post("/v1/weights/update")
     async def update(body: UpdateWeights) -> ReplicaStatus:
         """Receive and serve a version; 409 when the old one keeps serving."""
-        _ = _or_503(replica)
+        _engine_or_503(replica)
         try:
             await replica.weights.update(body)
         except WeightError as error:
-            raise HTTPException(409, detail=str(error)) from error
+            raise Problem(409, str(error)) from error
         return replica.status
 
-    @app.get("/v1/weights", dependencies=guarded)
-    async def weights_status(_: Request) -> ReplicaStatus:
+    @app.get("/v1/weights")
+    async def weights_status() -> ReplicaStatus:
         """Which generation and version this replica serves."""
         return replica.status
 
@@ -241,12 +243,14 @@ def create_app(replica: Replica) -> FastAPI:
 def serve(run: Run) -> None:
     """Run a replica until SIGTERM; exits non-zero when the engine or too many prompts fail."""
     token = run.shared.token
-    refuse_open_server(run.rollout.host, token=token, allow_remote=run.rollout.allow_remote)
+    refuse_open_port(
+        run.rollout.host, token=token, allow_remote=run.rollout.allow_remote, section="rollout"
+    )
     listening = socket.create_server((run.rollout.host, run.rollout.port), reuse_port=False)
     port = listening.getsockname()[1]
     url = f"http://{run.rollout.advertise_host or run.rollout.host}:{port}"
     replica = Replica(run, url=url)
-    configure(service="rollout", run_id=run.shared.run_id, replica=replica.name)
+    configure("rollout", run_id=run.shared.run_id, replica=replica.name)
     logger.info("listening", extra={"url": url})
     config = uvicorn.Config(create_app(replica), log_config=None, access_log=False)
     uvicorn.Server(config).run(sockets=[listening])
@@ -255,11 +259,11 @@ def serve(run: Run) -> None:
         sys.exit(1)
 
 
-def _or_503(replica: Replica) -> Engine:
+def _engine_or_503(replica: Replica) -> Engine:
     try:
         return replica.engine
     except EngineError as error:
-        raise HTTPException(503, detail=str(error)) from error
+        raise Problem(503, str(error)) from error
 
 
 def _end_process_on_failure(replica: Replica, task: asyncio.Task[None]) -> None:

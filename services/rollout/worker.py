@@ -20,7 +20,7 @@ from common.config import Rollout, Shared
 from common.errors import TempSampError
 from common.messages import PromptRequest, Sample, ScoredGroup, Timings, Verdict
 from services.rollout.engine import Engine, Generation
-from services.rollout.reward_client import RewardClient, Scoring
+from services.rollout.reward_client import GroupScorer, Scoring
 from services.rollout.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Worker:
         *,
         broker: Broker,
         engine: Engine,
-        reward: RewardClient,
+        reward: GroupScorer,
         weights: Weights,
         shared: Shared,
         rollout: Rollout,
