@@ -49,7 +49,8 @@ _OPEN = r"""[\s"'`*_(\[{<]*"""
 _HEDGE = r"(?:\s*(?:the|about|around|approximately|approx\.?|roughly|at|t\s*=))*"
 _RANGE = re.compile(
     _CLOSE
-    + r",?\s*(?:up\s+to|to|until|till?|through|thru|-{1,2}>?|[~\u2012\u2013\u2014\u2212\u2192]|=>|\.{2,3}|…|至|到)"
+    + r",?\s*(?:up\s+to|to|until|till?|through|thru|-{1,2}>?|=>|\.{2,3}|…|至|到"
+    + r"|[~\u2012\u2013\u2014\u2212\u2192])"  # figure, en and em dash, minus, arrow
     + _HEDGE
     + _OPEN,
     re.IGNORECASE,

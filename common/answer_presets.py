@@ -26,7 +26,7 @@ OPEN, CLOSE = "<answer>", "</answer>"
 
 
 def read_seed_train(text: str) -> Reading:
-    """SPEC A6: in the first block, else everywhere: last `a to|and b`, last `a - b`, two numbers."""
+    """SPEC A6: in the first block or everywhere: last `a to|and b`, last `a - b`, two numbers."""
     body = first_block(text)
     body = (text if body is None else body)[:MAX_READ_CHARS]
     for pattern in (_TO_OR_AND, _DASH):
@@ -37,7 +37,7 @@ def read_seed_train(text: str) -> Reading:
 
 
 def read_seed_eval(text: str) -> Reading:
-    """SPEC A9: lower case, in the first one-line block, else everywhere: first pair, whole seconds."""
+    """SPEC A9: in the first one-line block or everywhere, lower case: first pair, whole seconds."""
     text = text.lower()
     body = _first_one_line_block(text)
     spans = _timelens_spans((text if body is None else body)[:MAX_READ_CHARS])

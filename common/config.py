@@ -330,6 +330,12 @@ def parse(
         raise ConfigError(f"{source}: {len(error.errors())} problem(s)\n{problems}") from error
 
 
+def token(environ: Mapping[str, str] = os.environ) -> SecretStr | None:
+    """TEMPSAMP_TOKEN, for a service that runs without a run file; None when unset or empty."""
+    value = environ.get("TEMPSAMP_TOKEN")
+    return SecretStr(value) if value else None
+
+
 def dump(run: Run) -> str:
     """The resolved config as JSON, secrets masked; saved with every checkpoint."""
     return run.model_dump_json(indent=2)

@@ -53,7 +53,7 @@ class Shaping(Message):
     """What happens to a task score before the format reward is added (docs/rewards.md)."""
 
     kind: Literal["none", "nonlinear", "downscale"] = "none"
-    """nonlinear: paper eq. 4 on every score; downscale: the injected answer's reward alone shrinks."""
+    """nonlinear: paper eq. 4 on every score; downscale: the injected answer's reward shrinks."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """tau of nonlinear."""
     alpha1: Annotated[float, Field(ge=0, le=10)] = 0.01
@@ -94,7 +94,7 @@ class ScoreRequest(Message):
     think_injection: ThinkInjection = "splice"
     """What is injected in think mode (SPEC B3)."""
     wmse_support: WmseSupport = "all"
-    """highlight_detection: all ground-truth clips (missing ones count as score 0), or matched clips."""
+    """highlight_detection: all true clips, missing ones with score 0, or the matched ones."""
 
 
 class ScoredAnswer(Scored):

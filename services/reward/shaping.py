@@ -1,10 +1,10 @@
-"""Task score → shaped score (pure). Paper eq. 4 and reward downscaling; SPEC A6 and B1 have the traps.
+"""Task score → shaped score (pure): paper eq. 4 and downscaling; SPEC A6 and B1 have the traps.
 
     nonlinear   r >= tau:  tau + alpha1 * ln(r - tau + 1)
                 r <  tau:  tau - (e^{alpha2 (tau - r)} - 1) / (e^{alpha2} - 1)
     downscale   min(cap, scale * r), for the injected answer alone
 
-Left out on purpose: any clamp to [0, 1]. The curve gives 0.0868 at r = 0 and 0.80182 at r = 1, and a
+Left out on purpose: any clamp to [0, 1]. The curve gives 0.0868 at r = 0 and 0.80182 at r = 1; a
 group's advantages do not change under a common shift.
 """
 
@@ -26,7 +26,7 @@ def nonlinear(
         threshold: tau, in (0, 1).
         alpha1: slope above tau at tau, >= 0.
         alpha2: curvature below tau; where e^alpha2 - 1 <= 0 it is max(0, reward) below tau, as in
-            the public code (SPEC A6) and close to the limit alpha2 -> 0, which is the reward itself.
+            the public code (SPEC A6) and close to the limit alpha2 -> 0, the reward.
     """
     if reward >= threshold:
         return threshold + alpha1 * math.log(reward - threshold + 1.0)

@@ -1,0 +1,33 @@
+"""What scorers share about targets: the error that names a field, and the check of times."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from common.reward_api import MAX_TIME_S
+from common.spans import Span
+
+ScoreOne = Callable[[str], dict[str, Any]]
+"""Response text → a verdict as it goes out as JSON."""
+END_TOLERANCE_S = 1e-6
+
+
+class TargetError(ValueError):
+    """A target that cannot be scored against; `field` is its path inside the item."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def check_times(spans: Sequence[Span], *, duration_s: float | None, field: str) -> None:
+    """Refuse spans that are not `0 <= start < end <= duration_s`.
+
+    Raises:
+        TargetError: names the span, what was found and what was wanted.
+    """
+    end_max_s = MAX_TIME_S if duration_s is None else duration_s + END_TOLERANCE_S
+    for index, (start, end) in enumerate(spans):
+        if 0 <= start < end <= end_max_s:
+            continue
+        wanted = "0 <= start < end" + ("" if duration_s is None else f" <= duration_s {duration_s}")
+        raise TargetError(f"{field}.{index}", f"found {start} to {end}, wanted {wanted}")
