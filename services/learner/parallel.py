@@ -111,6 +111,7 @@ def shard_model(policy: Policy, *, ranks: Ranks, compute_dtype: torch.dtype) -> 
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
     policy.register_forward_hook(_reshard_unless_training)
     return policy
 

@@ -1,0 +1,103 @@
+"""Two FSDP ranks under torchrun compute what one process computes."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from services.learner.parallel import shard_model, start_ranks
+from services.learner.policy import load_policy
+from tests.fixtures.groups import clip_ref, scored_group
+from tests.fixtures.learner_rank import Case, case_gradients, write_cases
+from tests.fixtures.tiny_models import Architecture
+
+ROOT = Path(__file__).parents[3]
+DEADLINE_S = 120
+CASES = ("frozen_tower", "trained_tower", "checkpointed", "empty_rank", "linear_attention")
+
+
+@pytest.fixture(scope="module")
+def cases(
+    tiny_model: Callable[[Architecture], Path], clip_paths: tuple[Path, Path]
+) -> dict[str, Case]:
+    """Three groups of different lengths for two ranks: one of them has an idle micro-batch."""
+
+    def groups(architecture: Architecture, count: int) -> list[str]:
+        model = tiny_model(architecture)
+        made = [
+            scored_group(
+                model,
+                clip_ref(clip_paths[i % 2], architecture=architecture),
+                video_token_id=AutoConfig.from_pretrained(model).video_token_id,
+                answer_lengths=(3, 5, 2),
+                query="When?" * (1 + i),
+                seed=i,
+            )
+            for i in range(count)
+        ]
+        return [group.model_dump_json() for group in made]
+
+    def case(name: str, architecture: Architecture = "qwen3_vl", **changed: object) -> Case:
+        settings = {"freeze_vision": True, "gradient_checkpointing": False, **changed}
+        count = int(settings.pop("count", 3))
+        folder = str(tiny_model(architecture))
+        return Case(name=name, model=folder, groups=groups(architecture, count), **settings)
+
+    made = [
+        case("frozen_tower"),
+        case("trained_tower", freeze_vision=False),
+        case("checkpointed", freeze_vision=False, gradient_checkpointing=True),
+        case("empty_rank", count=1),
+        case("linear_attention", "qwen3_5"),
+    ]
+    return {one.name: one for one in made}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the gradients that two ranks wrote."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    write_cases(folder, list(cases.values()))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    finished = subprocess.run(
+        [*launch, "-m", "tests.fixtures.learner_rank", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_equal_one_in_loss_and_gradients(
+    name: str, cases: dict[str, Case], two_ranks: Path
+) -> None:
+    found, wanted = load_file(two_ranks / f"{name}.safetensors"), case_gradients(cases[name])
+    assert found.keys() == wanted.keys()
+    assert any("visual" in key for key in found) != cases[name].freeze_vision
+    assert found["loss"].item() == pytest.approx(wanted["loss"].item(), rel=1e-5)
+    for key, gradient in wanted.items():
+        assert torch.allclose(found[key], gradient, rtol=1e-4, atol=1e-6), key
+
+
+def test_without_torchrun_there_is_one_rank(tiny_model: Callable[[Architecture], Path]) -> None:
+    ranks = start_ranks("cpu", timeout_s=10)
+    try:
+        assert (ranks.rank, ranks.world_size, ranks.is_main) == (0, 1, True)
+        assert ranks.broadcast_json([1, "ä"]) == [1, "ä"]
+        assert ranks.all_reduce_sum(torch.tensor([2.0])).tolist() == [2.0]
+        policy = load_policy(tiny_model("qwen3_vl"))
+        sharded = shard_model(policy, ranks=ranks, compute_dtype=torch.float32)
+        assert all(type(p) is torch.nn.Parameter for p in sharded.parameters())
+    finally:
+        ranks.close()
+    assert not dist.is_initialized()
