@@ -37,29 +37,25 @@ def serve(settings: Reward | None = None, *, token: SecretStr | None = None) -> 
         settings.host, token=token, allow_remote=settings.allow_remote, section="reward"
     )
     if settings.workers == 1:
-        _server(settings, token, metrics_dir=None).run()
+        uvicorn.Server(_config(settings, token, metrics_dir=None)).run()
         return
     with tempfile.TemporaryDirectory(prefix="tempsamp-reward-") as metrics_dir:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
-        server = _server(settings, token, metrics_dir=metrics_dir)
-        socket = server.config.bind_socket()
-        Multiprocess(server.config, target=server.run, sockets=[socket]).run()
+        config = _config(settings, token, metrics_dir=metrics_dir)
+        Multiprocess(config, sockets=[config.bind_socket()]).run()
 
 
-def _server(
+def _config(
     settings: Reward, token: SecretStr | None, *, metrics_dir: str | None
-) -> uvicorn.Server:
-    """A server whose app each worker makes for itself; the factory travels to them by pickle."""
-    factory = functools.partial(create_app, settings, token=token, metrics_dir=metrics_dir)
-    return uvicorn.Server(
-        uvicorn.Config(
-            factory,
-            factory=True,
-            host=settings.host,
-            port=settings.port,
-            workers=settings.workers,
-            access_log=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=DRAIN_S,
-        )
+) -> uvicorn.Config:
+    """The app as a factory: each worker makes its own; the factory travels to them by pickle."""
+    return uvicorn.Config(
+        functools.partial(create_app, settings, token=token, metrics_dir=metrics_dir),
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
     )
