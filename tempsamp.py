@@ -1,4 +1,4 @@
-"""The `tempsamp` command. Commands import what they run only when they run, so `--help` is instant."""
+"""The `tempsamp` command; commands import what they run when they run, so `--help` is instant."""
 
 import sys
 from pathlib import Path
@@ -27,6 +27,30 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="section.key=value, over the file; may be repeated."),
 ]
+
+
+@reward.command("serve")
+def reward_serve(
+    config_file: OptionalConfigFile = None,
+    overrides: Overrides = None,
+    host: Annotated[str | None, typer.Option(help="Default: reward.host.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default: reward.port.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Default: reward.workers.")] = None,
+) -> None:
+    """Start the reward service; it needs no run file."""
+    from common import config
+
+    changed = {"host": host, "port": port, "workers": workers}
+    given = [f"reward.{key}={value}" for key, value in changed.items() if value is not None]
+    if config_file is None:
+        settings = config.load_reward([*(overrides or ()), *given])
+        token = config.token()
+    else:
+        run = config.load(config_file, overrides=[*(overrides or ()), *given])
+        settings, token = run.reward, run.shared.token
+    from services.reward.server import serve
+
+    serve(settings, token=token)
 
 
 @rollout.command("serve")

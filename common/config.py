@@ -108,8 +108,8 @@ class Rollout(Section):
     advertise_host: str | None = None
     """Host name other services reach this replica by; default: `host`."""
     replica: str | None = None
-    """First part of the name in the registry and in consumer groups; default: the host name. A random
-    part is added, so that a restarted replica is a new one."""
+    """First part of the name in the registry and in consumer groups; default: the host name. A
+    random part is added, so that a restarted replica is a new one."""
     device: Literal["cpu", "cuda"] = "cpu"
     max_model_len: PositiveInt = 24_576
     max_num_seqs: PositiveInt = 64
@@ -324,10 +324,20 @@ def parse(
     try:
         return Run.model_validate(document)
     except ValidationError as error:
-        problems = "\n".join(
-            f"  {_explain(dict(problem))}" for problem in error.errors(include_url=False)
-        )
-        raise ConfigError(f"{source}: {len(error.errors())} problem(s)\n{problems}") from error
+        raise _problems(source, error) from error
+
+
+def load_reward(overrides: Sequence[str]) -> Reward:
+    """`[reward]` without a run file: its defaults and `reward.key=value` overrides."""
+    document: dict[str, Any] = {"reward": {}}
+    for override in overrides:
+        _apply(document, override)
+    if stray := document.keys() - {"reward"}:
+        raise ConfigError(f"found settings for {sorted(stray)}, wanted --config for those")
+    try:
+        return Reward.model_validate(document["reward"])
+    except ValidationError as error:
+        raise _problems("command line", error, prefix=("reward",)) from error
 
 
 def token(environ: Mapping[str, str] = os.environ) -> SecretStr | None:
@@ -371,8 +381,14 @@ def _none_from_word(value: Any) -> Any:
     return value
 
 
-def _explain(problem: dict[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
+def _problems(source: str, error: ValidationError, *, prefix: tuple[str, ...] = ()) -> ConfigError:
+    found = error.errors(include_url=False)
+    explained = "\n".join(f"  {_explain({**problem}, prefix)}" for problem in found)
+    return ConfigError(f"{source}: {len(found)} problem(s)\n{explained}")
+
+
+def _explain(problem: dict[str, Any], prefix: tuple[str, ...]) -> str:
+    location = [*prefix, *(str(part) for part in problem["loc"])]
     where = ".".join(location)
     if problem["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
