@@ -1,0 +1,90 @@
+"""One JSON object a line."""
+
+import datetime
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.logs import configure
+
+
+@pytest.fixture(autouse=True)
+def _restored_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    ours = [logging.getLogger(name) for name in ("common", "services", "jobs")]
+    levels = [logger.level for logger in ours]
+    yield
+    root.handlers[:], root.level = handlers, level
+    for logger, before in zip(ours, levels, strict=True):
+        logger.setLevel(before)
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_line_has_the_common_fields_and_the_extras() -> None:
+    stream = io.StringIO()
+    configure("learner", run_id="demo", stream=stream)
+    extras = {"step": 3, "prompt_id": "p1", "loss": 0.5}
+    logging.getLogger("services.learner.train").info("step %s", "done", extra=extras)
+    [line] = lines(stream)
+    when = datetime.datetime.fromisoformat(line.pop("ts"))
+    assert abs(when.timestamp() - datetime.datetime.now(datetime.UTC).timestamp()) < 5
+    assert line == {
+        "level": "info",
+        "service": "learner",
+        "run_id": "demo",
+        "logger": "services.learner.train",
+        "event": "step done",
+        "step": 3,
+        "prompt_id": "p1",
+        "loss": 0.5,
+    }
+
+
+def test_constants_are_on_every_line_and_extras_cannot_overwrite_them() -> None:
+    stream = io.StringIO()
+    configure("rollout", run_id="demo", replica="a", stream=stream)
+    logging.getLogger("services").info("one")
+    logging.getLogger("services").info("two", extra={"replica": "b", "service": "reward"})
+    assert [(line["service"], line["replica"]) for line in lines(stream)] == [("rollout", "a")] * 2
+
+
+def test_exception_stays_on_one_line() -> None:
+    stream = io.StringIO()
+    configure("rollout", run_id="demo", stream=stream)
+    try:
+        int("two\nlines")
+    except ValueError:
+        logging.getLogger("services").exception("failed", extra={"path": Path("a.mp4")})
+    [line] = lines(stream)
+    assert line["level"] == "error"
+    assert line["path"] == "a.mp4"
+    assert "Traceback" in line["exception"]
+    assert "\nValueError: " in line["exception"]
+
+
+def test_libraries_speak_from_warning_on() -> None:
+    stream = io.StringIO()
+    configure("reward", run_id="demo", stream=stream)
+    logging.getLogger("httpx").info("request")
+    logging.getLogger("httpx").warning("slow")
+    logging.getLogger("common.broker").info("ours")
+    assert [line["event"] for line in lines(stream)] == ["slow", "ours"]
+
+
+def test_configuring_again_replaces_the_first() -> None:
+    first, second = io.StringIO(), io.StringIO()
+    configure("reward", run_id="demo", stream=first)
+    configure("reward", run_id="demo", stream=second, level=logging.WARNING)
+    logging.getLogger("services").info("quiet")
+    logging.getLogger("services").warning("loud")
+    assert first.getvalue() == ""
+    assert [line["event"] for line in lines(second)] == ["loud"]
