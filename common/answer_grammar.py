@@ -1,11 +1,11 @@
 """The default reading of an answer: free text → spans in seconds. `read_default(text) -> Reading`.
 
 Two steps. `find_answer` finds what was answered: the first non-blank `<answer>` block outside any
-thought, else the whole text without thoughts (tags in any case). `pairs` reads times there (12.5,
-.5, 1e1, 12.5s, 2 min, 1m05s, mm:ss, h:mm:ss) and pairs neighbours by the words between them.
+thought, else the whole text without thoughts. `pairs` reads times there (12.5, .5, 1e1, 12.5s,
+2 min, 1m05s, mm:ss, h:mm:ss) and pairs neighbours by the words between them.
 
-Linear time: tags, times and characters that are looked at are bounded, gaps between two times are
-matched only up to `MAX_GAP_CHARS`, and no pattern can backtrack over an unbounded stretch twice.
+Linear time: characters and times that are looked at are bounded, gaps between two times are matched
+only up to `MAX_GAP_CHARS`, and no pattern can backtrack over an unbounded stretch twice.
 `common.answers` is the public face; `common.answer_presets` reads as other code bases do.
 """
 
@@ -14,21 +14,15 @@ from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
 
+from common.answer_tags import find_answer
 from common.spans import Span
 
-MAX_READ_CHARS = 65_536
-"""Characters of the answer that are looked at; 2,048 tokens are about 8,000."""
-MAX_TAGS = 256
 MAX_TIMES = 512
 MAX_GAP_CHARS = 48
 """Two times with more than this between them are not a pair."""
 MAX_TIME_S = 1e9
 MAX_COMMA_CHARS = 256
 """Longest text in which commas inside numbers are understood."""
-
-_THINK = re.compile(r"<(/?)think>", re.IGNORECASE | re.ASCII)
-_ANSWER_OPEN = re.compile(r"<answer>", re.IGNORECASE | re.ASCII)
-_ANSWER_CLOSE = re.compile(r"</answer>", re.IGNORECASE | re.ASCII)
 
 _UNIT = r"""
   (?:\s*+(?:(?P<h>h|hrs?|hours?)|(?P<m>m|mins?|minutes?)|(?P<ms>ms|msecs?|milliseconds?)
@@ -38,7 +32,7 @@ _TIME = re.compile(
     r"""(?:(?<![0-9A-Za-z_.])|(?<=to)|(?<=and)|(?<=[0-9][hm])|(?<=\.\.))(?<![0-9][.:])
     (?:(?P<clock>[0-9]{1,3}(?::[0-9]{2}){1,2}(?:\.[0-9]++|,[0-9]{3}(?![0-9:]))?)(?![0-9:])
        (?:\s*+(?:s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?)(?![a-z]))?
-    |(?P<number>(?:[0-9]++(?:\.[0-9]++)?|\.[0-9]++)(?:e[-+]?[0-9]{1,2}(?![0-9a-z.]))?)(?!:[0-9])"""
+    |(?P<number>(?:[0-9]++(?:\.[0-9]++)?|(?<!\.)\.[0-9]++)(?:e[-+]?[0-9]{1,2}(?![0-9a-z.]))?)(?!:[0-9])"""
     + _UNIT
     + ")",
     re.VERBOSE | re.IGNORECASE,
@@ -49,7 +43,7 @@ _OPEN = r"""[\s"'`*_(\[{<]*"""
 _HEDGE = r"(?:\s*(?:the|about|around|approximately|approx\.?|roughly|at|t\s*=))*"
 _RANGE = re.compile(
     _CLOSE
-    + r",?\s*(?:up\s+to|to|until|till?|through|thru|-{1,2}>?|=>|\.{2,3}|…|至|到"
+    + r"[.,]?\s*(?:up\s+to|to|until|till?|through|thru|-{1,2}>?|=>|\.{2,3}|…|至|到"
     + r"|[~\u2012\u2013\u2014\u2212\u2192])"  # figure, en and em dash, minus, arrow
     + _HEDGE
     + _OPEN,
@@ -89,15 +83,6 @@ class Reading(NamedTuple):
     """Whether it stood in a closed answer block; only the default grammar says."""
 
 
-class AnswerText(NamedTuple):
-    """The part of a response that answers."""
-
-    text: str
-    """At most `MAX_READ_CHARS`."""
-    tagged: bool
-    """Whether it is the inside of a closed answer block."""
-
-
 class Time(NamedTuple):
     """One time in the text."""
 
@@ -120,48 +105,6 @@ def read_default(text: str) -> Reading:
     spans = tuple((start, end) if start <= end else (end, start) for start, end in found)
     is_reversed = any(start > end for start, end in found)
     return Reading(spans, spans, reversed=is_reversed, tagged=answer.tagged)
-
-
-def find_answer(text: str) -> AnswerText:
-    """The part of a response that answers; numbers in thoughts are never in it.
-
-    A `</think>` without its opening tag ends a thought that began in the prompt. In a thought that
-    never ends only what follows an `<answer>` counts.
-    """
-    if "<" not in text:
-        return AnswerText(text[:MAX_READ_CHARS], tagged=False)
-    visible = _without_thoughts(text)
-    opening = _ANSWER_OPEN.search(visible)
-    if opening is None:
-        return AnswerText(visible[:MAX_READ_CHARS], tagged=False)
-    for _ in range(MAX_TAGS):
-        closing = _ANSWER_CLOSE.search(visible, opening.end())
-        block = visible[opening.end() : closing.start() if closing else None]
-        if block and not block.isspace():
-            return AnswerText(block[:MAX_READ_CHARS], tagged=closing is not None)
-        opening = _ANSWER_OPEN.search(visible, closing.end()) if closing else None
-        if opening is None:
-            break
-    return AnswerText("", tagged=False)
-
-
-def _without_thoughts(text: str) -> str:
-    kept: list[str] = []
-    in_thought, begin, count = False, 0, 0
-    for tag in islice(_THINK.finditer(text), MAX_TAGS):
-        count += 1
-        if tag[1]:
-            if not in_thought:
-                kept.clear()
-            in_thought, begin = False, tag.end()
-        elif not in_thought:
-            kept.append(text[begin : tag.start()])
-            in_thought, begin = True, tag.end()
-    tail = text[begin:] if count < MAX_TAGS else ""
-    if in_thought:
-        answer = _ANSWER_OPEN.search(tail)
-        tail = tail[answer.start() :] if answer else ""
-    return " | ".join((*kept, tail))
 
 
 def pairs(text: str) -> list[Span]:

@@ -5,13 +5,16 @@ SPEC A6 (seed_train), A9 (seed_eval), A9 and B5 (timelens, timezero) say what ea
 
 The public patterns are quadratic or worse on long runs of digits or tags. Here numbers are
 possessive and start only where no digit precedes, and blocks are found with `str.find`: the same
-matches in linear time. Text past `MAX_READ_CHARS` of what is read is ignored.
+matches in linear time. Text past `MAX_READ_CHARS` of what is read is ignored, and where all pairs
+are listed, those past `MAX_TIMES`.
 """
 
 import re
 import sys
+from itertools import islice
 
-from common.answer_grammar import MAX_READ_CHARS, MAX_TAGS, NOTHING, Reading
+from common.answer_grammar import MAX_TIMES, NOTHING, Reading
+from common.answer_tags import ANSWER_CLOSE, ANSWER_OPEN, MAX_READ_CHARS, MAX_TAGS
 from common.spans import Span
 
 NUMBER = r"(?<!\d)(\d++\.?+\d*+)"
@@ -21,8 +24,6 @@ _ONE_SPACE = re.compile(NUMBER + " (?:to|and) " + NUMBER)
 _DASH = re.compile(NUMBER + r"\s*+-\s*+" + NUMBER)
 STANDALONE_NUMBER = re.compile(r"\b\d+(?:\.\d+)?\b")
 _CLOCK = re.compile(r"\b(\d{1,2}:\d{2}:\d{2}(?:\.\d+)?|\d{1,2}:\d{2}(?:\.\d+)?)\b")
-
-OPEN, CLOSE = "<answer>", "</answer>"
 
 
 def read_seed_train(text: str) -> Reading:
@@ -58,16 +59,16 @@ def read_timezero(text: str) -> Reading:
 
 def first_block(text: str) -> str | None:
     """Inside of the first `<answer>…</answer>`, tags in lower case; None without one."""
-    begin = text.find(OPEN)
-    end = text.find(CLOSE, begin + len(OPEN)) if begin >= 0 else -1
-    return text[begin + len(OPEN) : end] if end >= 0 else None
+    begin = text.find(ANSWER_OPEN)
+    end = text.find(ANSWER_CLOSE, begin + len(ANSWER_OPEN)) if begin >= 0 else -1
+    return text[begin + len(ANSWER_OPEN) : end] if end >= 0 else None
 
 
 def has_one_block(text: str) -> bool:
     """Whether there is exactly one `<answer>…</answer>`, tags in lower case."""
-    begin = text.find(OPEN)
-    end = text.find(CLOSE, begin + len(OPEN)) if begin >= 0 else -1
-    return end >= 0 and first_block(text[end + len(CLOSE) :]) is None
+    begin = text.find(ANSWER_OPEN)
+    end = text.find(ANSWER_CLOSE, begin + len(ANSWER_OPEN)) if begin >= 0 else -1
+    return end >= 0 and first_block(text[end + len(ANSWER_CLOSE) :]) is None
 
 
 def has_seed_pair(body: str) -> bool:
@@ -77,29 +78,30 @@ def has_seed_pair(body: str) -> bool:
 
 
 def _first_one_line_block(text: str) -> str | None:
-    begin, end = text.find(OPEN), -1
+    begin, end = text.find(ANSWER_OPEN), -1
     for _ in range(MAX_TAGS):
         if begin < 0:
             break
         if end < begin:
-            end = text.find(CLOSE, begin)
+            end = text.find(ANSWER_CLOSE, begin)
         if end < 0:
             break
         line_end = text.find("\n", begin)
         if line_end < 0 or end < line_end:
-            return text[begin + len(OPEN) : end]
-        begin = text.find(OPEN, line_end)
+            return text[begin + len(ANSWER_OPEN) : end]
+        begin = text.find(ANSWER_OPEN, line_end)
     return None
 
 
 def _timelens_spans(text: str) -> tuple[Span, ...]:
-    clocks = [_clock_s(clock) for clock in _CLOCK.findall(text)]
+    clocks = [_clock_s(match[0]) for match in islice(_CLOCK.finditer(text), 2 * MAX_TIMES)]
     if len(clocks) > 1:
         return _in_pairs(clocks)
     for pattern in (_DASH, _TO):
-        if found := pattern.findall(text):
-            return tuple((_float(start), _float(end)) for start, end in found)
-    return _in_pairs([_float(number) for number in STANDALONE_NUMBER.findall(text)])
+        if found := tuple(islice(pattern.finditer(text), MAX_TIMES)):
+            return tuple((_float(match[1]), _float(match[2])) for match in found)
+    numbers = islice(STANDALONE_NUMBER.finditer(text), 2 * MAX_TIMES)
+    return _in_pairs([_float(match[0]) for match in numbers])
 
 
 def _in_pairs(times: list[float]) -> tuple[Span, ...]:

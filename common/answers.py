@@ -12,7 +12,6 @@ from types import MappingProxyType
 from common.answer_grammar import (
     NOTHING,
     Reading,
-    find_answer,
     read_default,
     times_in,
 )
@@ -22,6 +21,7 @@ from common.answer_presets import (
     read_timelens,
     read_timezero,
 )
+from common.answer_tags import find_answer
 from common.messages import Highlight
 from common.spans import Span
 

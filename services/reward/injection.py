@@ -7,16 +7,12 @@ think mode offers three options, by name:
     none     nothing is injected
 """
 
-import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from common.answer_tags import thought_of
 from common.config import ThinkInjection
 from common.messages import Mode
-
-_FLAGS = re.IGNORECASE | re.ASCII
-_THINK_OPEN = re.compile(r"<think>", _FLAGS)
-_THINK_CLOSE = re.compile(r"</think>", _FLAGS)
 
 
 class Injection(NamedTuple):
@@ -46,13 +42,3 @@ def inject(
         if thought is not None:
             return Injection(f"<think>{thought}</think>{answer}")
     return Injection(None, "think_injection is splice and no response has a closed thought")
-
-
-def thought_of(response: str) -> str | None:
-    """Inside of the first closed `<think>…</think>` that is not blank; None without one."""
-    opening = _THINK_OPEN.search(response)
-    closing = _THINK_CLOSE.search(response, opening.end()) if opening else None
-    if opening is None or closing is None:
-        return None
-    thought = response[opening.end() : closing.start()]
-    return thought if thought and not thought.isspace() else None

@@ -12,16 +12,12 @@ never required, a reversed span earns the reward, and tags are lower case.
 
 import re
 
-from common.answer_presets import CLOSE, OPEN, first_block, has_one_block, has_seed_pair
+from common.answer_presets import first_block, has_one_block, has_seed_pair
+from common.answer_tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, fold
 from common.messages import Mode
 from common.reward_api import FormatRule
 
-_FLAGS = re.IGNORECASE | re.ASCII
-_THINK_OPEN = re.compile(r"\s*<think>", _FLAGS)
-_THINK_CLOSE = re.compile(r"</think>", _FLAGS)
-_ANSWER_OPEN = re.compile(r"<answer>", _FLAGS)
-_ANSWER_CLOSE = re.compile(r"</answer>", _FLAGS)
-_THOUGHT_THEN_ANSWER = re.compile(r"</think>\s*<answer>", _FLAGS)
+_THOUGHT_THEN_ANSWER = re.compile(THINK_CLOSE + r"\s*" + ANSWER_OPEN)
 
 
 def has_format(response: str, *, mode: Mode, rule: FormatRule, readable: bool) -> bool:
@@ -33,12 +29,16 @@ def has_format(response: str, *, mode: Mode, rule: FormatRule, readable: bool) -
         rule: loose or strict, see the module docstring.
         readable: the parser found an answer inside a closed block, in order.
     """
+    if mode == "answer" and rule == "loose":
+        return readable
+    folded = fold(response).strip()
     if mode == "think":
-        thought = _thought_of_exact_format(response)
+        thought = _thought_before_answer(folded)
         if thought is None or rule == "loose":
             return thought is not None
-        return readable and not thought.isspace() and thought != "" and _one_line_answer(response)
-    return readable and (rule == "loose" or _one_line_answer(response))
+        if not thought or thought.isspace() or folded.count(THINK_CLOSE) > 1:
+            return False
+    return readable and _one_line_answer_at_end(folded)
 
 
 def has_seed_format(response: str, *, rule: FormatRule) -> bool:
@@ -48,45 +48,27 @@ def has_seed_format(response: str, *, rule: FormatRule) -> bool:
         return False
     if rule == "loose":
         return True
-    return has_one_block(response) and response.rstrip().endswith(CLOSE) and "\n" not in body
+    at_end = response.rstrip().endswith(ANSWER_CLOSE)
+    return at_end and has_one_block(response) and "\n" not in body
 
 
 def has_timezero_format(response: str) -> bool:
     """`<think>…</think> <answer>…</answer>` and nothing else, tags in lower case (SPEC B2)."""
-    text = response.strip()
-    return (
-        text.startswith("<think>")
-        and text.endswith(CLOSE)
-        and bool(re.search(r"</think>\s*" + OPEN, text))
-    )
+    return _thought_before_answer(response.strip()) is not None
 
 
-def _thought_of_exact_format(response: str) -> str | None:
-    """Inside of the thought when the response is a thought and then an answer, else None."""
-    opening = _THINK_OPEN.match(response)
-    if opening is None or not _ends_with_answer(response):
+def _thought_before_answer(stripped: str) -> str | None:
+    """Inside of the thought when the text is a thought and then an answer, else None."""
+    if not (stripped.startswith(THINK_OPEN) and stripped.endswith(ANSWER_CLOSE)):
         return None
-    middle = _THOUGHT_THEN_ANSWER.search(response, opening.end())
-    return response[opening.end() : middle.start()] if middle else None
+    middle = _THOUGHT_THEN_ANSWER.search(stripped, len(THINK_OPEN))
+    return stripped[len(THINK_OPEN) : middle.start()] if middle else None
 
 
-def _one_line_answer(response: str) -> bool:
-    """One answer block, at the end, without a line break, after at most one thought."""
-    opening = _ANSWER_OPEN.search(response)
-    if opening is None or not _ends_with_answer(response):
+def _one_line_answer_at_end(stripped: str) -> bool:
+    """Exactly one answer block, without a line break, and nothing after it."""
+    if not stripped.endswith(ANSWER_CLOSE):
         return False
-    closing = _ANSWER_CLOSE.search(response, opening.end())
-    if closing is None or _ANSWER_CLOSE.search(response, closing.end()):
+    if stripped.count(ANSWER_OPEN) != 1 or stripped.count(ANSWER_CLOSE) != 1:
         return False
-    if _ANSWER_OPEN.search(response, opening.end()) or _second(_THINK_CLOSE, response):
-        return False
-    return "\n" not in response[opening.end() : closing.start()]
-
-
-def _second(pattern: re.Pattern[str], text: str) -> bool:
-    first = pattern.search(text)
-    return first is not None and pattern.search(text, first.end()) is not None
-
-
-def _ends_with_answer(response: str) -> bool:
-    return response.rstrip()[-len(CLOSE) :].lower() == CLOSE
+    return "\n" not in stripped[stripped.find(ANSWER_OPEN) :]
