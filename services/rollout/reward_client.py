@@ -34,7 +34,7 @@ class Scoring:
 
     verdicts: tuple[Verdict, ...]
     injected: tuple[str, Verdict] | None
-    """Text and verdict of the GT answer; None when the strategy injects nothing or there is none."""
+    """Text and verdict of the GT answer; None when nothing is injected."""
 
 
 class GroupScorer:

@@ -16,6 +16,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from common.errors import WeightError
 from common.messages import TensorSlice
@@ -108,7 +109,15 @@ class TempSampWeightTransferEngine(WeightTransferEngine[GroupInfo, StreamInfo]):
         initialize_layerwise_reload(self.model)
         self.model.load_weights(self._layout.views(self._stream_N))
         finalize_layerwise_reload(self.model, self.model_config)
+        self._repack_tied_heads()
         self._layout = None
+
+    def _repack_tied_heads(self) -> None:
+        """A head tied to the embedding loads no weights of its own, so the reload passes it by; but
+        on CPU it multiplies with a packed copy, which would stay that of the old weights."""
+        for module in self.model.modules():
+            if isinstance(module, ParallelLMHead):
+                module.quant_method.process_weights_after_loading(module)
 
     def shutdown(self) -> None:
         """Leave the group; the weights stay."""

@@ -1,0 +1,147 @@
+"""A real ring for the tests of this folder: redis-server, reward service and one vLLM replica.
+
+Started once per session, because loading vLLM takes half a minute. Nothing in it is a double.
+"""
+
+import asyncio
+import json
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from common import config
+from common.broker import Broker
+from common.config import Run
+from common.messages import ReplicaStatus
+from jobs.local_redis import LocalRedis, start_redis
+from jobs.processes import Child, Children
+
+ROOT = Path(__file__).resolve().parents[2]
+READY_TIMEOUT_S = 180.0
+
+
+@dataclass
+class Ring:
+    """The services and how to reach them."""
+
+    run_id: str
+    redis: LocalRedis
+    children: Children
+    environ: dict[str, str]
+    reward_port: int
+    folder: Path
+    rollout: Child
+
+    def overrides(self, **changed: object) -> list[str]:
+        """`--set` values of this ring over deploy/configs/demo.toml."""
+        settings: dict[str, object] = {
+            "shared.run_id": self.run_id,
+            "shared.model": str(ROOT / "deploy/tiny-qwen3vl"),
+            "shared.redis_url": self.redis.url,
+            "shared.reward_url": f"http://127.0.0.1:{self.reward_port}",
+            "reward.port": self.reward_port,
+            "learner.run_dir": str(self.folder / "run"),
+            "learner.rows": str(self.folder / "rows.jsonl"),
+            **{key.replace("__", "."): value for key, value in changed.items()},
+        }
+        return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+    def run(self, **changed: object) -> Run:
+        """The run's configuration as this ring's services see it."""
+        return config.load(
+            ROOT / "deploy/configs/demo.toml",
+            overrides=self.overrides(**changed),
+            environ=self.environ,
+        )
+
+    def broker(self) -> Broker:
+        """A new broker on this ring's Redis."""
+        password = self.environ["TEMPSAMP_REDIS_PASSWORD"]
+        return Broker(self.redis.url, run_id=self.run_id, password=password)
+
+    def replicas(self) -> list[ReplicaStatus]:
+        """The registry."""
+
+        async def read() -> list[ReplicaStatus]:
+            broker = self.broker()
+            try:
+                return await broker.replicas()
+            finally:
+                await broker.close()
+
+        return asyncio.run(read())
+
+    def wait_for_replicas(self, count: int = 1) -> list[ReplicaStatus]:
+        """Wait until `count` replicas are registered."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            self.children.check()
+            found = self.replicas()
+            if len(found) >= count:
+                return found
+            time.sleep(0.2)
+        raise AssertionError(f"no {count} replica(s) after {READY_TIMEOUT_S} s")
+
+    def start_rollout(self, name: str) -> Child:
+        """One more replica."""
+        return self.children.start(
+            name,
+            [sys.executable, "-m", "tempsamp", "rollout", "serve", *self.arguments()],
+            environ=self.environ,
+        )
+
+    def arguments(self, **changed: object) -> list[str]:
+        """Command-line arguments of a service of this ring."""
+        pairs = [argument for item in self.overrides(**changed) for argument in ("--set", item)]
+        return ["--config", str(ROOT / "deploy/configs/demo.toml"), *pairs]
+
+
+@pytest.fixture(scope="session")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
+    """Redis, reward service and a replica, up and registered."""
+    folder = tmp_path_factory.mktemp("ring")
+    environ = {
+        "TEMPSAMP_REDIS_PASSWORD": secrets.token_hex(8),
+        "TEMPSAMP_TOKEN": secrets.token_hex(8),
+        "OMP_NUM_THREADS": "1",
+    }
+    redis = start_redis(folder / "redis", environ["TEMPSAMP_REDIS_PASSWORD"])
+    try:
+        with Children(folder / "logs") as children:
+            ring = Ring("ring", redis, children, environ, _free_port(), folder, rollout=None)  # type: ignore[arg-type]
+            children.start(
+                "reward",
+                [sys.executable, "-m", "tempsamp", "reward", "serve", *ring.arguments()],
+                environ=environ,
+            )
+            ring.rollout = ring.start_rollout("rollout")
+            ring.wait_for_replicas()
+            _wait_until_ready(f"http://127.0.0.1:{ring.reward_port}", children)
+            yield ring
+    finally:
+        redis.stop()
+
+
+def _wait_until_ready(url: str, children: Children) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        children.check()
+        try:
+            if httpx.get(f"{url}/readyz").is_success:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.1)
+    raise AssertionError(f"{url} was not ready after 60 s")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,96 @@
+"""Weights reach a running vLLM exactly: its log-probabilities are the learner's after each update."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from common import video
+from common.messages import PromptRequest, ScoredGroup, SpansTarget
+from common.prompts import chat_messages
+from jobs import clips
+from services.learner import parallel
+from services.learner.parallel import Ranks
+from services.learner.policy import Policy, load_policy
+from services.learner.probe import generate_probe, logprob_gap
+from services.learner.publish import Publisher
+from tests.ring.conftest import ROOT, Ring
+
+MAX_GAP_NATS = 1e-4
+CLEAR_GAP_NATS = 1e-2
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    ranks = parallel.start_ranks("cpu", timeout_s=60)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture
+def policy() -> Policy:
+    return load_policy(ROOT / "deploy/tiny-qwen3vl")
+
+
+@pytest.fixture
+def publisher(ring: Ring, policy: Policy, ranks: Ranks) -> Iterator[Publisher]:
+    run = ring.run()
+    publisher = Publisher(
+        policy, shared=run.shared, learner=run.learner, ranks=ranks, replicas=ring.replicas
+    )
+    yield publisher
+    publisher.close()
+
+
+@pytest.fixture(scope="module")
+def prompt(ring: Ring) -> PromptRequest:
+    clips.write_split(ring.folder / "clips", "validation", num_clips=1)
+    path = ring.folder / "clips" / clips.clip_path("validation", 0)
+    run = ring.run()
+    return PromptRequest(
+        prompt_id="p",
+        sequence=1,
+        row_id="r",
+        epoch=0,
+        mode="answer",
+        task="temporal_grounding",
+        clip=video.sample_clip(path, sampling=clips.SAMPLING),
+        messages=chat_messages(clips.PROBLEM.format(query="the red circle is visible")),
+        target=SpansTarget(spans=((1.0, 2.0),)),
+        num_samples=4,
+        sampling=run.shared.sampling,
+        min_version=0,
+    )
+
+
+def probe(ring: Ring, publisher: Publisher, prompt: PromptRequest, version: int) -> ScoredGroup:
+    url = publisher.member_urls()[0]
+    group = generate_probe(prompt, url=url, version=version, shared=ring.run().shared)
+    assert group is not None
+    return group
+
+
+def nudge(policy: Policy, *, seed: int) -> None:
+    """What an optimizer step does, only larger."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.1 * parameter.abs().mean() * noise)
+
+
+def test_logprobs_equal_the_learners_after_each_update_and_differ_from_the_old_ones(
+    ring: Ring, publisher: Publisher, policy: Policy, prompt: PromptRequest, ranks: Ranks
+) -> None:
+    publisher.publish(1, step=1)
+    before = probe(ring, publisher, prompt, version=1)
+    assert logprob_gap(policy, before, ranks=ranks) < MAX_GAP_NATS
+    for version in (2, 3):
+        nudge(policy, seed=version)
+        assert logprob_gap(policy, before, ranks=ranks) > CLEAR_GAP_NATS
+        published = publisher.publish(version, step=version)
+        assert published.version == version
+        after = probe(ring, publisher, prompt, version=version)
+        assert logprob_gap(policy, after, ranks=ranks) < MAX_GAP_NATS
+        before = after
