@@ -180,7 +180,7 @@ class Loss(Section):
     clip_high: Positive = 0.28
     dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
     level: Literal["token", "sequence"] = "token"
-    """Ratio per token (GRPO/DAPO) or per sequence (GSPO)."""
+    """Ratio per token (GRPO/DAPO), or per sequence (GSPO: answers are averaged, not tokens)."""
     normalize: Literal["tokens", "constant"] = "tokens"
     """Denominator: all trained tokens, or a constant per sequence (Dr.GRPO)."""
     constant_tokens: PositiveInt = 256
@@ -199,7 +199,7 @@ class Advantage(Section):
     std_floor: Annotated[float, Field(ge=0)] = 0.0
     """Lower bound on the std, so that near-ties are not blown up."""
     downscale: Positive = 0.8
-    """strategy downscale: the GT reward is this share of the best policy reward's maximum of 1."""
+    """strategy downscale: factor on the injected row's own reward, the largest there is."""
     anchor: Positive = 1.2
     """strategy anchor: A_GT = anchor x best policy advantage."""
     anchor_floor: Annotated[float, Field(ge=0)] = 0.0

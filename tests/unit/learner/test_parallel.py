@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from services.learner.parallel import shard_model, start_ranks
+from common.messages import ScoredGroup
+from services.learner.batch import collate
+from services.learner.parallel import Ranks, shard_model, start_ranks
 from services.learner.policy import load_policy
 from tests.fixtures.groups import clip_ref, scored_group
 from tests.fixtures.learner_rank import Case, case_gradients, write_cases
@@ -89,15 +91,43 @@ def test_two_ranks_equal_one_in_loss_and_gradients(
         assert torch.allclose(found[key], gradient, rtol=1e-4, atol=1e-6), key
 
 
-def test_without_torchrun_there_is_one_rank(tiny_model: Callable[[Architecture], Path]) -> None:
+@pytest.fixture
+def one_rank() -> Iterator[Ranks]:
     ranks = start_ranks("cpu", timeout_s=10)
-    try:
-        assert (ranks.rank, ranks.world_size, ranks.is_main) == (0, 1, True)
-        assert ranks.broadcast_json([1, "ä"]) == [1, "ä"]
-        assert ranks.all_reduce_sum(torch.tensor([2.0])).tolist() == [2.0]
-        policy = load_policy(tiny_model("qwen3_vl"))
-        sharded = shard_model(policy, ranks=ranks, compute_dtype=torch.float32)
-        assert all(type(p) is torch.nn.Parameter for p in sharded.parameters())
-    finally:
-        ranks.close()
+    yield ranks
+    ranks.close()
     assert not dist.is_initialized()
+
+
+def test_without_torchrun_there_is_one_rank(one_rank: Ranks) -> None:
+    assert (one_rank.rank, one_rank.world_size, one_rank.is_main) == (0, 1, True)
+    assert one_rank.broadcast_json([1, "ä"]) == [1, "ä"]
+    assert one_rank.all_reduce_sum(torch.tensor([2.0])).tolist() == [2.0]
+
+
+def test_one_rank_in_float32_is_left_unsharded(one_rank: Ranks, cases: dict[str, Case]) -> None:
+    policy = load_policy(cases["frozen_tower"].model)
+    shard_model(policy, ranks=one_rank, compute_dtype=torch.float32)
+    assert {type(parameter) for parameter in policy.parameters()} == {torch.nn.Parameter}
+
+
+@pytest.mark.parametrize("name", ["frozen_tower", "trained_tower", "linear_attention"])
+def test_bfloat16_computes_on_float32_masters(
+    name: str, one_rank: Ranks, cases: dict[str, Case]
+) -> None:
+    case = cases[name]
+    group = ScoredGroup.model_validate_json(case.groups[0])
+    (batch,) = collate([group], [[1.0] * 3], micro_batch_groups=1).micro_batches
+    scores = []
+    for dtype in (torch.float32, torch.bfloat16):
+        policy = load_policy(case.model, freeze_vision=case.freeze_vision)
+        shard_model(policy, ranks=one_rank, compute_dtype=dtype)
+        scores.append(policy(batch).logprobs_GSR)
+    scores[1].sum().backward()
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in trained if parameter.grad is not None} == {
+        torch.float32
+    }
+    gap_nats = (scores[0] - scores[1]).abs().max().item()
+    assert 0 < gap_nats < 0.5

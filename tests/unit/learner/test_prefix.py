@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from common.messages import ClipRef, ScoredGroup
 from services.learner.batch import MicroBatch, collate
 from services.learner.policy import load_policy
 from services.learner.positions import prompt_positions
-from services.learner.prefix import Packing
+from services.learner.prefix import Packing, install
 from tests.fixtures.groups import clip_ref, expanded_prompt, scored_group
 from tests.fixtures.tiny_models import ARCHITECTURES, Architecture
 
@@ -165,6 +166,13 @@ def test_answers_of_one_token_need_no_answer_pass(case: Case) -> None:
     found_GSR = policy(first).logprobs_GSR
     assert found_GSR.shape == (2, 3, 1)
     assert torch.allclose(found_GSR, policy(whole).logprobs_GSR[..., :1], atol=1e-4)
+
+
+def test_layers_that_look_through_a_window_are_refused() -> None:
+    text = SimpleNamespace(layer_types=["full_attention", "sliding_attention"])
+    model = SimpleNamespace(config=SimpleNamespace(text_config=text))
+    with pytest.raises(ValueError, match="found text layers of type"):
+        install(model)
 
 
 def test_packing_splits_and_joins_along_any_axis() -> None:
