@@ -44,7 +44,7 @@ tiny-model: setup
 	$(PY) -m jobs.tiny_model --out deploy/tiny-qwen3vl
 
 bench-prefix: setup
-	@$(PY) -m jobs.bench_prefix
+	@$(PY) -m tests.bench.prefix
 
 bench-reward: setup
 	@$(PY) -m jobs.bench_reward
