@@ -1,0 +1,260 @@
+"""The source of the ring: dataset rows → `PromptRequest`s, a bounded number in flight.
+
+`rows.py` reads the rows, the broker takes the prompts, `intake.py` says which came back. Everything
+that decides the next prompt is in `FeedState`, so a resumed feed goes on as if never stopped: the
+same rows in the same order under the same sequence numbers, which Redis refuses to take twice.
+"""
+
+import asyncio
+import hashlib
+import logging
+import random
+import secrets
+from collections.abc import Collection
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from common.broker import Broker
+from common.config import Learner, Shared
+from common.errors import ConfigError, VideoError
+from common.messages import Mode, PromptRequest, Sampling
+from common.video import VideoSampling, sample_clip
+from services.learner.rows import RejectedRows, Rejection, Row, UnusableRowError, load_rows
+
+log = logging.getLogger(__name__)
+
+
+class FeedState(BaseModel):
+    """All a feed remembers; saved with every checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tag: str
+    """Start of this run's prompt ids: leftovers of an earlier run of the same name have another."""
+    rows_sha256: str
+    epoch: int
+    cursor: int
+    """Rows of this epoch's order that are done."""
+    next_sequence: int
+    outstanding: tuple[PromptRequest, ...]
+    """Fed and not yet trained on, in sequence order."""
+    rejected: tuple[Rejection, ...]
+
+
+class Feed:
+    """Feeds prompts and knows which are outstanding. For rank 0's synchronous loop."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        shared: Shared,
+        learner: Learner,
+        runner: asyncio.Runner,
+        state: FeedState | None = None,
+    ) -> None:
+        """Read the rows; start at the first epoch, or where `state` stood.
+
+        Raises:
+            ConfigError: no usable row, or the rows are not those of `state`.
+        """
+        self._broker = broker
+        self._shared = shared
+        self._learner = learner
+        self._runner = runner
+        self._sampling = VideoSampling(**shared.video.model_dump())
+        self._rejected = RejectedRows(learner.run_dir / "rejected_rows.jsonl")
+        self._rows = load_rows(learner.rows, video_root=learner.video_root, rejected=self._rejected)
+        state = state or FeedState(
+            tag=secrets.token_hex(3),
+            rows_sha256=_file_digest(learner.rows),
+            epoch=0,
+            cursor=0,
+            next_sequence=1,
+            outstanding=(),
+            rejected=(),
+        )
+        self._restore(state)
+
+    @property
+    def outstanding(self) -> Collection[str]:
+        """Ids of the prompts that were fed and not yet consumed, in sequence order."""
+        return self._outstanding.keys()
+
+    @property
+    def capacity(self) -> int:
+        """Prompts that may be outstanding: more would come back too stale to train on."""
+        return (self._learner.max_staleness + 1) * self._learner.groups_per_step
+
+    def state(self) -> FeedState:
+        """What a checkpoint keeps."""
+        return FeedState(
+            tag=self._tag,
+            rows_sha256=self._rows_sha256,
+            epoch=self._epoch,
+            cursor=self._cursor,
+            next_sequence=self._next_sequence,
+            outstanding=tuple(self._outstanding.values()),
+            rejected=self._rejected.all,
+        )
+
+    def top_up(self, version: int) -> int:
+        """Feed until `capacity` prompts are outstanding.
+
+        Args:
+            version: the newest published policy version.
+
+        Returns:
+            How many were fed.
+
+        Raises:
+            ConfigError: every row turned out unusable.
+        """
+        num_fed = 0
+        while len(self._outstanding) < self.capacity:
+            row, epoch = self._next_row()
+            try:
+                request = self._request(row, epoch=epoch, version=version)
+            except UnusableRowError as error:
+                self._reject(row, error)
+                continue
+            self._next_sequence += 1
+            self._add(request)
+            num_fed += 1
+        return num_fed
+
+    def consumed(self, prompt_id: str) -> None:
+        """The prompt is done with, trained on or given up."""
+        del self._outstanding[prompt_id]
+
+    def refeed(self, prompt_id: str, *, version: int) -> None:
+        """Ask an outstanding prompt again, behind all others."""
+        self._add(self._renumbered(self._outstanding.pop(prompt_id), version=version))
+
+    def refill(self, present: Collection[str], *, version: int) -> int:
+        """Feed again what Redis lost: the outstanding prompts that are not `present`.
+
+        In sequence order, under their old numbers unless Redis has moved beyond those.
+
+        Returns:
+            How many were lost.
+        """
+        lost = [request for key, request in self._outstanding.items() if key not in present]
+        for request in lost:
+            if not self._runner.run(self._broker.feed_prompt(request)):
+                self.refeed(request.prompt_id, version=version)
+        if lost:
+            log.warning("lost prompts fed again", extra={"num_prompts": len(lost)})
+        return len(lost)
+
+    def probe_request(self) -> PromptRequest:
+        """The first usable row as a prompt outside the ring: it is not fed and counts nowhere."""
+        for row in self._rows:
+            try:
+                return self._request(row, epoch=0, version=0)
+            except UnusableRowError as error:
+                self._reject(row, error)
+        raise ConfigError(self._nothing_left())
+
+    def _restore(self, state: FeedState) -> None:
+        found = _file_digest(self._learner.rows)
+        if found != state.rows_sha256:
+            raise ConfigError(
+                f"learner.rows: {self._learner.rows}: found sha256 {found[:12]}, wanted "
+                f"{state.rows_sha256[:12]}: it changed since the checkpoint; bring it back or "
+                "start a new run"
+            )
+        self._tag, self._rows_sha256 = state.tag, state.rows_sha256
+        self._epoch, self._cursor = state.epoch, state.cursor
+        self._next_sequence = state.next_sequence
+        self._outstanding = {request.prompt_id: request for request in state.outstanding}
+        for rejection in state.rejected:
+            self._rejected.add(rejection)
+        self._order = self._shuffled()
+
+    def _shuffled(self) -> list[int]:
+        order = list(range(len(self._rows)))
+        random.Random(f"{self._shared.seed}:{self._epoch}").shuffle(order)
+        return order
+
+    def _next_row(self) -> tuple[Row, int]:
+        """The next row of this epoch that is not rejected, and its epoch."""
+        while True:
+            if self._cursor == len(self._order):
+                if all(row.row_id in self._rejected for row in self._rows):
+                    raise ConfigError(self._nothing_left())
+                self._epoch, self._cursor = self._epoch + 1, 0
+                self._order = self._shuffled()
+            row = self._rows[self._order[self._cursor]]
+            self._cursor += 1
+            if row.row_id not in self._rejected:
+                return row, self._epoch
+
+    def _request(self, row: Row, *, epoch: int, version: int) -> PromptRequest:
+        mode = self._mode(epoch)
+        messages = row.messages(mode)
+        try:
+            clip = sample_clip(row.video, sampling=self._sampling)
+        except VideoError as error:
+            raise UnusableRowError("unreadable video", str(error)) from error
+        row.check_against(clip)
+        sequence = self._next_sequence
+        return PromptRequest(
+            prompt_id=f"{self._tag}-{epoch}-{row.row_id}",
+            sequence=sequence,
+            row_id=row.row_id,
+            epoch=epoch,
+            mode=mode,
+            task=row.task,
+            clip=clip,
+            messages=messages,
+            target=row.target,
+            num_samples=self._shared.num_policy_samples,
+            sampling=self._sampling_of(sequence),
+            min_version=self._min_version(version),
+        )
+
+    def _mode(self, epoch: int) -> Mode:
+        modes = self._learner.modes
+        return modes[min(epoch, len(modes) - 1)]
+
+    def _sampling_of(self, sequence: int) -> Sampling:
+        """A fixed seed gives each prompt seeds of its own, one a sample."""
+        sampling = self._shared.sampling
+        if sampling.seed is None:
+            return sampling
+        return sampling.model_copy(
+            update={"seed": sampling.seed + sequence * self._shared.group_size}
+        )
+
+    def _min_version(self, version: int) -> int:
+        """Prompts ahead of this one are trained on first, `groups_per_step` a version."""
+        trained_at = version + len(self._outstanding) // self._learner.groups_per_step
+        return max(0, trained_at - self._learner.max_staleness)
+
+    def _renumbered(self, request: PromptRequest, *, version: int) -> PromptRequest:
+        sequence = self._next_sequence
+        self._next_sequence += 1
+        return request.model_copy(
+            update={
+                "sequence": sequence,
+                "sampling": self._sampling_of(sequence),
+                "min_version": self._min_version(version),
+            }
+        )
+
+    def _add(self, request: PromptRequest) -> None:
+        self._outstanding[request.prompt_id] = request
+        self._runner.run(self._broker.feed_prompt(request))
+
+    def _reject(self, row: Row, error: UnusableRowError) -> None:
+        self._rejected.add(Rejection(row_id=row.row_id, reason=error.reason, detail=error.detail))
+
+    def _nothing_left(self) -> str:
+        return f"learner.rows: {self._learner.rows}: no usable row left; rejected: {self._rejected}"
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
