@@ -190,7 +190,13 @@ def _on_problem(_request: Request, error: Exception) -> Response:
 
 def _on_validation(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return problem_response(_invalid(list(error.errors())))
+    return problem_response(_invalid([_in_body(entry) for entry in error.errors()]))
+
+
+def _in_body(entry: ErrorDetails) -> ErrorDetails:
+    """FastAPI says where a value was sent; the fields of a body are named without it."""
+    location = entry["loc"]
+    return {**entry, "loc": location[1:]} if location[:1] == ("body",) else entry
 
 
 def _on_http(_request: Request, error: Exception) -> Response:

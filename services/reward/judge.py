@@ -32,7 +32,8 @@ class Judge:
         """The ScoreResponse of a request.
 
         Raises:
-            Problem: 422 for a task, parser, target or size that cannot be scored; names the field.
+            Problem: 413 or 422 for what cannot be scored, names the field; 503 when too many
+                requests wait for a third-party scorer.
         """
         deadline = time.monotonic() + self._settings.request_timeout_s
         self._check_sizes(request)

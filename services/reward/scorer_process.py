@@ -12,6 +12,7 @@ import queue
 import selectors
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any
 
 from services.reward import sandbox
 
+MAX_CALLERS = 16
+"""Threads that may use or wait for one scorer; the service has 40, the others stay free."""
 START_TIMEOUT_S = 30.0
 """Importing a scorer may take long once."""
 READ_BYTES = 65_536
@@ -27,6 +30,10 @@ MAX_REPLY_BYTES = 16 * 2**20
 
 class ScorerFailed(Exception):
     """A call gave no result; its message starts with `timeout:`, `error:` or `unavailable:`."""
+
+
+class ScorerBusy(Exception):
+    """So many requests wait for this scorer that another one is better sent again later."""
 
 
 class ScorerProcess:
@@ -140,6 +147,7 @@ class ScorerPool:
     """The processes of one entry point."""
 
     def __init__(self, name: str, *, processes: int, timeout_s: float) -> None:
+        self._callers = threading.BoundedSemaphore(MAX_CALLERS)
         self._idle: queue.SimpleQueue[ScorerProcess] = queue.SimpleQueue()
         self._all = [ScorerProcess(name, timeout_s=timeout_s) for _ in range(processes)]
         for process in self._all:
@@ -151,7 +159,18 @@ class ScorerPool:
 
         Raises:
             ScorerFailed: all stayed busy for `wait_s`.
+            ScorerBusy: `MAX_CALLERS` others already use or wait for one.
         """
+        if not self._callers.acquire(blocking=False):
+            raise ScorerBusy(f"{MAX_CALLERS} requests already wait for this scorer")
+        try:
+            with self._one(wait_s) as process:
+                yield process
+        finally:
+            self._callers.release()
+
+    @contextlib.contextmanager
+    def _one(self, wait_s: float) -> Iterator[ScorerProcess]:
         try:
             process = self._idle.get(timeout=max(0.0, wait_s))
         except queue.Empty:

@@ -1,0 +1,90 @@
+"""Bearer tokens and the loopback rule."""
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from pydantic import SecretStr
+
+from common.auth import BearerAuth, is_loopback, refuse_open_port
+from common.errors import ConfigError
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    app = FastAPI()
+    app.add_middleware(BearerAuth, token=SecretStr("sésame"))
+
+    @app.get("/healthz")
+    async def healthz() -> str:
+        return "ok"
+
+    @app.get("/secret")
+    async def secret() -> str:
+        return "treasure"
+
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+async def test_the_right_token_passes_whatever_the_case_of_the_scheme(
+    client: httpx.AsyncClient,
+) -> None:
+    for scheme in ("Bearer", "bearer"):
+        header = {"Authorization": f"{scheme} sésame".encode()}
+        assert (await client.get("/secret", headers=header)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic c2VzYW1l", "Bearer sésam"]
+)
+async def test_anything_else_is_refused_with_a_problem(
+    client: httpx.AsyncClient, value: str | None
+) -> None:
+    headers = {} if value is None else {"Authorization": value.encode()}
+    response = await client.get("/secret", headers=headers)
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert response.json()["errors"][0]["field"] == "header.authorization"
+    assert "treasure" not in response.text
+
+
+async def test_two_authorization_headers_are_refused(client: httpx.AsyncClient) -> None:
+    headers = [("Authorization", "Bearer wrong"), ("Authorization", "Bearer sésame".encode())]
+    assert (await client.get("/secret", headers=headers)).status_code == 401
+
+
+async def test_health_needs_no_token(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/healthz")).status_code == 200
+    assert (await client.get("/nowhere")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "wanted"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.1.2.3", False),
+        ("reward", False),
+        ("", False),
+    ],
+)
+def test_loopback_hosts(host: str, wanted: bool) -> None:
+    assert is_loopback(host) is wanted
+
+
+def test_off_loopback_without_a_token_is_refused_with_the_knobs() -> None:
+    with pytest.raises(ConfigError, match=r"0\.0\.0\.0.*TEMPSAMP_TOKEN.*reward\.allow_remote"):
+        refuse_open_port("0.0.0.0", token=None, allow_remote=False, section="reward")
+
+
+def test_off_loopback_is_allowed_with_a_token_or_when_told_so() -> None:
+    refuse_open_port("0.0.0.0", token=SecretStr("x"), allow_remote=False, section="reward")
+    refuse_open_port("0.0.0.0", token=None, allow_remote=True, section="reward")
+    refuse_open_port("127.0.0.1", token=None, allow_remote=False, section="reward")
