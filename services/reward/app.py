@@ -12,8 +12,8 @@ a worker thread: the event loop only moves them.
 """
 
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from common.answers import PARSERS
 from common.auth import BearerAuth
 from common.config import Reward
-from common.rest import BodyLimit, install_problem_handlers, read_json
+from common.rest import BodyLimit, Problem, install_problem_handlers, read_json
 from common.reward_api import (
     InjectionRequest,
     InjectionResponse,
@@ -38,6 +38,7 @@ from services.reward.judge import Judge
 from services.reward.metrics import Metrics
 from services.reward.openapi import describe, json_body, refusals
 from services.reward.registry import Task, discover
+from services.reward.scorer_process import ScorerBusy
 from services.reward.shaping import shape_all
 
 JSON = "application/json"
@@ -94,24 +95,26 @@ def _add_scoring(app: FastAPI, judge: Judge) -> None:
     @app.post(
         "/v1/score",
         response_model=ScoreResponse,
-        responses=refusals(400, 413, 422),
+        responses=refusals(400, 413, 422, 503),
         openapi_extra=json_body(ScoreRequest),
     )
     def score(body: Body) -> Response:
         """Score answers; an item's verdicts come in the order of its responses."""
-        return Response(to_json(judge.score(read_json(ScoreRequest, body))), media_type=JSON)
+        request = read_json(ScoreRequest, body)
+        with _refusing_when_busy():
+            return Response(to_json(judge.score(request)), media_type=JSON)
 
     @app.post(
         "/v1/injection",
         response_model=InjectionResponse,
-        responses=refusals(400, 413, 422),
+        responses=refusals(400, 413, 422, 503),
         openapi_extra=json_body(InjectionRequest),
     )
     def injection(body: Body) -> Response:
         """Render a target as the answer that joins its group, or say why not."""
-        return Response(
-            to_json(judge.injection(read_json(InjectionRequest, body))), media_type=JSON
-        )
+        request = read_json(InjectionRequest, body)
+        with _refusing_when_busy():
+            return Response(to_json(judge.injection(request)), media_type=JSON)
 
     @app.post(
         "/v1/shape",
@@ -125,6 +128,14 @@ def _add_scoring(app: FastAPI, judge: Judge) -> None:
         return Response(
             to_json({"shaped": shape_all(request.rewards, request.shaping)}), media_type=JSON
         )
+
+
+@contextmanager
+def _refusing_when_busy() -> Iterator[None]:
+    try:
+        yield
+    except ScorerBusy as error:
+        raise Problem(503, str(error), headers={"Retry-After": "1"}) from error
 
 
 def _add_reports(app: FastAPI, tasks: Mapping[str, Task], metrics: Metrics) -> None:

@@ -52,7 +52,7 @@ class Judge:
         """The InjectionResponse of a request.
 
         Raises:
-            Problem: 422, as `score`.
+            Problem: as `score`.
         """
         deadline = time.monotonic() + self._settings.request_timeout_s
         self._check_parser(request.parser)

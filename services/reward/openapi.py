@@ -23,6 +23,7 @@ MEANING = {
     401: "missing or wrong token",
     413: "too large",
     422: "a field is wrong",
+    503: "too many requests wait for a third-party scorer",
 }
 
 

@@ -27,7 +27,7 @@ def test_entry_points_of_installed_packages_are_found(scorer_packages: object) -
 def test_a_second_scorer_of_the_same_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     rival = EntryPoint("temporal_grounding", "rival:score", registry.GROUP)
     monkeypatch.setattr(registry, "entry_points", lambda group: [rival])
-    with pytest.raises(RewardError, match="temporal_grounding.*rival:score.*this package"):
+    with pytest.raises(RewardError, match=r"temporal_grounding.*rival:score.*this package"):
         discover(timeout_s=1.0, processes=1)
 
 

@@ -2,11 +2,18 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 
-from services.reward.scorer_process import ScorerFailed, ScorerPool, ScorerProcess
+from services.reward.scorer_process import (
+    MAX_CALLERS,
+    ScorerBusy,
+    ScorerFailed,
+    ScorerPool,
+    ScorerProcess,
+)
 
 TIMEOUT_S = 0.5
 
@@ -100,3 +107,21 @@ def test_a_pool_lends_each_process_to_one_at_a_time(scorer_packages: object) -> 
     assert answer == "<answer> 3 </answer>"
     assert pool.injects is True
     pool.close()
+
+
+def test_a_pool_refuses_more_callers_than_it_may_hold(scorer_packages: object) -> None:
+    pool = ScorerPool("event_count", processes=1, timeout_s=TIMEOUT_S)
+
+    def wait(_: int) -> str:
+        try:
+            with pool.lend(wait_s=1.0):
+                time.sleep(1.2)
+        except (ScorerBusy, ScorerFailed) as error:
+            return type(error).__name__
+        return "lent"
+
+    with ThreadPoolExecutor(MAX_CALLERS + 4) as threads:
+        outcomes = list(threads.map(wait, range(MAX_CALLERS + 4)))
+    assert outcomes.count("lent") == 1
+    assert outcomes.count("ScorerBusy") == 4
+    assert outcomes.count("ScorerFailed") == MAX_CALLERS - 1
