@@ -15,8 +15,9 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import typer
@@ -26,10 +27,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from common import config
 from common.broker import Broker
 from common.config import Run, Strategy
-from common.errors import ConfigError, QueueError, TempSampError
-from jobs import clips, evaluate, report
+from common.errors import ConfigError, TempSampError
+from jobs import clips, report
+from jobs.baselines import blind_baselines
+from jobs.evaluate import Plan, evaluate_rows
+from jobs.grounding import Evaluation, read_rows
 from jobs.local_redis import LocalRedis, start_redis
 from jobs.processes import Children
+from jobs.summary import RunFacts, build_summary, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "deploy/configs/demo.toml"
@@ -45,8 +50,6 @@ METHODS: dict[str, Strategy] = {
 READY_TIMEOUT_S = 240.0
 POLL_S = 0.2
 MAX_ROLLOUT_RESTARTS = 3
-NUM_SAMPLES, SAMPLED_CLIPS = 8, 64
-"""Evaluation also samples this often for one query of each of so many clips."""
 
 console = Console()
 
@@ -60,7 +63,7 @@ class Demo:
     seed: int
     name: str
     resume: bool
-    split: clips.Split
+    split: Literal["validation", "test"]
     password: str = field(default_factory=lambda: secrets.token_hex(16))
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     reward_port: int = field(default_factory=lambda: _free_port())
@@ -96,7 +99,7 @@ class Demo:
             "shared.strategy": METHODS[self.method],
             "reward.port": self.reward_port,
             "learner.rows": str(self.data / "train" / "rows.jsonl"),
-            "learner.video_root": str(self.data / "train"),
+            "learner.video_root": str(self.data),
             "learner.run_dir": str(self.run_dir),
         }
         if self.steps is not None:
@@ -167,47 +170,57 @@ def _run_ring(
                 break
     train_wall_s = time.monotonic() - train_started
     end = _evaluate(demo, run, _wait_for_replicas(run, children), label="after training")
-    summary = report.build_summary(
-        run_dir=demo.run_dir,
-        method=demo.method,
-        seed=demo.seed,
+    steps = read_metrics(run.learner.run_dir / "metrics.jsonl")
+    summary = build_summary(
+        RunFacts(
+            run=demo.name,
+            method=demo.method,
+            steps=int(steps[-1]["step"]),
+            seed=demo.seed,
+            eval_split=demo.split,
+            wall_s=round(time.monotonic() - started, 1),
+            train_wall_s=round(train_wall_s, 1),
+            weight_versions=int(steps[-1]["policy_version"]),
+            groups_trained=int(steps[-1]["intake/groups_taken"]),
+            groups_unscored=int(steps[-1]["intake/groups_unscored"]),
+        ),
         start=start,
         end=end,
-        train_rows=demo.data / "train" / "rows.jsonl",
-        wall_s=time.monotonic() - started,
-        train_wall_s=train_wall_s,
+        baselines=blind_baselines(
+            read_rows(demo.data / "train" / "rows.jsonl"),
+            eval_rows=read_rows(demo.data / demo.split / "rows.jsonl"),
+        ),
+        metrics=steps,
     )
     (demo.run_dir / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     if write_report:
-        report.write_report(demo.run_dir, start=start, end=end, summary=summary)
+        report.write_report(
+            demo.run_dir, summary=summary, start=start, end=end, video_root=demo.data
+        )
     return summary
 
 
-def _evaluate_start(demo: Demo, run: Run, endpoints: list[str]) -> evaluate.Evaluation:
+def _evaluate_start(demo: Demo, run: Run, endpoints: list[str]) -> Evaluation:
     """Before training; a resumed run keeps the figures of its first start."""
     kept = demo.run_dir / "evaluation_start.json"
     if demo.resume and kept.exists():
-        return evaluate.Evaluation.model_validate_json(kept.read_bytes())
+        return Evaluation.model_validate_json(kept.read_bytes())
     start = _evaluate(demo, run, endpoints, label="before training")
     kept.write_text(start.model_dump_json(), encoding="utf-8")
     return start
 
 
-def _evaluate(
-    demo: Demo, run: Run, endpoints: list[str], *, label: str
-) -> evaluate.Evaluation:
+def _evaluate(demo: Demo, run: Run, endpoints: list[str], *, label: str) -> Evaluation:
     with console.status(f"evaluating {label}"):
-        result = evaluate.evaluate_rows(
+        result = evaluate_rows(
             demo.data / demo.split / "rows.jsonl",
             endpoints=endpoints,
             sampling_video=clips.SAMPLING,
-            max_tokens=run.shared.sampling.max_tokens,
-            num_samples=NUM_SAMPLES,
-            sample_clips=SAMPLED_CLIPS,
-            concurrency=16,
-            token=demo.token,
+            plan=Plan(max_tokens=run.shared.sampling.max_tokens),
+            video_root=demo.data,
+            token=run.shared.token,
         )
-    console.print(f"{label}: held-out mIoU {result.metrics.miou:.3f}")
+    console.print(f"{label}: held-out mIoU {result.greedy.miou:.3f}")
     return result
 
 
@@ -289,27 +302,32 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class EvalSplit(StrEnum):
+    """Held-out splits."""
+
+    validation = "validation"
+    test = "test"
+
+
 def main(
     method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "tempsamp",
     steps: Annotated[int | None, typer.Option(min=1, help="default: the config's")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     run: Annotated[str | None, typer.Option(help="name below runs/")] = None,
     resume: Annotated[bool, typer.Option(help="go on from the last checkpoint")] = False,
-    eval_split: Annotated[str, typer.Option(help="validation or test")] = "test",
+    eval_split: Annotated[EvalSplit, typer.Option(help="what is evaluated on")] = EvalSplit.test,
     report_html: Annotated[bool, typer.Option("--report/--no-report")] = True,
 ) -> None:
     """Run the ring on this machine: train, evaluate before and after, write a report."""
     if method not in METHODS:
         raise ConfigError(f"METHOD: found {method!r}, wanted one of {', '.join(METHODS)}")
-    if eval_split not in ("validation", "test"):
-        raise ConfigError(f"--eval-split: found {eval_split!r}, wanted validation or test")
     demo = Demo(
         method=method,
         steps=steps,
         seed=seed,
         name=run or _new_name(method, seed),
         resume=resume,
-        split=eval_split,
+        split=eval_split.value,
     )
     summary = run_demo(demo, write_report=report_html)
     console.print_json(data=summary)

@@ -1,4 +1,4 @@
-"""Checkpoints: model, optimizer, RNG and run state in one folder, and a Hugging Face export beside them.
+"""Checkpoints: model, optimizer, RNG and run state in one folder, a Hugging Face export beside.
 
     <run_dir>/checkpoints/step-000050/
         shards/         torch.distributed.checkpoint: model and optimizer, any number of ranks
@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from common import config
 from common.errors import ConfigError
@@ -77,7 +78,7 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self._ranks.barrier()
-        dcp.save(self._tensors(), checkpoint_id=partial / "shards")
+        save_sharded(self._tensors(), checkpoint_id=partial / "shards")
         self._export(partial / "hf")
         if state is not None:
             (partial / "run_state.json").write_text(state.model_dump_json(), encoding="utf-8")
@@ -95,7 +96,7 @@ class Checkpoints:
         if not found:
             return None
         tensors = self._tensors()
-        dcp.load(tensors, checkpoint_id=found[-1] / "shards")
+        load_sharded(tensors, checkpoint_id=found[-1] / "shards")
         set_state_dict(
             self._policy,
             self._optimizer,

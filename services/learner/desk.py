@@ -1,6 +1,182 @@
 """Rank 0's desk: everything of a run that only one rank may touch.
 
 Redis is driven from the learner's synchronous loop through one asyncio runner; feed and intake sit
-on it. The desk also holds the run: a lease in Redis against a second learner elsewhere, a lock on
-the run folder against one on this machine.
+on it. The desk also holds the run: a lock on the run folder against a second learner on this
+machine, and a lease in Redis against one elsewhere.
 """
+
+import asyncio
+import fcntl
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO, Self
+
+from common.broker import Broker
+from common.config import Run
+from common.errors import ConfigError
+from common.messages import PromptRequest, ReplicaStatus, ScoredGroup
+from services.learner import metrics
+from services.learner.checkpoint import RunState
+from services.learner.feed import Feed
+from services.learner.intake import Intake
+
+logger = logging.getLogger(__name__)
+
+HOLD_TTL_S = 120.0
+HOLD_EVERY_S = 10.0
+
+
+class Desk:
+    """A context manager: entered with Redis reachable and the run ours, left with both given up."""
+
+    def __init__(self, run: Run, *, state: RunState | None) -> None:
+        self._run = run
+        self._state = state
+        self._runner = asyncio.Runner()
+        password = run.shared.redis_password
+        self._broker = Broker(
+            run.shared.redis_url,
+            run_id=run.shared.run_id,
+            password=password.get_secret_value() if password else None,
+        )
+        # The lock tells learners of one machine apart, so the lease need only tell machines apart
+        # and a learner that restarts after a crash gets its own lease back at once.
+        self._holder = f"{socket.gethostname()}:{run.learner.run_dir.resolve()}"
+        self._held_s = 0.0
+        self._lock: IO[bytes] | None = None
+        self._stop_asked = False
+
+    def __enter__(self) -> Self:
+        self._lock = _lock_folder(self._run.learner.run_dir)
+        self._runner.run(self._broker.wait_ready())
+        self._hold()
+        shared, learner, state = self._run.shared, self._run.learner, self._state
+        if state is None:
+            self._runner.run(self._broker.reset_run())
+        metrics.keep_until(self.metrics_path, step=state.step if state else 0)
+        self.feed = Feed(
+            self._broker,
+            shared=shared,
+            learner=learner,
+            runner=self._runner,
+            state=state.feed if state else None,
+        )
+        self.intake = Intake(
+            self._broker,
+            feed=self.feed,
+            runner=self._runner,
+            max_staleness=learner.max_staleness,
+            max_unscored_in_a_row=learner.max_unscored_in_a_row,
+            state=state.intake if state else None,
+        )
+        self._previous_handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal.signal(signal.SIGTERM, self._previous_handler)
+        self._runner.run(self._broker.drop_run(self._holder))
+        self._runner.run(self._broker.close())
+        self._runner.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object a step."""
+        return self._run.learner.run_dir / "metrics.jsonl"
+
+    def take(self, version: int, *, on_idle: Callable[[], None]) -> Sequence[ScoredGroup] | None:
+        """The groups of the next step; None when SIGTERM came."""
+
+        def idle() -> None:
+            self._hold()
+            on_idle()
+
+        self._hold()
+        groups = self.intake.take(
+            self._run.learner.groups_per_step,
+            at=version,
+            on_idle=idle,
+            should_stop=lambda: self._stop_asked,
+        )
+        return groups or None
+
+    def top_up(self, version: int) -> None:
+        """Feed prompts until the bound on outstanding ones is reached."""
+        self.feed.top_up(version)
+
+    def acknowledge(self) -> None:
+        """Delete from Redis what the last checkpoint contains."""
+        self.intake.acknowledge()
+
+    def state(self, step: int, *, rng: str) -> RunState:
+        """What a checkpoint keeps of this desk."""
+        return RunState(step=step, feed=self.feed.state(), intake=self.intake.state(), rng=rng)
+
+    def probe_request(self) -> PromptRequest:
+        """A prompt outside the ring."""
+        return self.feed.probe_request()
+
+    def replicas(self) -> list[ReplicaStatus]:
+        """The registry."""
+        return self._runner.run(self._broker.replicas())
+
+    def figures(self) -> dict[str, float]:
+        """Queue depths and what became of the groups so far."""
+        depths = self._runner.run(self._broker.depths())
+        counters = self.intake.counters.model_dump()
+        return {
+            "queue/prompts_waiting": depths.prompts_waiting,
+            "queue/prompts_claimed": depths.prompts_claimed,
+            "queue/groups_unread": depths.groups_unread,
+            "queue/dead_letters": depths.dead_letters,
+            **{f"intake/{name}": count for name, count in counters.items()},
+        }
+
+    def _hold(self) -> None:
+        """Take or renew the lease.
+
+        Raises:
+            ConfigError: another learner has this run.
+        """
+        if time.monotonic() - self._held_s < HOLD_EVERY_S:
+            return
+        holder = self._runner.run(self._broker.hold_run(self._holder, ttl_s=HOLD_TTL_S))
+        if holder != self._holder:
+            raise ConfigError(
+                f"shared.run_id: found {self._run.shared.run_id!r} in use by a learner at "
+                f"{holder}, wanted a run of our own: stop that one, or choose another run_id"
+            )
+        self._held_s = time.monotonic()
+
+    def _ask_to_stop(self, _signal: int, _frame: FrameType | None) -> None:
+        logger.info("SIGTERM: stopping after this step, with a checkpoint")
+        self._stop_asked = True
+
+
+def _lock_folder(run_dir: Path) -> IO[bytes]:
+    """Held until this process ends, however it ends.
+
+    Raises:
+        ConfigError: another learner of this machine works in the folder.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = (run_dir / "learner.lock").open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise ConfigError(
+            f"learner.run_dir: another learner is at work in {run_dir}: stop it, or choose another"
+        ) from error
+    return lock

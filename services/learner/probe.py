@@ -85,10 +85,10 @@ def logprob_gap(policy: Policy, group: ScoredGroup, *, ranks: Ranks) -> float:
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
-    gaps = []
+    gaps: list[float] = []
     for micro_batch in batch.micro_batches:
         scores = policy(micro_batch)
         mask_GSR = micro_batch.answer_mask_GSR.to(scores.logprobs_GSR.device)
         rollout_GSR = micro_batch.rollout_logprobs_GSR.to(scores.logprobs_GSR.device)
         gaps.append(((rollout_GSR - scores.logprobs_GSR).abs() * mask_GSR).max().item())
-    return max(gaps)
+    return max(gaps, default=0.0)

@@ -5,8 +5,8 @@ that drains its queue whatever happens, so a failing send never stops a gather. 
 generation: rank 0 reads the registry, live replicas join a new group, and whoever misses a deadline
 is dropped and the transfer repeated with the rest. A dead replica costs seconds, never the run.
 
-Neighbours: `train` calls `publish` after each step and `bring_up_to_date` while it waits for groups;
-the replicas' /v1/weights/* answer. N = bytes of the stream, B = bytes of one bucket.
+Neighbours: `train` calls `publish` after each step, and while it waits when `has_strangers`; the
+replicas' /v1/weights/* answer. B = bytes of one bucket.
 """
 
 import logging

@@ -3,17 +3,19 @@
     groups stream -> intake -> advantages -> batch -> step -> publish -> prompts stream
 
 Run by torchrun on any number of ranks (or alone). Rank 0 alone talks to Redis, replicas and the
-disk, through its `Desk`; the others follow its small JSON orders, and every collective is entered by
-all ranks in the same order.
+disk, through its `Desk`; the others follow its small JSON orders, and every collective is entered
+by all ranks in the same order.
 """
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from common.config import Run
 from common.logs import configure
@@ -21,7 +23,7 @@ from common.messages import ScoredGroup
 from services.learner import metrics, parallel
 from services.learner.advantage import sample_advantages
 from services.learner.batch import TrainBatch, collate
-from services.learner.checkpoint import Checkpoints, RunState, refuse_existing, rng_state
+from services.learner.checkpoint import Checkpoints, refuse_existing, rng_state
 from services.learner.desk import Desk
 from services.learner.loss import LossStats, denominator, policy_loss
 from services.learner.parallel import Ranks
@@ -146,7 +148,7 @@ class Learner:
                 settings=settings,
                 reference_logprobs_GSR=reference,
             )
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             parts.append(stats)
         stats = self._over_ranks(LossStats.merged(parts))
         return stats.metrics() | self._update(number)
@@ -194,8 +196,9 @@ class Learner:
         lr = settings.lr * min(1.0, number / max(1, settings.warmup_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = parallel.clip_gradients(self.policy, max_norm=settings.max_grad_norm)
-        finite = bool(torch.isfinite(torch.tensor(norm)))
+        clipped = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
+        norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
+        finite = math.isfinite(norm)
         if finite:
             self.optimizer.step()
         else:
@@ -209,7 +212,8 @@ class Learner:
 
     def _over_ranks(self, stats: LossStats) -> LossStats:
         return LossStats(
-            sums=self.ranks.all_reduce_sum(stats.sums), maxima=self.ranks.all_reduce_max(stats.maxima)
+            sums=self.ranks.all_reduce_sum(stats.sums),
+            maxima=self.ranks.all_reduce_max(stats.maxima),
         )
 
     def _probe(self, version: int) -> float | None:
@@ -234,9 +238,9 @@ def open_learner(run: Run, *, resume: bool) -> Iterator[Learner]:
     if not resume:
         refuse_existing(settings.run_dir)
     torch.manual_seed(run.shared.seed)
-    ranks = parallel.start(settings.device, timeout_s=settings.collective_timeout_s)
-    configure(service="learner", run_id=run.shared.run_id)
-    policy = parallel.shard(
+    ranks = parallel.start_ranks(settings.device, timeout_s=settings.collective_timeout_s)
+    configure("learner", run_id=run.shared.run_id)
+    policy = parallel.shard_model(
         load_policy(
             run.shared.model,
             device=ranks.device,
