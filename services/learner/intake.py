@@ -1,9 +1,9 @@
 """The sink of the ring: groups stream → fresh `ScoredGroup`s, each prompt once.
 
-Sole judge of staleness. `feed.py` knows which prompts are outstanding, and that is the whole ledger: a group whose prompt is
-not outstanding was trained on before, or belongs to nobody. Groups are acknowledged only after a
-checkpoint holds what they taught, so a killed learner that resumes gets the same groups in the same
-order and decides the same about each (`train.py`).
+Sole judge of staleness. `feed.py` knows which prompts are outstanding, and that is the whole
+ledger: a group of any other prompt was trained on before, or belongs to nobody. Groups are
+acknowledged only after a checkpoint holds what they taught, so a killed learner that resumes gets
+the same groups in the same order and decides the same about each (`train.py`).
 """
 
 import asyncio
