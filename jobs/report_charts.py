@@ -1,0 +1,242 @@
+"""Learning curves of the report: lines of metrics.jsonl → small inline SVGs that follow the page.
+
+matplotlib draws lines and axes only; titles, legends and notes are the page's HTML. Colours are
+placeholders that become CSS variables, so that one drawing serves the light and the dark theme.
+Neighbour: `jobs.report` puts `learning_curves` into its template.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from jobs.summary import PROBE_GAP, StepMetrics
+
+SIZE_IN = (4.4, 2.3)
+HEADROOM = 1.12
+"""Height of the axis over the highest value."""
+SMOOTHED_SHARE = 20
+"""Curves are centred means over 1 / SMOOTHED_SHARE of the steps; raw values stay visible behind."""
+THEME = {
+    "#010101": "var(--muted)",
+    "#020202": "var(--line)",
+    "#030303": "var(--series-1)",
+    "#040404": "var(--series-2)",
+    "#050505": "var(--series-3)",
+}
+"""Colour drawn → colour shown."""
+MUTED, LINE, *SERIES = THEME
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9.5,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+CLEAN_UP = (
+    (r' (?:version|xmlns(?::xlink)?)="[^"]*"', ""),
+    (r'(<svg[^>]*?) width="[^"]*"', r"\1"),
+    (r'(<svg[^>]*?) height="[^"]*"', r"\1"),
+    (r' id="(?:figure|axes|patch|line2d|text|xtick|ytick|matplotlib)[^"]*"', ""),
+    (r"<style[^>]*>[^<]*</style>", ""),
+    (r"font-family: [^;\"]*;? ?", ""),
+    (r"fill: #ffffff", "fill: none"),
+)
+"""What an SVG file needs and an element of a page must not have: fixed size, names that repeat from
+chart to chart, rules and fonts of its own, white backgrounds."""
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart."""
+
+    metric: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a chart shows; a series without values is left out, a chart without series too."""
+
+    title: str
+    note: str
+    series: tuple[Series, ...]
+    draw: Callable[[Axes, Sequence[StepMetrics], Sequence[Series]], None]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A chart as the template takes it."""
+
+    title: str
+    note: str
+    svg: str
+    legend: tuple[tuple[str, str], ...]
+    """(CSS colour, label) of each series."""
+
+
+def learning_curves(metrics: Sequence[StepMetrics]) -> list[Drawing]:
+    """All charts that have something to show, in reading order."""
+    drawings = (_drawing(chart, metrics) for chart in CHARTS)
+    return [drawing for drawing in drawings if drawing is not None]
+
+
+def smoothed(values: Sequence[float], *, window: int) -> list[float]:
+    """Centred means over `window` values, over fewer at both ends."""
+    half = window // 2
+    return [fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+
+
+def _drawing(chart: Chart, metrics: Sequence[StepMetrics]) -> Drawing | None:
+    present = [s for s in chart.series if any(s.metric in line for line in metrics)]
+    if not present:
+        return None
+    with mpl.rc_context({**STYLE, "svg.hashsalt": chart.title}):
+        figure = Figure(figsize=SIZE_IN, layout="constrained")
+        axes = figure.add_subplot()
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        chart.draw(axes, metrics, present)
+        axes.set_xlim(metrics[0]["step"], max(metrics[-1]["step"], metrics[0]["step"] + 1))
+        svg = _inline_svg(figure, label=chart.title)
+    legend = tuple((THEME[SERIES[k]], series.label) for k, series in enumerate(present))
+    return Drawing(title=chart.title, note=chart.note, svg=svg, legend=legend)
+
+
+def _points(metrics: Sequence[StepMetrics], metric: str) -> tuple[list[float], list[float]]:
+    lines = [line for line in metrics if metric in line]
+    return [line["step"] for line in lines], [line[metric] for line in lines]
+
+
+def _draw_smooth(axes: Axes, metrics: Sequence[StepMetrics], series: Sequence[Series]) -> None:
+    for colour, one in zip(SERIES, series, strict=False):
+        steps, values = _points(metrics, one.metric)
+        window = max(1, len(values) // SMOOTHED_SHARE)
+        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
+        axes.plot(steps, smoothed(values, window=window), color=colour)
+
+
+def _draw_shares(axes: Axes, metrics: Sequence[StepMetrics], series: Sequence[Series]) -> None:
+    _draw_smooth(axes, metrics, series)
+    axes.set_ylim(0, 1)
+
+
+def _draw_from_zero(axes: Axes, metrics: Sequence[StepMetrics], series: Sequence[Series]) -> None:
+    _draw_smooth(axes, metrics, series)
+    axes.set_ylim(0, max(axes.dataLim.y1, 0.01) * HEADROOM)
+
+
+def _draw_gaps(axes: Axes, metrics: Sequence[StepMetrics], series: Sequence[Series]) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+    axes.yaxis.set_minor_locator(NullLocator())
+    for colour, one in zip(SERIES, series, strict=False):
+        steps, values = _points(metrics, one.metric)
+        drawn = [value if value > 0 else float("nan") for value in values]
+        marker = "o" if one.metric == PROBE_GAP else ""
+        axes.plot(steps, drawn, color=colour, marker=marker, markersize=4)
+
+
+def _power_of_ten(value: float, _position: int) -> str:
+    exponent = round(math.log10(value))
+    return "10" + str(exponent).translate(SUPERSCRIPTS)
+
+
+def _draw_stacked(axes: Axes, metrics: Sequence[StepMetrics], series: Sequence[Series]) -> None:
+    window = max(1, len(metrics) // SMOOTHED_SHARE)
+    values = [smoothed([m.get(s.metric, 0.0) for m in metrics], window=window) for s in series]
+    axes.stackplot(
+        [line["step"] for line in metrics], values, colors=SERIES[: len(series)], alpha=0.85
+    )
+    axes.set_ylim(bottom=0)
+
+
+CHARTS = (
+    Chart(
+        "IoU of the policy's own answers",
+        "Sampled on training clips; injected answers are not counted.",
+        (
+            Series("reward/iou", "mean"),
+            Series("reward/best_of_group_iou", "best of each group"),
+        ),
+        _draw_shares,
+    ),
+    Chart(
+        "Reward",
+        "Shaped IoU plus format; the injected true answer is shown apart.",
+        (
+            Series("reward/reward", "policy"),
+            Series("reward/injected_reward", "injected answer"),
+        ),
+        _draw_from_zero,
+    ),
+    Chart(
+        "Entropy",
+        "Nats per token of the policy's answers. Near zero, all answers of a group are the same.",
+        (Series("learner/entropy_nats", "policy"),),
+        _draw_from_zero,
+    ),
+    Chart(
+        "Time per step",
+        "Seconds: waiting for groups, optimizer step, publishing weights to the replicas.",
+        (
+            Series("learner/wait_s", "wait"),
+            Series("learner/step_s", "step"),
+            Series("learner/publish_s", "publish"),
+        ),
+        _draw_stacked,
+    ),
+    Chart(
+        "Rollout against learner",
+        "Largest log-probability gap, nats: stale in training batches, at equal weights in probes.",
+        (
+            Series("learner/logprob_gap_max_nats", "training batch"),
+            Series(PROBE_GAP, "probe"),
+        ),
+        _draw_gaps,
+    ),
+    Chart(
+        "Staleness",
+        "Weight versions between generating a group and training on it.",
+        (
+            Series("intake/staleness_steps_mean", "mean"),
+            Series("intake/staleness_steps_max", "largest"),
+        ),
+        _draw_from_zero,
+    ),
+)
+
+
+def _inline_svg(figure: Figure, *, label: str) -> str:
+    """The figure as an element of the page: no prolog, fluid width, colours of the theme."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for pattern, replacement in CLEAN_UP:
+        svg = re.sub(pattern, replacement, svg)
+    for drawn, shown in THEME.items():
+        svg = svg.replace(drawn, shown)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

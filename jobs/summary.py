@@ -1,0 +1,129 @@
+"""`runs/<name>/summary.json`: what a run did and reached, as one flat object of plain figures.
+
+`build_summary` makes it from two evaluations, the baselines and the learner's metrics.jsonl;
+`jobs.report` shows it, `jobs.compare` aggregates many. Key names are fixed: other tools read them.
+IoUs and shares are in [0, 1], times in seconds, entropy in nats per token; null: not measured.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.baselines import Baselines
+from jobs.grounding import Evaluation, SampledMetrics
+
+StepMetrics = Mapping[str, float]
+"""One line of metrics.jsonl: `hop/quantity_unit` → value, and `step`."""
+
+PROBE_GAP = "learner/probe_logprob_gap_nats"
+
+
+def _sampled(figure: Callable[[SampledMetrics], float]) -> Callable[[Evaluation], float | None]:
+    return lambda evaluation: figure(evaluation.sampled) if evaluation.sampled else None
+
+
+FIGURES: Mapping[str, Callable[[Evaluation], float | None]] = {
+    "miou": lambda e: e.greedy.miou,
+    "r1_at_0.3": lambda e: e.greedy.r1_at_0_3,
+    "r1_at_0.5": lambda e: e.greedy.r1_at_0_5,
+    "r1_at_0.7": lambda e: e.greedy.r1_at_0_7,
+    "parse_rate": lambda e: e.greedy.parse_rate,
+    "distractor_iou": lambda e: e.greedy.distractor_iou,
+    "answers_differ": lambda e: e.greedy.answers_differ,
+    "sampled_miou": _sampled(lambda s: s.miou),
+    "sampled_r1_at_0.5": _sampled(lambda s: s.r1_at_0_5),
+    "sampled_r1_at_0.7": _sampled(lambda s: s.r1_at_0_7),
+    "best_of_g": _sampled(lambda s: s.best_of_g),
+    "entropy": _sampled(lambda s: s.entropy_nats),
+}
+"""Figures of a policy; the summary has each as `<name>_start` and `<name>_end`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What only the one who ran it knows; goes into the summary as it is."""
+
+    run: str
+    """Name of the run."""
+    method: str
+    steps: int
+    seed: int
+    eval_split: str
+    wall_s: float
+    """The whole run: services up, trained, evaluated."""
+    train_wall_s: float
+    """First prompt to last step."""
+    weight_versions: int
+    """Verified transfers of new weights."""
+    groups_trained: int
+    groups_unscored: int
+    """Groups dropped because the grader gave no verdict."""
+
+
+def build_summary(
+    facts: RunFacts,
+    *,
+    start: Evaluation,
+    end: Evaluation,
+    baselines: Baselines,
+    metrics: Sequence[StepMetrics],
+) -> dict[str, Any]:
+    """The content of summary.json.
+
+    Args:
+        facts: settings, times and counters of the run.
+        start: the start checkpoint's evaluation, on the same rows as `end`.
+        end: the trained policy's evaluation.
+        baselines: over the same rows.
+        metrics: lines of metrics.jsonl.
+    """
+    gaps = [line[PROBE_GAP] for line in metrics if PROBE_GAP in line]
+    evaluations = {"start": start, "end": end}
+    return {
+        **asdict(facts),
+        **{
+            f"{name}_{when}": figure(evaluation)
+            for name, figure in FIGURES.items()
+            for when, evaluation in evaluations.items()
+        },
+        "eval_queries": end.greedy.num_answers,
+        "failed_queries_start": len(start.failures),
+        "failed_queries_end": len(end.failures),
+        "policy_version_start": start.policy_version,
+        "policy_version_end": end.policy_version,
+        "gt_distractor_iou": end.greedy.gt_distractor_iou,
+        "num_samples": end.sampled.num_samples if end.sampled else 0,
+        "best_constant_span": baselines.constant_span,
+        "best_constant_miou": baselines.constant_miou,
+        "best_constant_r1_at_0.5": baselines.constant_r1_at_0_5,
+        "random_span_miou": baselines.random_miou,
+        "random_span_r1_at_0.5": baselines.random_r1_at_0_5,
+        "max_logprob_gap": max(gaps, default=None),
+        "machine": machine(),
+    }
+
+
+def read_metrics(path: Path) -> list[StepMetrics]:
+    """Lines of a metrics.jsonl in step order; empty when there is none."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return sorted((json.loads(line) for line in lines if line), key=lambda line: line["step"])
+
+
+def machine() -> str:
+    """Cores and processor of this machine, such as `2 cores, AMD EPYC 7763`."""
+    return f"{os.cpu_count()} cores, {_processor()}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
