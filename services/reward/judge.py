@@ -16,7 +16,7 @@ from services.reward.injection import Injection, inject
 from services.reward.metrics import Metrics
 from services.reward.registry import GroundTruthQuery, ScoreAll, Task, VerdictJson
 from services.reward.scorer_process import ScorerFailed
-from services.reward.scorers.targets import TargetError
+from services.reward.scorers.targets import TargetError, UnrenderableTarget
 from services.reward.shaping import injected_shaper
 
 
@@ -114,10 +114,7 @@ class Judge:
         query = GroundTruthQuery(
             item.task, item.mode, item.target, item.duration_s, request.parser, request.decimals
         )
-        try:
-            rendered = _render(self._tasks[item.task], query, deadline)
-        except TargetError as error:
-            return Injection(None, str(error))
+        rendered = _render(self._tasks[item.task], query, deadline)
         if rendered.text is None:
             return rendered
         scored = [
@@ -166,7 +163,7 @@ class Judge:
 def _render(task: Task, query: GroundTruthQuery, deadline: float) -> Injection:
     try:
         text = task.answer(query, deadline=deadline)
-    except ScorerFailed as error:
+    except (ScorerFailed, UnrenderableTarget) as error:
         return Injection(None, str(error))
     if text is None:
         return Injection(None, "the task renders no answers")

@@ -1,32 +1,41 @@
 """Process of the reward service: checks who may reach it, binds the port, runs uvicorn workers.
 
-`tempsamp reward serve` calls `serve`. Port 0 takes a free one; the line `Uvicorn running on …` says
-which. SIGTERM and SIGINT let running requests finish.
+`tempsamp reward serve` calls `serve`. Port 0 takes a free one; the log line `listening` says which.
+SIGTERM and SIGINT let running requests finish.
 """
 
 import functools
+import logging
 import os
+import socket
 import tempfile
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import SecretStr
 from uvicorn.supervisors import Multiprocess
 
+from common import logs
 from common.auth import refuse_open_port
 from common.config import Reward
 from services.reward.app import create_app
+
+logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
 """Longer than clients keep idle connections, so that none closes under a request."""
 DRAIN_S = 30
 
 
-def serve(settings: Reward | None = None, *, token: SecretStr | None = None) -> None:
+def serve(
+    settings: Reward | None = None, *, token: SecretStr | None = None, run_id: str = "-"
+) -> None:
     """Run until a signal comes.
 
     Args:
         settings: `[reward]` of the run file; its defaults without one.
         token: bearer token that callers must show (`common.config.token()`); None asks for none.
+        run_id: written on every log line; a service may outlive a run and serve many.
 
     Raises:
         ConfigError: it would listen off loopback without a token.
@@ -36,26 +45,44 @@ def serve(settings: Reward | None = None, *, token: SecretStr | None = None) -> 
     refuse_open_port(
         settings.host, token=token, allow_remote=settings.allow_remote, section="reward"
     )
+    logs.configure("reward", run_id=run_id)
     if settings.workers == 1:
-        uvicorn.Server(_config(settings, token, metrics_dir=None)).run()
+        config = _config(settings, token, run_id, metrics_dir=None)
+        uvicorn.Server(config).run(sockets=[_bound(config)])
         return
     with tempfile.TemporaryDirectory(prefix="tempsamp-reward-") as metrics_dir:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
-        config = _config(settings, token, metrics_dir=metrics_dir)
-        Multiprocess(config, sockets=[config.bind_socket()]).run()
+        config = _config(settings, token, run_id, metrics_dir=metrics_dir)
+        Multiprocess(config, sockets=[_bound(config)]).run()
+
+
+def worker_app(
+    settings: Reward, token: SecretStr | None, run_id: str, metrics_dir: str | None
+) -> FastAPI:
+    """What each worker process runs: its own app, its own logging."""
+    logs.configure("reward", run_id=run_id)
+    return create_app(settings, token=token, metrics_dir=metrics_dir)
 
 
 def _config(
-    settings: Reward, token: SecretStr | None, *, metrics_dir: str | None
+    settings: Reward, token: SecretStr | None, run_id: str, *, metrics_dir: str | None
 ) -> uvicorn.Config:
-    """The app as a factory: each worker makes its own; the factory travels to them by pickle."""
     return uvicorn.Config(
-        functools.partial(create_app, settings, token=token, metrics_dir=metrics_dir),
+        functools.partial(worker_app, settings, token, run_id, metrics_dir),
         factory=True,
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
+        log_config=None,
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
     )
+
+
+def _bound(config: uvicorn.Config) -> socket.socket:
+    bound = config.bind_socket()
+    host, port = bound.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    logger.info("listening", extra={"url": url, "workers": config.workers})
+    return bound

@@ -15,7 +15,12 @@ from common.answers import find_answer, highlight_answer, read_highlights
 from common.messages import Highlight, HighlightsTarget, Target, TextTarget
 from common.reward_api import MAX_TIME_S, ScoreItem, ScoreRequest, WmseSupport
 from services.reward.scorers.formatting import has_format
-from services.reward.scorers.targets import END_TOLERANCE_S, ScoreOne, TargetError
+from services.reward.scorers.targets import (
+    END_TOLERANCE_S,
+    ScoreOne,
+    TargetError,
+    UnrenderableTarget,
+)
 from services.reward.shaping import score_shaper
 
 SUMMARY = "shape(0.6 F2 + 0.4 / (1 + WMSE)) + format_weight x format"
@@ -75,7 +80,7 @@ def ground_truth(target: Target, *, duration_s: float | None) -> tuple[Highlight
     elif isinstance(target, TextTarget):
         highlights, field = read_highlights(target.text), "target.text"
         if not highlights:
-            raise TargetError(field, f"found no highlights in {target.text[:80]!r}")
+            raise UnrenderableTarget(field, f"found no highlights in {target.text[:80]!r}")
     else:
         raise TargetError("target", "wanted highlights or text for highlight_detection")
     end_max_s = MAX_TIME_S if duration_s is None else duration_s + END_TOLERANCE_S

@@ -19,6 +19,10 @@ class TargetError(ValueError):
         self.field = field
 
 
+class UnrenderableTarget(TargetError):
+    """A target that is no mistake of form but cannot become an answer; injection says why."""
+
+
 def check_times(spans: Sequence[Span], *, duration_s: float | None, field: str) -> None:
     """Refuse spans that are not `0 <= start < end <= duration_s`.
 

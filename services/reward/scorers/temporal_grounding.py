@@ -6,16 +6,21 @@ One or several spans: IoU of the unions; a single span on both sides is plain Io
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from common.answer_presets import STANDALONE_NUMBER
+from common.answer_tags import MAX_READ_CHARS
 from common.answers import PARSERS, Reading, grounding_answer, read_spans
 from common.messages import SpansTarget, Target, TextTarget
 from common.reward_api import ScoreItem, ScoreRequest
 from common.spans import Span, union_iou
 from services.reward.scorers.formatting import has_format, has_seed_format, has_timezero_format
-from services.reward.scorers.targets import ScoreOne, TargetError, check_times
+from services.reward.scorers.targets import (
+    ScoreOne,
+    TargetError,
+    UnrenderableTarget,
+    check_times,
+)
 from services.reward.shaping import score_shaper
 
 SUMMARY = "shape(union IoU of time spans) + format_weight x format"
@@ -23,52 +28,36 @@ IMAGE_BOX_NUMBERS = 4
 """Numbers in a ground-truth text from which on the public code takes it for an image box."""
 
 
-@dataclass(frozen=True, slots=True)
-class GroundTruth:
-    """Spans to compare with; `seed_train` keeps unusable ones, which score 0 in every part."""
-
-    spans: tuple[Span, ...]
-    usable: bool = True
-    problem: str = ""
-
-
-def ground_truth(target: Target, *, duration_s: float | None, parser: str) -> GroundTruth:
-    """Spans of a target.
+def ground_truth(target: Target, *, duration_s: float | None, parser: str) -> tuple[Span, ...]:
+    """Spans of a target; empty when `seed_train` cannot use it, which scores 0 in every part.
 
     Raises:
         TargetError: not spans, negative, reversed, empty, or past the end of the video.
     """
     if isinstance(target, SpansTarget):
         check_times(target.spans, duration_s=duration_s, field="target.spans")
-        if parser == "seed_train" and len(target.spans) > 1:
-            return GroundTruth(target.spans, usable=False, problem="the preset knows one span")
-        return GroundTruth(target.spans)
+        return () if parser == "seed_train" and len(target.spans) > 1 else target.spans
     if not isinstance(target, TextTarget):
         raise TargetError("target", "wanted spans or text for temporal_grounding")
     if parser == "seed_train":
         return seed_ground_truth(target.text)
     reading = read_spans(target.text)
     if not reading.spans:
-        raise TargetError("target.text", f"found no time span in {target.text[:80]!r}")
+        raise UnrenderableTarget("target.text", f"found no time span in {target.text[:80]!r}")
     if reading.reversed:
         raise TargetError(
             "target.text", f"found a span that ends before it starts: {target.text[:80]!r}"
         )
     check_times(reading.spans, duration_s=duration_s, field="target.text")
-    return GroundTruth(reading.spans)
+    return reading.spans
 
 
-def seed_ground_truth(text: str | None) -> GroundTruth:
-    """Ground truth as the public code reads it, after its test for image boxes (SPEC A6)."""
-    numbers = STANDALONE_NUMBER.findall(text or "")
-    if len(numbers) >= IMAGE_BOX_NUMBERS:
-        return GroundTruth(
-            (), usable=False, problem="the preset takes four numbers for an image box"
-        )
-    spans = read_spans(text or "", parser="seed_train").used
-    if not spans:
-        return GroundTruth((), usable=False, problem="the target holds no time span")
-    return GroundTruth(spans)
+def seed_ground_truth(text: str | None) -> tuple[Span, ...]:
+    """Ground truth as the public code reads it: none with the numbers of an image box (SPEC A6)."""
+    text = (text or "")[:MAX_READ_CHARS]
+    if len(STANDALONE_NUMBER.findall(text)) >= IMAGE_BOX_NUMBERS:
+        return ()
+    return read_spans(text, parser="seed_train").used
 
 
 def bind(item: ScoreItem, request: ScoreRequest) -> ScoreOne:
@@ -78,36 +67,39 @@ def bind(item: ScoreItem, request: ScoreRequest) -> ScoreOne:
         TargetError: as `ground_truth`.
     """
     truth = ground_truth(item.target, duration_s=item.duration_s, parser=request.parser)
-    if not truth.usable:
+    if not truth:
         return lambda _response: _verdict(0.0, 0.0, 0.0, reward=0.0, parsed=None)
     read = PARSERS[request.parser]
     formatted = _format_check(item, request)
-    shape, weight, target = score_shaper(request.shaping), request.format_weight, truth.spans
+    shape, weight = score_shaper(request.shaping), request.format_weight
 
     def score(response: str) -> dict[str, Any]:
         reading = read(response)
-        raw = union_iou(reading.used, target) if reading.used else 0.0
+        raw = union_iou(reading.used, truth) if reading.used else 0.0
         shaped, form = shape(raw), float(formatted(response, reading))
         return _verdict(raw, shaped, form, reward=shaped + weight * form, parsed=_parsed(reading))
 
     return score
 
 
-def answer(item_target: Target, *, duration_s: float | None, parser: str, decimals: int) -> str:
+def answer(target: Target, *, duration_s: float | None, parser: str, decimals: int) -> str:
     """The ground truth as an answer (SPEC A6, `build_gt_response`).
 
     Raises:
-        TargetError: as `ground_truth`, or the span vanishes at this number of decimals.
+        TargetError: as `ground_truth`.
+        UnrenderableTarget: no span, or one that vanishes at this number of decimals.
     """
-    if parser == "seed_train" and isinstance(item_target, TextTarget):
-        reading = read_spans(item_target.text, parser=parser)
+    if parser == "seed_train" and isinstance(target, TextTarget):
+        reading = read_spans(target.text, parser=parser)
         if not reading.used:
-            raise TargetError("target.text", "the target holds no time span")
+            raise UnrenderableTarget("target.text", "the target holds no time span")
         return grounding_answer(reading.used, decimals=decimals)
-    spans = ground_truth(item_target, duration_s=duration_s, parser=parser).spans
+    spans = ground_truth(target, duration_s=duration_s, parser=parser)
+    if not spans:
+        raise UnrenderableTarget("target.spans", "found several spans, seed_train knows one")
     for start, end in spans:
         if f"{start:.{decimals}f}" == f"{end:.{decimals}f}":
-            raise TargetError(
+            raise UnrenderableTarget(
                 "target",
                 f"the span {start} to {end} is empty at {decimals} decimals: raise decimals",
             )

@@ -8,7 +8,7 @@ import pytest
 
 from common.messages import HighlightsTarget, SpansTarget, Target, TextTarget
 from common.reward_api import ScoreItem, ScoreRequest, Shaping
-from services.reward.scorers.targets import TargetError
+from services.reward.scorers.targets import TargetError, UnrenderableTarget
 from services.reward.scorers.temporal_grounding import answer, bind, seed_ground_truth
 
 GOLDEN = Path(__file__).parents[2] / "golden/reward"
@@ -59,8 +59,14 @@ def test_seed_train_equals_every_row_of_the_reference_scores(index: int, variant
 
 
 def test_a_missing_ground_truth_is_unusable_like_an_empty_one() -> None:
-    assert not seed_ground_truth(None).usable
-    assert not seed_ground_truth("").usable
+    assert seed_ground_truth(None) == seed_ground_truth("") == ()
+
+
+def test_seed_train_knows_one_span() -> None:
+    target = SpansTarget(spans=((1.0, 3.0), (5.0, 9.0)))
+    assert verdict("<answer>1 to 3</answer>", target, parser="seed_train")["reward"] == 0.0
+    with pytest.raises(UnrenderableTarget, match="seed_train knows one"):
+        answer(target, duration_s=None, parser="seed_train", decimals=2)
 
 
 def test_contract_example() -> None:
