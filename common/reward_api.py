@@ -6,7 +6,7 @@ are in seconds. Numbers are finite; unknown fields are refused.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from common.config import ThinkInjection
 from common.messages import (
@@ -32,6 +32,11 @@ def _target_key(value: Any) -> str | None:
     return next((key for key in TARGET_KEYS if hasattr(value, key)), None)
 
 
+def _whole_number(value: Any) -> Any:
+    """JSON has one kind of number: 2.0 is an integer to JSON Schema."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 RewardTarget = Annotated[
     Annotated[SpansTarget, Tag("spans")]
     | Annotated[HighlightsTarget, Tag("highlights")]
@@ -45,7 +50,7 @@ RewardTarget = Annotated[
 FormatRule = Literal["loose", "strict"]
 WmseSupport = Literal["all", "matched"]
 Duration = Annotated[float, Field(gt=0, le=MAX_TIME_S)]
-Decimals = Annotated[int, Field(ge=0, le=6)]
+Decimals = Annotated[int, Field(ge=0, le=6), BeforeValidator(_whole_number)]
 TaskName = Annotated[str, Field(min_length=1, max_length=128)]
 
 

@@ -81,7 +81,9 @@ def _config(
 
 
 def _bound(config: uvicorn.Config) -> socket.socket:
+    """Listening from here on: who connects before the app is up waits instead of being refused."""
     bound = config.bind_socket()
+    bound.listen(config.backlog)
     host, port = bound.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     logger.info("listening", extra={"url": url, "workers": config.workers})
