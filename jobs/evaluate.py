@@ -22,7 +22,7 @@ from tenacity import (
     AsyncRetrying,
     retry_if_exception_type,
     stop_after_delay,
-    wait_exponential_jitter,
+    wait_random_exponential,
 )
 
 from common.answers import read_spans
@@ -64,6 +64,8 @@ class Plan:
     """Clips of which one query each is sampled."""
     concurrency: int = 32
     """Requests in flight over all replicas."""
+    policy_version: int | None = None
+    """The weights that must answer; None takes any one version."""
 
 
 class Refused(EngineError):
@@ -94,7 +96,7 @@ class Replicas:
         body = request.model_dump_json().encode()
         attempts = AsyncRetrying(
             retry=retry_if_exception_type((httpx.TransportError, _NotReady)),
-            wait=wait_exponential_jitter(initial=0.1, max=5.0),
+            wait=wait_random_exponential(multiplier=0.2, max=5.0),
             stop=stop_after_delay(self._retry_s),
             reraise=True,
         )
@@ -194,7 +196,26 @@ async def evaluate(
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from errors
     replies = [task.result() for task in tasks]
-    return _evaluation(rows, list(zip(questions, replies, strict=True)))
+    return _evaluation(rows, list(zip(questions, replies, strict=True)), plan=plan)
+
+
+def one_version(replies: Iterable[GenerateResponse], *, wanted: int | None = None) -> int:
+    """The weight version that wrote all answers.
+
+    A replica that restarted serves older weights until the learner finds it.
+
+    Raises:
+        EngineError: several versions answered, or another one than `wanted`.
+    """
+    samples = [answer.sample for reply in replies for answer in reply.answers]
+    versions = {span.version for sample in samples for span in sample.version_spans}
+    if len(versions) != 1 or wanted not in (None, *versions):
+        raise EngineError(
+            f"found answers of weight versions {sorted(versions)}, wanted "
+            f"{'one' if wanted is None else wanted}: weights changed or a replica restarted; "
+            "wait until every replica serves the last version and evaluate again"
+        )
+    return versions.pop()
 
 
 @dataclass(frozen=True)
@@ -255,7 +276,10 @@ async def _ask(
 
 
 def _evaluation(
-    rows: Sequence[Row], replies: Sequence[tuple[_Question, GenerateResponse | Failure]]
+    rows: Sequence[Row],
+    replies: Sequence[tuple[_Question, GenerateResponse | Failure]],
+    *,
+    plan: Plan,
 ) -> Evaluation:
     failures = tuple(reply for _, reply in replies if isinstance(reply, Failure))
     answered = [(q, reply) for q, reply in replies if not isinstance(reply, Failure)]
@@ -271,7 +295,7 @@ def _evaluation(
             f"none of {len(rows)} queries was answered; the first: {failures[0].error}"
         )
     return Evaluation(
-        policy_version=_policy_version(reply for _, reply in answered),
+        policy_version=one_version([r for _, r in answered], wanted=plan.policy_version),
         answers=answers,
         sampled_answers=sampled,
         failures=failures,
@@ -297,18 +321,6 @@ def _others(row: Row, spans: Mapping[str, Sequence[Span]]) -> list[Span]:
     others = list(spans[row.clip])
     others.remove(row.true_span)
     return others
-
-
-def _policy_version(replies: Iterable[GenerateResponse]) -> int:
-    """The one version that wrote all answers: a replica that restarted serves older weights."""
-    samples = [answer.sample for reply in replies for answer in reply.answers]
-    versions = {span.version for sample in samples for span in sample.version_spans}
-    if len(versions) != 1:
-        raise EngineError(
-            f"found answers of weight versions {sorted(versions)}, wanted one: weights changed or "
-            "a replica restarted during the evaluation; run it again"
-        )
-    return versions.pop()
 
 
 def _detail(answer: httpx.Response) -> str:
