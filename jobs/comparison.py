@@ -18,14 +18,14 @@ Summary = Mapping[str, Any]
 """Content of a summary.json (`jobs.summary`)."""
 
 FIGURES: Mapping[str, str] = {
-    "miou": "mIoU, greedy",
-    "sampled_miou": "mIoU, sampled",
-    "r1_at_0.5": "R1@.5, greedy",
-    "sampled_r1_at_0.5": "R1@.5, sampled",
-    "r1_at_0.7": "R1@.7, greedy",
-    "sampled_r1_at_0.7": "R1@.7, sampled",
+    "miou": "greedy mIoU",
+    "sampled_miou": "sampled mIoU",
+    "r1_at_0.5": "greedy R1@.5",
+    "sampled_r1_at_0.5": "sampled R1@.5",
+    "r1_at_0.7": "greedy R1@.7",
+    "sampled_r1_at_0.7": "sampled R1@.7",
     "answers_differ": "answers differ",
-    "entropy": "entropy, nats per token",
+    "entropy": "entropy (nats per token)",
     "best_of_g": "best of G",
 }
 """Key in the summary (without `_end`) → what it is called."""
@@ -236,12 +236,12 @@ def _pair(spreads: Mapping[str, Mapping[str, Spread]], method: str, against: str
 
 
 def _finding(pair: Pair) -> str:
-    """Such as `tempsamp against sft: higher in best of G; tie in mIoU, greedy`."""
+    """Such as `tempsamp against sft: higher in best of G; tie in greedy mIoU`."""
     grouped: dict[Verdict, list[str]] = {}
     for key, difference in pair.differences.items():
         grouped.setdefault(difference.verdict, []).append(FIGURES[key])
     order: tuple[Verdict, ...] = ("higher", "lower", "tie", "one seed")
-    said = [f"{word} in {' / '.join(grouped[word])}" for word in order if word in grouped]
+    said = [f"{word} in {', '.join(grouped[word])}" for word in order if word in grouped]
     return f"{pair.method} against {pair.against}: {'; '.join(said)}."
 
 
@@ -275,9 +275,9 @@ def _mean_cell(spread: Spread) -> str:
 
 
 def _difference_cell(difference: Difference) -> str:
-    if difference.low is None or difference.high is None:
+    if difference.high is None:
         return f"{difference.mean:+.3f} (one seed)"
-    interval = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    interval = f"{difference.mean:+.3f} [±{difference.high - difference.mean:.3f}]"
     return f"tie {interval}" if difference.verdict == "tie" else interval
 
 

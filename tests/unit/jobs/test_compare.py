@@ -98,8 +98,8 @@ def test_means_and_deviations_are_over_seeds(comparison: Comparison) -> None:
 
 def test_findings_say_ties_and_a_control_that_wins(comparison: Comparison) -> None:
     text = "\n".join(comparison.findings)
-    assert "tempsamp against grpo: higher in mIoU, greedy; tie in mIoU, sampled" in text
-    assert "tempsamp against sft: lower in mIoU, greedy" in text
+    assert "tempsamp against grpo: higher in greedy mIoU; tie in sampled mIoU" in text
+    assert "tempsamp against sft: lower in greedy mIoU" in text
     pairs = {(pair.method, pair.against): pair.differences for pair in comparison.pairs}
     assert pairs["tempsamp", "grpo"]["entropy"].verdict == "tie"
     assert ("mixed", "grpo") not in pairs
@@ -109,8 +109,8 @@ def test_markdown_holds_every_figure_every_run_and_marks_ties(comparison: Compar
     text = markdown(Comparison.model_validate_json(comparison.model_dump_json()))
     for name in FIGURES.values():
         assert f"| {name} |" in text
-    assert "| mIoU, greedy | 0.400 | 0.510 ± 0.010 |" in text
-    assert "| tie +0.000 [+0.000, +0.000] |" in text
+    assert "| greedy mIoU | 0.400 | 0.510 ± 0.010 |" in text
+    assert "| tie +0.000 [±0.000] |" in text
     assert text.count("\n| grpo | ") == 3
     widths = {len(line.split("|")) for line in text.splitlines() if line.startswith("| entropy")}
     assert widths == {2 + 2 + 3, 2 + 1 + 3}
