@@ -68,7 +68,7 @@ class Judge:
         try:
             injected = _render(task, query, deadline)
         except TargetError as error:
-            raise Problem(422, f"{error.field}: {error}", field=error.field) from error
+            raise _refusal(422, error.field, str(error)) from error
         if injected.text is not None:
             rollouts = () if request.rollout is None else (request.rollout,)
             injected = inject(
@@ -87,10 +87,7 @@ class Judge:
         try:
             return task.bind(item, request, deadline=deadline)
         except TargetError as error:
-            field = f"items.{index}.{error.field}"
-            raise Problem(
-                422, f"{field}: {error}", errors=[FieldError(field, str(error))]
-            ) from error
+            raise _refusal(422, f"items.{index}.{error.field}", str(error)) from error
 
     def _score_item(
         self, item: ScoreItem, request: ScoreRequest, score_all: ScoreAll, deadline: float
@@ -130,30 +127,32 @@ class Judge:
     def _task(self, name: str, *, field: str) -> Task:
         task = self._tasks.get(name)
         if task is None:
-            detail = f"found {name!r}, wanted one of {', '.join(self._tasks)}"
-            raise Problem(422, f"{field}: {detail}", errors=[FieldError(field, detail)])
+            raise _refusal(422, field, f"found {name!r}, wanted one of {', '.join(self._tasks)}")
         return task
 
     def _check_parser(self, parser: str) -> None:
         if parser not in PARSERS:
             detail = f"found {parser!r}, wanted one of {', '.join(PARSERS)}"
-            raise Problem(422, f"parser: {detail}", errors=[FieldError("parser", detail)])
+            raise _refusal(422, "parser", detail)
 
     def _check_sizes(self, request: ScoreRequest) -> None:
         limits = self._settings
         if len(request.items) > limits.max_items:
-            _too_many(
-                "items", f"found {len(request.items)}, wanted at most {limits.max_items} items"
+            raise _refusal(
+                413, "items", f"found {len(request.items)}, wanted at most {limits.max_items} items"
             )
         count = 0
         for index, item in enumerate(request.items):
             count += len(item.responses)
             field = f"items.{index}.responses"
             if count > limits.max_responses:
-                _too_many(field, f"wanted at most {limits.max_responses} responses in one request")
+                raise _refusal(
+                    413, field, f"wanted at most {limits.max_responses} responses in one request"
+                )
             for position, response in enumerate(item.responses):
                 if len(response) > limits.max_response_chars:
-                    _too_many(
+                    raise _refusal(
+                        413,
                         f"{field}.{position}",
                         f"found {len(response)} characters, "
                         f"wanted at most {limits.max_response_chars}",
@@ -170,5 +169,5 @@ def _render(task: Task, query: GroundTruthQuery, deadline: float) -> Injection:
     return Injection(text)
 
 
-def _too_many(field: str, detail: str) -> None:
-    raise Problem(413, f"{field}: {detail}", errors=[FieldError(field, detail)])
+def _refusal(status: int, field: str, detail: str) -> Problem:
+    return Problem(status, f"{field}: {detail}", errors=[FieldError(field, detail)])

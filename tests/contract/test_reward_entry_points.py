@@ -75,7 +75,8 @@ async def test_a_scorer_without_answers_injects_nothing_and_says_so(
 async def test_a_broken_call_leaves_that_response_alone_unscored_and_counted(
     client: httpx.AsyncClient,
 ) -> None:
-    result = await score(client, "misbehaves", ["a", "raise", "b", "hold", "c", "die", "d", "huge"])
+    responses = ["a", "raise", "b", "hold", "c", "die", "d", "abyss"]
+    result = await score(client, "misbehaves", responses)
     kinds = [verdict["kind"] for verdict in result["verdicts"]]
     assert kinds == ["scored", "unscored"] * 3 + ["scored", "scored"]
     reasons = [v["reason"].partition(":")[0] for v in result["verdicts"] if v["kind"] == "unscored"]
@@ -91,8 +92,8 @@ async def test_shaping_that_overflows_leaves_the_response_unscored(
     client: httpx.AsyncClient,
 ) -> None:
     shaping = {"kind": "nonlinear"}
-    result = await score(client, "misbehaves", ["huge", "x"], shaping=shaping)
-    assert [verdict["kind"] for verdict in result["verdicts"]] == ["scored", "scored"]
+    result = await score(client, "misbehaves", ["abyss", "x"], shaping=shaping)
+    assert [verdict["kind"] for verdict in result["verdicts"]] == ["unscored", "scored"]
 
 
 async def test_a_request_ends_within_its_time_whatever_the_scorer_does(
