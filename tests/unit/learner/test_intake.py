@@ -1,0 +1,448 @@
+"""The intake on a real Redis: each prompt once, in order, across crashes."""
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.broker import Broker
+from common.config import Learner, Shared, Video
+from common.errors import RewardError
+from common.messages import ScoredGroup
+from common.prompts import grounding_problem
+from services.learner import intake as intake_module
+from services.learner.feed import Feed, FeedState
+from services.learner.intake import Intake, IntakeState
+from tests.fixtures.clips import make_clip
+from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.wire import scored_group
+
+NUM_ROWS = 40
+GROUPS_PER_STEP = 4
+
+
+@dataclass
+class Ring:
+    """The learner's half of a ring; the test plays the replica."""
+
+    server: RedisServer
+    run_id: str
+    folder: Path
+    runner: asyncio.Runner
+    max_staleness: int = 1
+    max_unscored_in_a_row: int = 6
+    opened: list[Broker] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.replica = self.open_broker()
+        self.start()
+
+    def open_broker(self) -> Broker:
+        self.opened.append(self.server.broker(self.run_id))
+        return self.opened[-1]
+
+    def start(self, saved: tuple[str, str] | None = None) -> None:
+        """A learner, new or from a checkpoint; the one before is forgotten as by kill -9."""
+        self.broker = self.open_broker()
+        shared = Shared(
+            run_id=self.run_id,
+            model=self.folder,
+            group_size=3,
+            video=Video(fps=1.0, max_frames=4, min_pixels=32 * 32, max_pixels=64 * 64),
+        )
+        learner = Learner(
+            rows=self.folder / "rows.jsonl",
+            video_root=self.folder,
+            run_dir=self.folder / "run",
+            steps=1,
+            groups_per_step=GROUPS_PER_STEP,
+            max_staleness=self.max_staleness,
+        )
+        self.feed = Feed(
+            self.broker,
+            shared=shared,
+            learner=learner,
+            runner=self.runner,
+            state=FeedState.model_validate_json(saved[0]) if saved else None,
+        )
+        self.intake = Intake(
+            self.broker,
+            feed=self.feed,
+            runner=self.runner,
+            max_staleness=self.max_staleness,
+            max_unscored_in_a_row=self.max_unscored_in_a_row,
+            state=IntakeState.model_validate_json(saved[1]) if saved else None,
+        )
+
+    def checkpoint(self) -> tuple[str, str]:
+        return self.feed.state().model_dump_json(), self.intake.state().model_dump_json()
+
+    def answer(
+        self,
+        count: int | None = None,
+        *,
+        version: int = 0,
+        num_scored: int = 3,
+        shuffle: random.Random | None = None,
+    ) -> list[str]:
+        """Claim prompts (all without `count`) and push a group for each; returns their ids."""
+
+        async def answer() -> list[str]:
+            claims = []
+            while len(claims) != count and (
+                claim := await self.replica.claim_prompt(
+                    "a", lease_s=60, block_s=0.01, max_attempts=3
+                )
+            ):
+                claims.append(claim)
+            if shuffle:
+                shuffle.shuffle(claims)
+            for claim in claims:
+                group = scored_group(
+                    claim.request.prompt_id, version=version, num_scored=num_scored
+                )
+                await self.replica.push_group(claim, group)
+            return [claim.request.prompt_id for claim in claims]
+
+        return self.runner.run(answer())
+
+    def fail(self, error: str) -> str:
+        """Claim one prompt and bury it; returns its id."""
+
+        async def fail() -> str:
+            claim = await self.replica.claim_prompt("a", lease_s=60, block_s=0.01, max_attempts=3)
+            assert claim is not None
+            assert await self.replica.fail_prompt(claim, error, max_attempts=1)
+            return claim.request.prompt_id
+
+        return self.runner.run(fail())
+
+    def take(self, at: int, **keys: Any) -> list[str]:
+        """One step; a test whose step starves fails at once."""
+        keys.setdefault("should_stop", Starved())
+        return ids(self.intake.take(GROUPS_PER_STEP, at=at, **keys))
+
+
+def ids(groups: list[ScoredGroup]) -> list[str]:
+    return [group.prompt_id for group in groups]
+
+
+class Stop:
+    """Stops a take at the n-th look, so that a test sees one that waits."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+
+    def __call__(self) -> bool:
+        self._looks -= 1
+        return self._looks < 0
+
+
+class Starved(Stop):
+    """Fails after about four seconds of waiting."""
+
+    def __init__(self) -> None:
+        super().__init__(looks=200)
+
+    def __call__(self) -> bool:
+        assert not super().__call__(), "the step starves"
+        return False
+
+
+@pytest.fixture
+def open_ring(
+    tmp_path: Path, redis_server: RedisServer, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Ring]]:
+    monkeypatch.setattr(intake_module, "POLL_S", 0.02)
+    monkeypatch.setattr(intake_module, "RECONCILE_EVERY_S", 0.1)
+    make_clip(tmp_path / "clip.mp4", num_frames=24)
+    rows = [
+        {
+            "problem": grounding_problem(f"Event {number}.", mode="answer"),
+            "spans": [[1, 2]],
+            "videos": ["clip.mp4"],
+        }
+        for number in range(NUM_ROWS)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    opened: list[Ring] = []
+    with asyncio.Runner() as runner:
+
+        def open_one(server: RedisServer = redis_server, **settings: Any) -> Ring:
+            opened.append(Ring(server, run_id, tmp_path, runner, **settings))
+            return opened[-1]
+
+        yield open_one
+        for broker in (broker for ring in opened for broker in ring.opened):
+            runner.run(broker.close())
+
+
+@pytest.fixture
+def ring(open_ring: Callable[..., Ring]) -> Ring:
+    return open_ring()
+
+
+class TestTake:
+    def test_gives_one_step_in_stream_order(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        pushed = ring.answer(shuffle=random.Random(0))
+        assert ring.take(at=0) == pushed[:GROUPS_PER_STEP]
+        assert ring.take(at=1) == pushed[GROUPS_PER_STEP:]
+        assert not ring.feed.outstanding
+        assert ring.intake.counters.groups_taken == 2 * GROUPS_PER_STEP
+
+    def test_waits_and_lets_the_caller_work_meanwhile(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        ring.answer(2)
+        looks = []
+
+        def on_idle() -> None:
+            looks.append(1)
+            if len(looks) == 3:
+                ring.answer(2)
+
+        assert len(ring.take(at=0, on_idle=on_idle)) == GROUPS_PER_STEP
+        assert len(looks) == 3
+
+    def test_stopped_gives_nothing_and_keeps_everything_for_later(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        pushed = ring.answer(3)
+        assert ring.take(at=0, should_stop=Stop(looks=6)) == []
+        assert len(ring.feed.outstanding) == 2 * GROUPS_PER_STEP
+        ring.intake.acknowledge()
+        pushed += ring.answer(1)
+        assert ring.take(at=0) == pushed
+
+    def test_error_of_the_idle_callback_is_not_swallowed(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+
+        def on_idle() -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            ring.take(at=0, on_idle=on_idle)
+
+
+class TestDrops:
+    def test_second_group_of_a_prompt_is_dropped(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+
+        async def push_twice() -> None:
+            claim = await ring.replica.claim_prompt("a", lease_s=60, block_s=0.01, max_attempts=3)
+            assert claim is not None
+            for _ in range(2):
+                await ring.replica.push_group(claim, scored_group(claim.request.prompt_id))
+
+        ring.runner.run(push_twice())
+        ring.answer()
+        taken = ring.take(at=0)
+        assert len(set(taken)) == GROUPS_PER_STEP
+        assert ring.intake.counters.groups_duplicate == 1
+
+    def test_group_of_another_run_is_dropped(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        first_tag = ring.feed.state().tag
+        ring.answer(3)
+        ring.start()
+        ring.feed.top_up(0)
+        taken = ring.take(at=0, on_idle=ring.answer)
+        assert not any(prompt_id.startswith(first_tag) for prompt_id in taken)
+        assert ring.intake.counters.groups_duplicate == 8, "all that the first run had fed"
+
+    def test_too_stale_is_dropped_and_asked_again(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        old, fresh = ring.answer(2, version=3), ring.answer(6, version=4)
+        assert ring.take(at=5) == fresh[:4]
+        assert ring.intake.counters.groups_stale == 2
+        assert ring.answer() == old
+        assert list(ring.feed.outstanding) == [*fresh[4:], *old]
+
+    def test_staleness_limit_is_inclusive_and_newer_than_the_learner_is_fine(
+        self, ring: Ring
+    ) -> None:
+        ring.feed.top_up(0)
+        pushed = ring.answer(2, version=4) + ring.answer(2, version=9)
+        assert ring.take(at=5) == pushed
+
+    def test_unscored_is_dropped_counted_and_replaced(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        bad, good = ring.answer(3, num_scored=1), ring.answer(5, num_scored=2)
+        assert ring.take(at=0) == good[:4]
+        counters = ring.intake.counters
+        assert (counters.groups_unscored, counters.samples_unscored) == (3, 3 * 2 + 4 * 1)
+        assert not set(bad) & set(ring.feed.outstanding)
+        assert len(ring.feed.outstanding) == 2 * GROUPS_PER_STEP - 4
+
+    def test_with_no_slack_a_dropped_group_does_not_starve_the_step(
+        self, open_ring: Callable[..., Ring]
+    ) -> None:
+        ring = open_ring(max_staleness=0)
+        ring.feed.top_up(0)
+        ring.answer(1, num_scored=0)
+        ring.fail("no frames")
+        taken = ring.take(at=0, on_idle=ring.answer)
+        assert len(taken) == GROUPS_PER_STEP
+
+    def test_too_many_unscored_in_a_row_stop_the_run_with_the_reason(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        ring.answer(6, num_scored=0)
+        with pytest.raises(
+            RewardError, match=r"6 prompts .*max_unscored_in_a_row.* no answer within 10 s"
+        ):
+            ring.take(at=0)
+
+    def test_a_good_group_between_ends_the_row(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        ring.answer(4, num_scored=0)
+        ring.answer(1)
+        ring.answer(3, num_scored=0)
+        assert len(ring.take(at=0, on_idle=ring.answer)) == GROUPS_PER_STEP
+        assert ring.intake.counters.groups_unscored == 7
+
+    def test_dead_letter_ends_its_prompt(
+        self, ring: Ring, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ring.feed.top_up(0)
+        dead = ring.fail("clip.mp4: it changed after sampling")
+        ring.answer()
+        assert dead not in ring.take(at=0)
+        assert dead not in ring.feed.outstanding
+        assert ring.intake.counters.prompts_dead == 1
+        assert "prompt given up" in [record.message for record in caplog.records]
+
+    def test_dead_letters_are_dealt_with_once(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        ring.fail("broken")
+        ring.answer()
+        ring.take(at=0)
+        ring.start(saved=ring.checkpoint())
+        ring.take(at=1, on_idle=ring.answer)
+        assert ring.intake.counters.prompts_dead == 1
+
+    def test_late_dead_letter_of_a_taken_prompt_changes_nothing(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+
+        async def answer_and_bury() -> str:
+            claim = await ring.replica.claim_prompt("a", lease_s=60, block_s=0.01, max_attempts=3)
+            assert claim is not None
+            await ring.replica.push_group(claim, scored_group(claim.request.prompt_id, version=0))
+            return claim.request.prompt_id
+
+        first = ring.runner.run(answer_and_bury())
+        letter = {"prompt_id": first, "error": "x", "attempts": 3, "replica": "b", "body": ""}
+        key = f"tempsamp:{ring.run_id}:dead"
+        looks: list[int] = []
+
+        def on_idle() -> None:
+            if not looks:
+                ring.runner.run(ring.replica._run("XADD", key, "*", "body", json.dumps(letter)))
+            elif len(looks) == 2:
+                ring.answer()
+            looks.append(1)
+
+        assert ring.take(at=0, on_idle=on_idle)[0] == first
+        assert ring.intake.counters.prompts_dead == 0
+
+
+class TestCrash:
+    def run_steps(self, ring: Ring, versions: range) -> list[list[str]]:
+        steps = []
+        for version in versions:
+            steps.append(ring.take(at=version))
+            ring.feed.top_up(version + 1)
+            ring.answer(version=version, shuffle=random.Random(version))
+        return steps
+
+    def test_unacknowledged_steps_repeat_in_order_and_acknowledged_ones_never(
+        self, ring: Ring
+    ) -> None:
+        ring.feed.top_up(0)
+        ring.answer(shuffle=random.Random(9))
+        acknowledged = self.run_steps(ring, range(2))
+        saved = ring.checkpoint()
+        ring.intake.acknowledge()
+        before_the_crash = self.run_steps(ring, range(2, 5))
+        ring.start(saved)
+        after = self.run_steps(ring, range(2, 5))
+        assert after == before_the_crash
+        beyond = self.run_steps(ring, range(5, 7))
+        trained = [prompt_id for step in acknowledged + after + beyond for prompt_id in step]
+        assert len(set(trained)) == len(trained) == 7 * GROUPS_PER_STEP
+
+    def test_drops_repeat_too(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+
+        def run() -> tuple[list[list[str]], str]:
+            ring.answer(3, version=3)
+            ring.answer(2, version=5, num_scored=0)
+            steps = []
+            for version in (5, 6):
+                steps.append(ring.take(at=version, on_idle=lambda: ring.answer(version=5)))
+                ring.feed.top_up(version + 1)
+            return steps, ring.checkpoint()[1]
+
+        saved = ring.checkpoint()
+        before_the_crash, counters = run()
+        ring.start(saved)
+        assert run() == (before_the_crash, counters)
+        assert ring.intake.counters.groups_stale == 3
+        assert ring.intake.counters.groups_unscored == 2
+
+    def test_crash_between_checkpoint_and_acknowledgement_trains_nothing_twice(
+        self, ring: Ring
+    ) -> None:
+        ring.feed.top_up(0)
+        ring.answer()
+        trained = ring.take(at=0)
+        ring.start(saved=ring.checkpoint())
+        assert not set(ring.take(at=1)) & set(trained)
+        assert ring.intake.counters.groups_duplicate == GROUPS_PER_STEP
+        ring.intake.acknowledge()
+        assert ring.runner.run(ring.broker.depths()).groups_unacknowledged == 0
+
+
+class TestLossOfRedis:
+    def test_prompts_lost_with_everything_else_are_fed_again(
+        self, open_ring: Callable[..., Ring], own_redis_server: RedisServer
+    ) -> None:
+        ring = open_ring(server=own_redis_server)
+        ring.feed.top_up(0)
+        waiting = list(ring.feed.outstanding)
+        ring.answer(2)
+        own_redis_server.kill()
+        own_redis_server.start_again(forget=True)
+        taken = ring.take(at=0, on_idle=ring.answer)
+        assert taken == waiting[:4], "the two groups were lost as well"
+        assert ring.intake.counters.prompts_lost == 2 * GROUPS_PER_STEP
+
+    def test_kill_9_of_redis_in_the_middle_loses_no_step(
+        self, open_ring: Callable[..., Ring], own_redis_server: RedisServer
+    ) -> None:
+        ring = open_ring(server=own_redis_server)
+        ring.feed.top_up(0)
+        trained = []
+        for version in range(6):
+            ring.answer(3, version=version)
+            if version in (1, 3):  # the last second or so is not on disk
+                own_redis_server.kill()
+                own_redis_server.start_again()
+            step = ring.take(at=version, on_idle=lambda: ring.answer(1, version=5))
+            trained += step
+            ring.intake.acknowledge()
+            ring.feed.top_up(version + 1)
+        assert len(set(trained)) == len(trained) == 6 * GROUPS_PER_STEP
+
+    def test_claimed_prompts_are_not_taken_for_lost(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        claim = ring.runner.run(
+            ring.replica.claim_prompt("a", lease_s=60, block_s=0.01, max_attempts=3)
+        )
+        assert claim is not None
+        assert ring.take(at=0, should_stop=Stop(looks=20)) == []
+        assert ring.intake.counters.prompts_lost == 0
+        assert len(ring.answer()) == 2 * GROUPS_PER_STEP - 1
