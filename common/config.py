@@ -120,8 +120,6 @@ class Rollout(Section):
     tensor_parallel: PositiveInt = 1
     cpu_threads: PositiveInt = 1
     """OpenMP threads of the engine on a CPU."""
-    processor_cache_gib: Annotated[float, Field(ge=0)] = 4.0
-    """vLLM's cache of preprocessed clips."""
     concurrent_prompts: PositiveInt = 8
     """Prompts in work at once in this replica."""
     lease_s: Positive = 60.0

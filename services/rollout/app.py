@@ -38,7 +38,7 @@ from common.messages import (
     UpdateWeights,
 )
 from common.rest import BodyLimit, Problem, install_problem_handlers
-from services.rollout.engine import Engine
+from services.rollout.engine import Engine, EngineDownError
 from services.rollout.metrics import ReplicaCollector
 from services.rollout.reward_client import GroupScorer
 from services.rollout.weights import Weights
@@ -110,17 +110,17 @@ class Replica:
         """The loaded engine.
 
         Raises:
-            EngineError: still loading.
+            EngineDownError: still loading.
         """
         if self._engine is None:
-            raise EngineError("the engine is still loading")
+            raise EngineDownError("the engine is still loading")
         return self._engine
 
     @property
     def weights(self) -> Weights:
         """The weight receiver; raises like `engine`."""
         if self._weights is None:
-            raise EngineError("the engine is still loading")
+            raise EngineDownError("the engine is still loading")
         return self._weights
 
     @property
@@ -200,6 +200,8 @@ def create_app(replica: Replica) -> FastAPI:
                 num_samples=body.num_samples,
                 sampling=body.sampling,
             )
+        except EngineDownError as error:
+            raise Problem(503, str(error)) from error
         except (VideoError, EngineError) as error:
             raise Problem(422, str(error)) from error
         return GenerateResponse(
@@ -262,7 +264,7 @@ def serve(run: Run) -> None:
 def _engine_or_503(replica: Replica) -> Engine:
     try:
         return replica.engine
-    except EngineError as error:
+    except EngineDownError as error:
         raise Problem(503, str(error)) from error
 
 

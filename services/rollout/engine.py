@@ -48,6 +48,10 @@ class Generation:
     """Answers without their stop token."""
 
 
+class EngineDownError(EngineError):
+    """The engine is still loading, or died: not the prompt's fault."""
+
+
 class Engine:
     """One vLLM engine with its tokenizer."""
 
@@ -86,6 +90,9 @@ class Engine:
             dtype=shared.dtype,
             seed=shared.seed,
             enforce_eager=rollout.device == "cpu",
+            # vLLM 0.32 dies on CPU when a request with a seed is prefilled in two pieces (it
+            # rewinds the generator by an offset that CPU generators do not have).
+            enable_chunked_prefill=rollout.device != "cpu",
             max_model_len=rollout.max_model_len,
             max_num_seqs=rollout.max_num_seqs,
             max_num_batched_tokens=rollout.max_num_batched_tokens,
@@ -93,7 +100,9 @@ class Engine:
             gpu_memory_utilization=rollout.gpu_memory_utilization,
             tensor_parallel_size=rollout.tensor_parallel,
             limit_mm_per_prompt={"video": 1, "image": 0},
-            mm_processor_cache_gb=rollout.processor_cache_gib,
+            # Pausing clears the engine's half of this cache and not the front end's, which would
+            # then send references to clips that are gone.
+            mm_processor_cache_gb=0,
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
             enable_log_requests=False,
             disable_log_stats=True,
@@ -121,7 +130,8 @@ class Engine:
             frames: [F, H, W, 3] uint8, what `video.load_frames(clip)` returns.
 
         Raises:
-            EngineError: the prompt is longer than the model's context, or the engine died.
+            EngineError: the prompt cannot be used, for example because it is too long.
+            EngineDownError: the engine died.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -191,14 +201,12 @@ class Engine:
     async def apply_weights(self, version: int) -> None:
         """Switch to the received weights: running requests go on under the new version.
 
-        Keys and values, processed clips and encoder outputs of the old weights are all dropped:
+        Pausing with `clear_cache` drops keys and values and encoder outputs of the old weights;
         with a stale cache answers differ from the policy by up to 8 nats.
         """
         await self._llm.pause_generation(mode="keep", clear_cache=True)
         try:
             await self._llm.finish_weight_update(str(version))
-            await self._llm.reset_mm_cache()
-            await self._llm.reset_encoder_cache()
         finally:
             await self._llm.resume_generation()
 
@@ -211,6 +219,8 @@ class Engine:
         self._llm.shutdown()
 
     async def _run(self, prompt: dict[str, Any], parameters: Any) -> Any:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         number = next(self._request_numbers)
         output = None
         try:
@@ -218,8 +228,8 @@ class Engine:
                 output = latest
         except ValueError as error:
             raise EngineError(f"vLLM refused the prompt: {error}") from error
-        except RuntimeError as error:
-            raise EngineError(f"vLLM failed: {error}") from error
+        except (EngineDeadError, RuntimeError) as error:
+            raise EngineDownError(f"vLLM failed: {error}") from error
         if output is None:
             raise EngineError("vLLM ended the request without an answer")
         return output

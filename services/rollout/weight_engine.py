@@ -17,6 +17,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.v1.core.sched import output as scheduler_output
 
 from common.errors import WeightError
 from common.messages import TensorSlice
@@ -29,6 +30,16 @@ def register() -> None:
     """Make `WeightTransferConfig(backend="tempsamp")` known in this process. Idempotent."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, TempSampWeightTransferEngine)
+    scheduler_output.strip_covered_mm_data = _keep_clips
+
+
+def _keep_clips(
+    features: list[Any], _num_computed_tokens: int, uses_mrope: bool = False
+) -> list[Any]:
+    """Replaces a function of vLLM 0.32's scheduler, which takes the pixels out of a request whose
+    clip lies in the prefix cache. Pausing for new weights drops that cache and prefills running
+    requests again, and then the worker, left without pixels, dies."""
+    return features
 
 
 @dataclass
