@@ -23,7 +23,7 @@ from jobs.summary import PROBE_GAP, StepMetrics
 SIZE_IN = (4.4, 2.3)
 HEADROOM = 1.12
 """Height of the axis over the highest value."""
-SMOOTHED_SHARE = 20
+SMOOTHED_SHARE = 10
 """Curves are centred means over 1 / SMOOTHED_SHARE of the steps; raw values stay visible behind."""
 THEME = {
     "#010101": "var(--muted)",
