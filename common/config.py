@@ -144,7 +144,7 @@ class Reward(Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8100
     workers: PositiveInt = 1
-    max_body_bytes: PositiveInt = 32 * 2**20
+    max_body_bytes: PositiveInt = 16 * 2**20
     max_items: PositiveInt = 4096
     """Items in one request."""
     max_responses: PositiveInt = 8192

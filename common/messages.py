@@ -7,7 +7,7 @@ All models are frozen, refuse unknown fields and NaN/inf, and travel as JSON. Go
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -52,7 +52,7 @@ class ClipRef(Message):
 class SpansTarget(Message):
     """Ground truth of temporal grounding: one or several `(start_s, end_s)`."""
 
-    spans: Annotated[tuple[tuple[float, float], ...], Field(min_length=1)]
+    spans: Annotated[tuple[tuple[float, float], ...], Field(min_length=1), FailFast()]
 
 
 class Highlight(Message):
@@ -65,7 +65,7 @@ class Highlight(Message):
 class HighlightsTarget(Message):
     """Ground truth of highlight detection."""
 
-    highlights: Annotated[tuple[Highlight, ...], Field(min_length=1)]
+    highlights: Annotated[tuple[Highlight, ...], Field(min_length=1), FailFast()]
 
 
 class TextTarget(Message):

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 16
 """Fields named in one problem; a batch of thousands would otherwise be answered with megabytes."""
+MAX_COUNTED = 1000
+"""Wrong fields from which on none is named: listing a million costs seconds and gigabytes."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -112,6 +114,8 @@ def read_json(model: type[Model], body: bytes) -> Model:
 
 def problem_of(error: ValidationError) -> Problem:
     """A failed validation as a problem."""
+    if error.error_count() > MAX_COUNTED:
+        return Problem(422, f"{error.error_count()} values are wrong", field="body")
     details = error.errors(include_url=False, include_context=False, include_input=False)
     if details[0]["type"] == "json_invalid":
         return Problem(400, f"the body is not JSON in UTF-8: {details[0]['msg']}", field="body")

@@ -1,12 +1,13 @@
 """The REST contract of the reward service as types: requests, responses, problems.
 
 Client and service share it; `common.reward_client` sends it, `services.reward` answers it. Times
-are in seconds. Numbers are finite; unknown fields are refused.
+are in seconds. Numbers are finite; unknown fields are refused. Lists stop at their first wrong
+member: naming each of two million takes gigabytes.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag
 
 from common.config import ThinkInjection
 from common.messages import (
@@ -79,7 +80,7 @@ class ScoreItem(Message):
     target: RewardTarget
     duration_s: Duration | None = None
     """Length of the video; target spans past it are refused."""
-    responses: Annotated[tuple[str, ...], Field(min_length=1)]
+    responses: Annotated[tuple[str, ...], Field(min_length=1), FailFast()]
     injection: bool = True
     """False: no injected answer for this item, whatever the request says."""
 
@@ -87,7 +88,7 @@ class ScoreItem(Message):
 class ScoreRequest(Message):
     """Body of POST /v1/score."""
 
-    items: Annotated[tuple[ScoreItem, ...], Field(min_length=1)]
+    items: Annotated[tuple[ScoreItem, ...], Field(min_length=1), FailFast()]
     shaping: Shaping = Shaping()
     parser: str = "default"
     format: FormatRule = "loose"
@@ -171,6 +172,7 @@ class ShapeRequest(Message):
     rewards: Annotated[
         tuple[Annotated[float, Field(ge=-10, le=10)], ...],
         Field(min_length=1, max_length=MAX_SHAPED),
+        FailFast(),
     ]
     shaping: Shaping = Shaping()
 

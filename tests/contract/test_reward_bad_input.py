@@ -152,6 +152,32 @@ async def test_too_much_of_a_field_is_413_and_named(
     assert response.json()["errors"][0]["field"] == field
 
 
+@pytest.mark.parametrize(
+    ("path", "member", "field"),
+    [
+        (("items",), {}, "items.0.task"),
+        (("items", 0, "responses"), 5, "items.0.responses.0"),
+        (SPANS, [], "items.0.target.spans.0.0"),
+    ],
+)
+async def test_of_many_wrong_members_only_the_first_is_looked_at(
+    client: httpx.AsyncClient, path: tuple[str | int, ...], member: Any, field: str
+) -> None:
+    response = await client.post("/v1/score", content=changed(path, [member] * 50_000))
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == field
+    assert len(response.content) < 2_000
+
+
+async def test_of_thousands_of_unknown_fields_none_is_listed(client: httpx.AsyncClient) -> None:
+    body = GOOD | {f"field_{index}": 1 for index in range(5_000)}
+    response = await client.post("/v1/score", json=body)
+    assert response.status_code == 422
+    assert response.json()["errors"] == [
+        {"field": "body", "pointer": "#", "detail": "5000 values are wrong"}
+    ]
+
+
 async def test_too_many_items_and_too_large_a_body_are_413() -> None:
     settings = Reward(max_items=2, max_body_bytes=2_000)
     transport = httpx.ASGITransport(app=create_app(settings))
