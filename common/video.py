@@ -104,9 +104,16 @@ def frame_size(
 def sample_clip(path: str | os.PathLike[str], *, sampling: VideoSampling) -> ClipRef:
     """Probe a file and decide which frames, at which size, stand for it.
 
+    Remembered per file content and sampling: the rows of one clip probe it once.
+
     Raises:
         VideoError: the file is missing, empty, not a video or too short; names the path.
     """
+    return _sample_clip(os.fspath(path), file_digest(path), sampling)
+
+
+@functools.lru_cache(maxsize=65_536)
+def _sample_clip(path: str, sha256: str, sampling: VideoSampling) -> ClipRef:
     reader = _open(path)
     total, source_fps = len(reader), float(reader.get_avg_fps())
     if not (total > 0 and math.isfinite(source_fps) and source_fps > 0):
@@ -119,8 +126,8 @@ def sample_clip(path: str | os.PathLike[str], *, sampling: VideoSampling) -> Cli
         raise VideoError(f"{path}: {error}") from error
     indices = np.linspace(0, total - 1, frames).round().astype(int)
     return ClipRef(
-        uri=os.fspath(path),
-        sha256=file_digest(path),
+        uri=path,
+        sha256=sha256,
         source_fps=source_fps,
         total_frames=total,
         frame_indices=tuple(indices.tolist()),
@@ -207,9 +214,13 @@ def _open(path: str | os.PathLike[str]) -> Any:
 
 def _shape_of_first_frame(reader: Any) -> tuple[int, int]:
     try:
-        height, width, _ = reader[0].shape
+        height, width, channels = reader[0].shape
     except Exception as error:
         raise VideoError(f"cannot decode the first frame: {str(error).splitlines()[0]}") from error
+    if channels != 3:  # decord takes the padding of very narrow frames for a fourth channel
+        raise VideoError(
+            f"found {width}x{height} pixels: too narrow for decord; wanted 64 or wider"
+        )
     return int(height), int(width)
 
 

@@ -19,7 +19,7 @@ from typing import IO, Self
 from common.broker import Broker
 from common.config import Run
 from common.errors import ConfigError
-from common.messages import PromptRequest, ReplicaStatus, ScoredGroup
+from common.messages import ClipRef, PromptRequest, ReplicaStatus, ScoredGroup
 from services.learner import metrics
 from services.learner.checkpoint import RunState
 from services.learner.feed import Feed
@@ -111,9 +111,9 @@ class Desk:
         )
         return groups or None
 
-    def top_up(self, version: int) -> None:
-        """Feed prompts until the bound on outstanding ones is reached."""
-        self.feed.top_up(version)
+    def top_up(self, version: int) -> list[ClipRef]:
+        """Feed prompts until the bound on outstanding ones is reached; returns their clips."""
+        return [request.clip for request in self.feed.top_up(version)]
 
     def acknowledge(self) -> None:
         """Delete from Redis what the last checkpoint contains."""

@@ -99,19 +99,19 @@ class Feed:
             rejected=self._rejected.all,
         )
 
-    def top_up(self, version: int) -> int:
+    def top_up(self, version: int) -> list[PromptRequest]:
         """Feed until `capacity` prompts are outstanding.
 
         Args:
             version: the newest published policy version.
 
         Returns:
-            How many were fed.
+            What was fed.
 
         Raises:
             ConfigError: every row turned out unusable.
         """
-        num_fed = 0
+        fed = []
         while len(self._outstanding) < self.capacity:
             row, epoch = self._next_row()
             try:
@@ -121,8 +121,8 @@ class Feed:
                 continue
             self._next_sequence += 1
             self._add(request)
-            num_fed += 1
-        return num_fed
+            fed.append(request)
+        return fed
 
     def consumed(self, prompt_id: str) -> None:
         """The prompt is done with, trained on or given up."""

@@ -158,9 +158,9 @@ class Learner:
         self.publisher.publish(version, step=version)
 
     def top_up(self, version: int) -> None:
-        """Rank 0: keep the bounded number of prompts in flight."""
+        """Rank 0: keep the bounded number of prompts in flight and decode their clips."""
         if self.desk is not None:
-            self.desk.top_up(version)
+            self.policy.clips.prefetch(self.desk.top_up(version))
 
     def report(
         self, groups: Sequence[ScoredGroup], *, version: int, figures: Mapping[str, float]

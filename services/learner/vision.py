@@ -8,7 +8,8 @@ Shapes: M merged visual tokens of a clip, H hidden size of the language model, D
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from common.messages import ClipRef, ScoredGroup
 
 FEATURE_CACHE_BYTES = 4 * 2**30
 """Host memory for features of frozen towers; a 14k-token clip of an 8B model takes about 0.5 GB."""
+CLIPS_AHEAD = 32
+"""Decoded clips that wait for their turn: at most this many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,17 @@ class ClipEncoder:
         self._processor = video_processor
         self._cache = FeatureCache(max_bytes=max_bytes)
         self._tower = digest(model.visual) if frozen else None
+        self._decoding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clips")
+        self._ahead: OrderedDict[object, Future[Tensor]] = OrderedDict()
+
+    def prefetch(self, clips: Iterable[ClipRef]) -> None:
+        """Decode clips in the background that will be asked for soon; errors wait until then."""
+        for clip in clips:
+            key = self._key(clip)
+            if key not in self._ahead and self._cache.get(key) is None:
+                self._ahead[key] = self._decoding.submit(self._decode, clip)
+        while len(self._ahead) > CLIPS_AHEAD:
+            self._ahead.popitem(last=False)[1].cancel()
 
     def grid(self, clip: ClipRef) -> tuple[int, int, int]:
         """Patches of a clip along time, height and width, before spatial merging.
@@ -142,7 +156,7 @@ class ClipEncoder:
         return [self._cached(clip, device) for clip in clips]
 
     def _cached(self, clip: ClipRef, device: torch.device) -> ClipFeatures:
-        key = (self._tower, clip.sha256, clip.sampling, clip.frame_hw, clip.frame_indices)
+        key = self._key(clip)
         features = self._cache.get(key)
         if features is None:
             with torch.no_grad():
@@ -164,8 +178,15 @@ class ClipEncoder:
             for index, embeds in enumerate(output.pooler_output)
         ]
 
+    def _key(self, clip: ClipRef) -> object:
+        return self._tower, clip.sha256, clip.sampling, clip.frame_hw, clip.frame_indices
+
     def _pixels(self, clip: ClipRef) -> Tensor:
         """Normalised patches of a clip, [patches, values of a patch]."""
+        ahead = self._ahead.pop(self._key(clip), None)
+        return self._decode(clip) if ahead is None else ahead.result()
+
+    def _decode(self, clip: ClipRef) -> Tensor:
         metadata = video.processor_metadata(clip)
         metadata.pop("do_sample_frames")
         inputs = self._processor(
