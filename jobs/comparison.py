@@ -237,17 +237,20 @@ def _pair(spreads: Mapping[str, Mapping[str, Spread]], method: str, against: str
 
 def _finding(pair: Pair) -> str:
     """Such as `tempsamp against sft: higher in best of G; tie in greedy mIoU`."""
+    if any(difference.verdict == "one seed" for difference in pair.differences.values()):
+        return f"{pair.method} against {pair.against}: one seed decides nothing."
     grouped: dict[Verdict, list[str]] = {}
     for key, difference in pair.differences.items():
         grouped.setdefault(difference.verdict, []).append(FIGURES[key])
-    order: tuple[Verdict, ...] = ("higher", "lower", "tie", "one seed")
+    order: tuple[Verdict, ...] = ("higher", "lower", "tie")
     said = [f"{word} in {', '.join(grouped[word])}" for word in order if word in grouped]
     return f"{pair.method} against {pair.against}: {'; '.join(said)}."
 
 
 def _heading(comparison: Comparison) -> str:
+    count = len(comparison.seeds)
     return (
-        f"{len(comparison.seeds)} seeds, {comparison.steps} steps, {comparison.split} split, "
+        f"{count} seed{'s' if count > 1 else ''}, {comparison.steps} steps, {comparison.split} split, "
         f"{comparison.queries} queries, G = {comparison.num_samples}"
     )
 

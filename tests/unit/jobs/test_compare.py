@@ -88,6 +88,13 @@ def comparison() -> Comparison:
     return compare(runs)
 
 
+def test_one_seed_gives_figures_but_no_findings() -> None:
+    single = compare([a_summary("grpo", 0), a_summary("sft", 0, miou=0.9)])
+    assert single.findings == ("sft against grpo: one seed decides nothing.",)
+    assert "1 seed, 200 steps" in markdown(single)
+    assert "+0.400 (one seed)" in markdown(single)
+
+
 def test_means_and_deviations_are_over_seeds(comparison: Comparison) -> None:
     grpo = comparison.methods["grpo"]["miou"]
     assert grpo.mean == pytest.approx(0.51)
