@@ -1,0 +1,190 @@
+"""Run files: what is refused, with which words, and where values come from."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common import config
+from common.config import Run
+from common.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+MINIMAL = """
+[shared]
+run_id = "demo"
+model = "checkpoints/start"
+[learner]
+rows = "rows.jsonl"
+run_dir = "runs/demo"
+steps = 10
+"""
+
+
+def load(
+    tmp_path: Path,
+    text: str = MINIMAL,
+    *overrides: str,
+    environ: dict[str, str] | None = None,
+) -> Run:
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    return config.load(file, overrides=overrides, environ=environ or {})
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "deploy/configs").glob("*.toml")), ids=lambda path: path.name
+)
+def test_every_shipped_run_file_loads(file: Path) -> None:
+    assert config.load(file, environ={}).shared.run_id
+
+
+def test_required_keys_are_enough(tmp_path: Path) -> None:
+    run = load(tmp_path)
+    assert (run.shared.run_id, run.learner.steps) == ("demo", 10)
+    assert run.shared.redis_password is None
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("override", "words"),
+        [
+            ("learner.group_per_step=4", r"learner\.group_per_step: .*mean 'groups_per_step'"),
+            ("leaner.steps=4", r"leaner: unknown key; did you mean 'learner'"),
+            ("learner.optimizer.learning_rate=1", r"unknown key; known: betas, lr, max_grad_norm"),
+            ("shared.video.fpss=1", r"shared\.video\.fpss: unknown key; did you mean 'fps'"),
+            ("shared.sampling.topp=1.0", r"shared\.sampling\.topp: .* mean 'top_p'"),
+            ("learner.steps=0", r"learner\.steps: found 0: .*greater than or equal to 1"),
+            ("learner.steps=many", r"learner\.steps: found 'many': .*integer"),
+            ("learner.optimizer.lr=-1e-6", r"learner\.optimizer\.lr: found -1e-06"),
+            ("learner.optimizer.lr=nan", r"learner\.optimizer\.lr: found nan"),
+            ("learner.optimizer.betas=[0.9]", r"learner\.optimizer\.betas"),
+            ("shared.strategy=tempsamp", r"shared\.strategy: found 'tempsamp': .*'shaping'"),
+            ("shared.run_id=a b", r"shared\.run_id: found 'a b'"),
+            ("shared.run_id=a:b", r"shared\.run_id: found 'a:b'"),
+            ("shared.group_size=1", r"shared\.group_size: found 1"),
+            ("rollout.port=70000", r"rollout\.port: found 70000"),
+        ],
+    )
+    def test_wrong_key_or_value_is_named_with_what_is_wanted(
+        self, tmp_path: Path, override: str, words: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=words):
+            load(tmp_path, MINIMAL, override)
+
+    def test_all_problems_are_told_at_once(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"(?s)3 problem.*fps.*colour.*steps"):
+            load(
+                tmp_path,
+                MINIMAL,
+                *("learner.steps=0", "shared.video.fps=0", "reward.colour=1"),
+            )
+
+    @pytest.mark.parametrize(
+        "line", ['run_id = "demo"', 'rows = "rows.jsonl"', 'run_dir = "runs/demo"', "steps = 10"]
+    )
+    def test_missing_key_is_named(self, tmp_path: Path, line: str) -> None:
+        key = line.split(" ", 1)[0]
+        with pytest.raises(ConfigError, match=rf"\.{key}: missing, and it has no default"):
+            load(tmp_path, MINIMAL.replace(line, ""))
+
+    def test_missing_file_and_broken_toml_name_the_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"none\.toml: No such file"):
+            config.load(tmp_path / "none.toml", environ={})
+        with pytest.raises(ConfigError, match=r"run\.toml: not TOML: "):
+            load(tmp_path, "[shared\n")
+
+    @pytest.mark.parametrize("override", ["steps=4", "learner.steps", "=4"])
+    def test_override_without_section_or_value_shows_the_form(
+        self, tmp_path: Path, override: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=r"wanted section\.key=value"):
+            load(tmp_path, MINIMAL, override)
+
+    def test_override_below_a_value_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="steps is a value, not a section"):
+            load(tmp_path, MINIMAL, "learner.steps.x=1")
+
+
+class TestSamplingAndImportance:
+    def test_truncated_sampling_with_importance_weights_is_refused(self, tmp_path: Path) -> None:
+        words = r"top_p: found 0\.85, wanted 1\.0 while learner\.loss\.importance_cap"
+        with pytest.raises(ConfigError, match=words):
+            load(tmp_path, MINIMAL, "shared.sampling.top_p=0.85")
+
+    def test_truncated_sampling_without_them_is_allowed(self, tmp_path: Path) -> None:
+        overrides = ("shared.sampling.top_p=0.85", "learner.loss.importance_cap=none")
+        run = load(tmp_path, MINIMAL, *overrides)
+        assert run.learner.loss.importance_cap is None
+
+    def test_temperature_other_than_one_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"temperature: found 0\.7, wanted 1\.0"):
+            load(tmp_path, MINIMAL, "shared.sampling.temperature=0.7")
+
+
+class TestOverrides:
+    @pytest.mark.parametrize(
+        ("override", "read"),
+        [
+            ("learner.steps=25", lambda run: run.learner.steps == 25),
+            ("shared.strategy=none", lambda run: run.shared.strategy == "none"),
+            ("learner.loss.dual_clip=none", lambda run: run.learner.loss.dual_clip is None),
+            ("shared.model=a/b.c", lambda run: run.shared.model == Path("a/b.c")),
+            ('learner.modes=["answer", "think"]', lambda run: run.learner.modes[1] == "think"),
+            ("learner.freeze_vision=false", lambda run: not run.learner.freeze_vision),
+        ],
+    )
+    def test_value_is_toml_or_a_bare_word(self, tmp_path: Path, override: str, read: Any) -> None:
+        assert read(load(tmp_path, MINIMAL, override))
+
+    def test_later_override_wins(self, tmp_path: Path) -> None:
+        assert load(tmp_path, MINIMAL, "learner.steps=1", "learner.steps=2").learner.steps == 2
+
+
+class TestSecrets:
+    ENVIRON = {"TEMPSAMP_REDIS_PASSWORD": "hunter2", "TEMPSAMP_TOKEN": "opensesame"}  # noqa: RUF012
+
+    def test_come_from_the_environment(self, tmp_path: Path) -> None:
+        shared = load(tmp_path, environ=self.ENVIRON).shared
+        assert shared.redis_password is not None
+        assert shared.token is not None
+        assert shared.redis_password.get_secret_value() == "hunter2"
+        assert shared.token.get_secret_value() == "opensesame"
+
+    def test_are_refused_in_the_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="secrets come from the environment"):
+            load(tmp_path, MINIMAL, "shared.redis_password=hunter2")
+
+    def test_never_show_in_the_saved_config(self, tmp_path: Path) -> None:
+        run = load(tmp_path, environ=self.ENVIRON)
+        text = config.dump(run) + repr(run)
+        assert "hunter2" not in text
+        assert "opensesame" not in text
+        assert json.loads(config.dump(run))["shared"]["run_id"] == "demo"
+
+
+class TestDerived:
+    @pytest.mark.parametrize(
+        ("strategy", "num_policy_samples"),
+        [("none", 8), *((name, 7) for name in ("mixed", "downscale", "anchor", "shaping", "sft"))],
+    )
+    def test_injection_takes_one_place_of_the_group(
+        self, tmp_path: Path, strategy: str, num_policy_samples: int
+    ) -> None:
+        run = load(tmp_path, MINIMAL, f"shared.strategy={strategy}")
+        assert run.shared.num_policy_samples == num_policy_samples
+
+
+def test_reading_a_run_file_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, common.config\n"
+        "heavy = {'torch', 'vllm', 'decord', 'redis', 'transformers', 'numpy', 'fastapi'}\n"
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"
