@@ -248,9 +248,9 @@ def _finding(pair: Pair) -> str:
 
 
 def _heading(comparison: Comparison) -> str:
-    count = len(comparison.seeds)
+    seeds = "1 seed" if len(comparison.seeds) == 1 else f"{len(comparison.seeds)} seeds"
     return (
-        f"{count} seed{'s' if count > 1 else ''}, {comparison.steps} steps, {comparison.split} split, "
+        f"{seeds}, {comparison.steps} steps, {comparison.split} split, "
         f"{comparison.queries} queries, G = {comparison.num_samples}"
     )
 
