@@ -45,6 +45,8 @@ class Result:
     """What one run found; times in milliseconds, rates in responses or requests per second."""
 
     machine: str
+    load_average: float
+    """Of the minute before: other work on the machine shows in latencies first."""
     in_process_responses_per_s: float
     http_responses_per_s: float
     http_over_in_process: float
@@ -236,7 +238,7 @@ def machine() -> str:
 
 def measure(*, rounds: int, rate: float, seconds: float) -> Result:
     """Everything, in about half a minute."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores, load_average = sorted(os.sched_getaffinity(0)), os.getloadavg()[0]
     with reward_server() as server:
         process = psutil.Process(server.process.pid)
         process.cpu_affinity(cores[:1])
@@ -250,6 +252,7 @@ def measure(*, rounds: int, rate: float, seconds: float) -> Result:
     worst_s, name = worst_megabyte()
     return Result(
         machine=machine(),
+        load_average=load_average,
         in_process_responses_per_s=BATCH / times.in_process_s,
         http_responses_per_s=BATCH / times.http_s,
         http_over_in_process=times.http_s / times.in_process_s,
@@ -265,7 +268,7 @@ def measure(*, rounds: int, rate: float, seconds: float) -> Result:
 
 def table_of(result: Result) -> Table:
     """The result for the terminal, beside what was wanted."""
-    table = Table(title=f"reward service on {result.machine}")
+    table = Table(title=f"{result.machine}, load {result.load_average:.1f}")
     for heading in ("figure", "found", "wanted"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")
     rows = [

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from common.config import Reward
 from services.reward.app import create_app
@@ -24,9 +25,14 @@ GOOD: dict[str, Any] = {
 SPANS = ("items", 0, "target", "spans")
 
 
+@pytest.fixture(scope="module")
+def app() -> FastAPI:
+    return create_app()
+
+
 @pytest.fixture
-async def client() -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app=create_app())
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
 

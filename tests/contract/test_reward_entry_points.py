@@ -1,5 +1,6 @@
 """A task from an installed package, over HTTP: listed, scored, shaped, injected, and survived."""
 
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,17 +12,23 @@ import pytest
 from common.config import Reward
 from services.reward.app import create_app
 
-TIMEOUT_S = 0.5
+TIMEOUT_S = 1.0
 
 
-@pytest.fixture
-async def client(scorer_packages: object) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(Reward(scorer_timeout_s=TIMEOUT_S, request_timeout_s=2.0))
+@contextlib.asynccontextmanager
+async def running(**limits: float) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(Reward.model_validate({"scorer_timeout_s": TIMEOUT_S, **limits}))
     transport = httpx.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test") as client,
     ):
+        yield client
+
+
+@pytest.fixture
+async def client(scorer_packages: object) -> AsyncIterator[httpx.AsyncClient]:
+    async with running() as client:
         yield client
 
 
@@ -97,11 +104,12 @@ async def test_shaping_that_overflows_leaves_the_response_unscored(
 
 
 async def test_a_request_ends_within_its_time_whatever_the_scorer_does(
-    client: httpx.AsyncClient,
+    scorer_packages: object,
 ) -> None:
-    started = time.monotonic()
-    result = await score(client, "misbehaves", ["sleep"] * 50)
-    assert time.monotonic() - started < 6
+    async with running(request_timeout_s=1.5) as client:
+        started = time.monotonic()
+        result = await score(client, "misbehaves", ["sleep"] * 50)
+        assert time.monotonic() - started < 50 * TIMEOUT_S / 2
     reasons = {verdict["reason"] for verdict in result["verdicts"]}
     assert "timeout: the request's time was used up by earlier responses" in reasons
 
@@ -117,12 +125,7 @@ async def test_a_scorer_that_cannot_be_imported_leaves_all_unscored(
 
 async def test_no_child_outlives_the_app(scorer_packages: object) -> None:
     before = len(psutil.Process().children(recursive=True))
-    app = create_app(Reward(scorer_timeout_s=TIMEOUT_S))
-    transport = httpx.ASGITransport(app=app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
-    ):
+    async with running() as client:
         await score(client, "event_count", ["3"])
         assert len(psutil.Process().children(recursive=True)) == before + 1
     assert len(psutil.Process().children(recursive=True)) == before

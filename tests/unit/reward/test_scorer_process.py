@@ -15,7 +15,7 @@ from services.reward.scorer_process import (
     ScorerProcess,
 )
 
-TIMEOUT_S = 0.5
+TIMEOUT_S = 1.0
 
 
 def score(process: ScorerProcess, response: str) -> dict[str, object]:
@@ -69,9 +69,9 @@ def test_a_call_that_never_ends_is_killed_at_its_time_limit(
     score(process, "fine")
     children = num_children()
     started = time.monotonic()
-    with pytest.raises(ScorerFailed, match=r"timeout: the scorer took over 0\.5 s"):
+    with pytest.raises(ScorerFailed, match=r"timeout: the scorer took over 1\.0 s"):
         score(process, response)
-    assert time.monotonic() - started < TIMEOUT_S + 2
+    assert time.monotonic() - started < TIMEOUT_S + 5
     assert num_children() == children - 1
     assert score(process, "fine")["reward"] == 0.5
 
