@@ -217,9 +217,9 @@ def _shape_of_first_frame(reader: Any) -> tuple[int, int]:
         height, width, channels = reader[0].shape
     except Exception as error:
         raise VideoError(f"cannot decode the first frame: {str(error).splitlines()[0]}") from error
-    if channels != 3:  # decord takes the padding of very narrow frames for a fourth channel
+    if channels != 3:  # at widths 16, 24, 48 and 72 decord takes its row padding for channels
         raise VideoError(
-            f"found {width}x{height} pixels: too narrow for decord; wanted 64 or wider"
+            f"found {width}x{height} pixels, which decord misreads; re-encode it at another width"
         )
     return int(height), int(width)
 
