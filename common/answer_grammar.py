@@ -21,6 +21,7 @@ MAX_TIMES = 512
 MAX_GAP_CHARS = 48
 """Two times with more than this between them are not a pair."""
 MAX_TIME_S = 1e9
+"""Thirty years: a longer time is no time in a video, and no sum of allowed ones overflows."""
 MAX_COMMA_CHARS = 256
 """Longest text in which commas inside numbers are understood."""
 

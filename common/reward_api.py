@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag
 
+from common.answer_grammar import MAX_TIME_S
 from common.config import ThinkInjection
 from common.messages import (
     HighlightsTarget,
@@ -22,7 +23,6 @@ from common.messages import (
 )
 
 TARGET_KEYS = ("spans", "highlights", "text")
-MAX_TIME_S = 1e9
 MAX_SHAPED = 65_536
 """Rewards in one call of /v1/shape."""
 

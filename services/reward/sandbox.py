@@ -27,15 +27,15 @@ def main() -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     scorer = _load(name)
-    _reply(replies, {"ok": {"injects": callable(getattr(scorer, "answer", None))}})
+    _send(replies, json.dumps({"ok": {"injects": callable(getattr(scorer, "answer", None))}}))
     for line in sys.stdin.buffer:
         faulthandler.dump_traceback_later(float(watchdog_s), exit=True)
         try:
-            reply = {"ok": _call(scorer, json.loads(line))}
+            reply = json.dumps({"ok": _call(scorer, json.loads(line))}, allow_nan=False)
         except Exception as error:  # noqa: BLE001 - whatever a foreign scorer raises is its verdict
-            reply = {"error": f"{type(error).__name__}: {error}"}
+            reply = json.dumps({"error": f"{type(error).__name__}: {error}"})
         faulthandler.cancel_dump_traceback_later()
-        _reply(replies, reply)
+        _send(replies, reply)
 
 
 def _load(name: str) -> Any:
@@ -63,8 +63,8 @@ def _finite(number: Any) -> float:
     return value
 
 
-def _reply(replies: BinaryIO, reply: dict[str, Any]) -> None:
-    replies.write(json.dumps(reply, allow_nan=False).encode() + b"\n")
+def _send(replies: BinaryIO, reply: str) -> None:
+    replies.write(reply.encode() + b"\n")
     replies.flush()
 
 

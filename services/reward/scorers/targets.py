@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from common.reward_api import MAX_TIME_S
+from common.answer_grammar import MAX_TIME_S
 from common.spans import Span
 
 ScoreOne = Callable[[str], dict[str, Any]]

@@ -1,8 +1,11 @@
 """Foreign scorers in child processes: results, deadlines that stop them, no process left behind."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,6 +18,7 @@ from services.reward.scorer_process import (
     ScorerProcess,
 )
 
+ROOT = Path(__file__).parents[3]
 TIMEOUT_S = 1.0
 
 
@@ -51,6 +55,7 @@ def test_what_the_scorer_prints_does_not_disturb_the_protocol(process: ScorerPro
         ("raise", "error: LookupError: no such thing"),
         ("nan", "error: ValueError: found nan, wanted a finite number"),
         ("text", "error: ValueError: could not convert"),
+        ("object", "error: TypeError: Object of type function is not JSON serializable"),
         ("die", "error: the scorer's process died"),
     ],
 )
@@ -94,6 +99,28 @@ def test_close_leaves_no_child(scorer_packages: object) -> None:
     assert num_children() == before + 1
     process.close()
     assert num_children() == before
+
+
+def test_a_child_ends_itself_when_its_parent_was_killed_during_a_call(
+    scorer_packages: Path,
+) -> None:
+    code = (
+        f"import sys; sys.path[:0] = [{str(scorer_packages)!r}, {str(ROOT)!r}]\n"
+        "from services.reward.scorer_process import ScorerProcess\n"
+        "process = ScorerProcess('misbehaves', timeout_s=1.0)\n"
+        "item = {'task': 'misbehaves'}\n"
+        "process.call({'op': 'score', 'item': item, 'response': 'fine'})\n"
+        "print('called', flush=True)\n"
+        "process.call({'op': 'score', 'item': item, 'response': 'hold'})\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"called\n"
+        time.sleep(0.2)
+        (child,) = psutil.Process(parent.pid).children()
+        parent.kill()
+    _, alive = psutil.wait_procs([child], timeout=30)
+    assert not alive
 
 
 def test_a_pool_lends_each_process_to_one_at_a_time(scorer_packages: object) -> None:
