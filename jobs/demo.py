@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import secrets
+import signal
 import socket
 import sys
 import time
@@ -169,8 +170,12 @@ def _run_ring(
             if learner.process.poll() is not None:
                 break
     train_wall_s = time.monotonic() - train_started
-    end = _evaluate(demo, run, _wait_for_replicas(run, children), label="after training")
     steps = read_metrics(run.learner.run_dir / "metrics.jsonl")
+    version = int(steps[-1]["policy_version"])
+    end = _evaluate(
+        demo, run, _wait_for_replicas(run, children), label="after training", version=version
+    )
+    (demo.run_dir / report.END_FILE).write_text(end.model_dump_json(), encoding="utf-8")
     summary = build_summary(
         RunFacts(
             run=demo.name,
@@ -180,7 +185,7 @@ def _run_ring(
             eval_split=demo.split,
             wall_s=round(time.monotonic() - started, 1),
             train_wall_s=round(train_wall_s, 1),
-            weight_versions=int(steps[-1]["policy_version"]),
+            weight_versions=version,
             groups_trained=int(steps[-1]["intake/groups_taken"]),
             groups_unscored=int(steps[-1]["intake/groups_unscored"]),
         ),
@@ -202,21 +207,23 @@ def _run_ring(
 
 def _evaluate_start(demo: Demo, run: Run, endpoints: list[str]) -> Evaluation:
     """Before training; a resumed run keeps the figures of its first start."""
-    kept = demo.run_dir / "evaluation_start.json"
+    kept = demo.run_dir / report.START_FILE
     if demo.resume and kept.exists():
         return Evaluation.model_validate_json(kept.read_bytes())
-    start = _evaluate(demo, run, endpoints, label="before training")
+    start = _evaluate(demo, run, endpoints, label="before training", version=0)
     kept.write_text(start.model_dump_json(), encoding="utf-8")
     return start
 
 
-def _evaluate(demo: Demo, run: Run, endpoints: list[str], *, label: str) -> Evaluation:
+def _evaluate(
+    demo: Demo, run: Run, endpoints: list[str], *, label: str, version: int
+) -> Evaluation:
     with console.status(f"evaluating {label}"):
         result = evaluate_rows(
             demo.data / demo.split / "rows.jsonl",
             endpoints=endpoints,
             sampling_video=clips.SAMPLING,
-            plan=Plan(max_tokens=run.shared.sampling.max_tokens),
+            plan=Plan(max_tokens=run.shared.sampling.max_tokens, policy_version=version),
             video_root=demo.data,
             token=run.shared.token,
         )
@@ -342,6 +349,7 @@ def _new_name(method: str, seed: int) -> str:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         typer.run(main)
     except KeyboardInterrupt:

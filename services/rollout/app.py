@@ -26,7 +26,7 @@ from common import video
 from common.auth import BearerAuth, refuse_open_port
 from common.broker import Broker
 from common.config import Rollout, Run, Shared
-from common.errors import EngineError, VideoError, WeightError
+from common.errors import EngineError, TempSampError, VideoError, WeightError
 from common.logs import configure
 from common.messages import (
     GeneratedAnswer,
@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 4 * 2**20
 """Larger than the parameter list of any model; frames never travel."""
+WITHDRAW_TIMEOUT_S = 2.0
 DRAIN_S = 20.0
 """How long prompts in work may take after SIGTERM before they are handed back."""
 
@@ -67,41 +68,45 @@ class Replica:
         self._worker: Worker | None = None
 
     async def run(self) -> None:
-        """Load the engine, then serve prompts until cancelled."""
-        password = self.shared.redis_password
-        broker = Broker(
-            self.shared.redis_url,
-            run_id=self.shared.run_id,
-            password=password.get_secret_value() if password else None,
-        )
-        reward = GroupScorer(self.shared, rollout=self.rollout)
-        self._engine = await Engine.start(self.shared, rollout=self.rollout)
-        self._weights = Weights(self._engine)
-        self._worker = Worker(
-            broker=broker,
-            engine=self._engine,
-            reward=reward,
-            weights=self._weights,
-            shared=self.shared,
-            rollout=self.rollout,
-            replica=self.name,
-        )
-        self.phase = "waiting_for_weights"
-        await broker.wait_ready()
-        try:
+        """Load the engine, then serve prompts until stopped or cancelled."""
+        async with contextlib.AsyncExitStack() as owned:
+            password = self.shared.redis_password
+            broker = Broker(
+                self.shared.redis_url,
+                run_id=self.shared.run_id,
+                password=password.get_secret_value() if password else None,
+            )
+            owned.push_async_callback(broker.close)
+            reward = GroupScorer(self.shared, rollout=self.rollout)
+            owned.push_async_callback(reward.close)
+            self._engine = await Engine.start(self.shared, rollout=self.rollout)
+            owned.callback(self._engine.shutdown)
+            self._weights = Weights(self._engine)
+            self.phase = "waiting_for_weights"
+            await broker.wait_ready()
+            self._worker = Worker(
+                broker=broker,
+                engine=self._engine,
+                reward=reward,
+                weights=self._weights,
+                shared=self.shared,
+                rollout=self.rollout,
+                replica=self.name,
+            )
+            owned.push_async_callback(self._withdraw, broker)
             async with asyncio.TaskGroup() as tasks:
                 announcing = tasks.create_task(self._announce(broker))
                 await tasks.create_task(self._worker.run())
                 announcing.cancel()
-        finally:
-            self.phase = "draining"
-            await broker.withdraw(self.name)
-            await broker.close()
-            await reward.close()
-            self._engine.shutdown()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether prompts may be in work; before that there is nothing to drain."""
+        return self._worker is not None
 
     def stop(self) -> None:
         """Claim nothing more."""
+        self.phase = "draining"
         if self._worker is not None:
             self._worker.stop()
 
@@ -140,6 +145,11 @@ class Replica:
             generated_tokens=counters.generated_tokens if counters else 0,
         )
 
+    async def _withdraw(self, broker: Broker) -> None:
+        """Leave the registry now rather than when the lease ends; Redis may be gone by then."""
+        with contextlib.suppress(TimeoutError, TempSampError):
+            await asyncio.wait_for(broker.withdraw(self.name), WITHDRAW_TIMEOUT_S)
+
     async def _announce(self, broker: Broker) -> None:
         """Renew the registry entry; an engine that died ends the replica."""
         while True:
@@ -157,7 +167,8 @@ def create_app(replica: Replica) -> FastAPI:
         task.add_done_callback(lambda done: _end_process_on_failure(replica, done))
         yield
         replica.stop()
-        done, _pending = await asyncio.wait([task], timeout=DRAIN_S)
+        drain_s = DRAIN_S if replica.is_working else 0.0
+        done, _pending = await asyncio.wait([task], timeout=drain_s)
         if not done:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
