@@ -197,6 +197,18 @@ class TestPrompts:
         assert (letter.prompt_id, letter.error) == ("p1", "try 3: no frames")
         assert (letter.attempts, letter.replica) == (3, "a")
 
+    async def test_failure_after_a_lost_lease_is_the_new_owners_business(
+        self, open_broker: OpenBroker
+    ) -> None:
+        broker = open_broker()
+        await broker.feed_prompt(prompt_request(1))
+        slow = await claim_one(broker, "slow")
+        await asyncio.sleep(0.05)
+        quick = await claim_one(broker, "quick", lease_s=0.02)
+        assert not await broker.fail_prompt(slow, "too late", max_attempts=1)
+        assert await broker.read_dead_letters() == []
+        assert await broker.renew(quick)
+
     async def test_prompt_that_kills_its_replicas_is_buried(self, open_broker: OpenBroker) -> None:
         broker = open_broker()
         await broker.feed_prompt(prompt_request(1))
