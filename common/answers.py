@@ -7,6 +7,7 @@ every parser reads back.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from types import MappingProxyType
 
 from common.answer_grammar import (
@@ -71,7 +72,7 @@ def read_highlights(text: str) -> tuple[Highlight, ...]:
     scores alternate.
     """
     body = find_answer(text).text
-    words = list(_SCORE_WORD.finditer(body))
+    words = list(islice(_SCORE_WORD.finditer(body), 2))
     if not words:
         return ()
     if len(words) == 1:

@@ -36,6 +36,7 @@ GROUP = 8
 MEGABYTE = 1_000_000
 CONNECTIONS = 16
 WARM_UP = 5
+TIMEOUT_S = 60.0
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -129,7 +130,7 @@ def batches(url: str, *, server: psutil.Process, rounds: int) -> BatchTimes:
     request = batch_request()
     body = request.model_dump_json().encode()
     in_process_s, http_s, in_process_cpu_s = [], [], 0.0
-    with httpx.Client(base_url=url) as client:
+    with httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
         for _ in range(WARM_UP):
             score_in_process(request)
             _post(client, body)
@@ -199,7 +200,7 @@ def throughput(url: str, *, connections: int, seconds: float) -> float:
 
     def client_loop(_: int) -> int:
         count, until = 0, time.perf_counter() + seconds
-        with httpx.Client(base_url=url) as client:
+        with httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
             while time.perf_counter() < until:
                 _post(client, body)
                 count += 1

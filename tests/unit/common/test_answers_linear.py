@@ -1,4 +1,7 @@
-"""Adversarial texts: ten times the text may cost about ten times the time, never a hundred."""
+"""Adversarial texts: ten times the text may cost about ten times the time, never a hundred.
+
+Processor time of this thread, so that other work on the machine does not count.
+"""
 
 import time
 
@@ -17,9 +20,9 @@ NOISE_S = 0.004
 
 def best_s(parser: str, text: str) -> float:
     def once() -> float:
-        started = time.perf_counter()
+        started = time.thread_time()
         read_spans(text, parser=parser)
-        return time.perf_counter() - started
+        return time.thread_time() - started
 
     return min(once() for _ in range(3))
 
@@ -36,7 +39,7 @@ def test_reading_time_grows_linearly(parser: str, name: str) -> None:
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_highlights_and_thoughts_of_a_megabyte_are_read_in_bounded_time(name: str) -> None:
     text = ADVERSARIAL[name](LARGE)
-    started = time.perf_counter()
+    started = time.thread_time()
     read_highlights(text)
     thought_of(text)
-    assert time.perf_counter() - started < 1.0
+    assert time.thread_time() - started < 1.0

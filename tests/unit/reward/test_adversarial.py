@@ -1,7 +1,7 @@
 """A megabyte made to hurt is scored in bounded time by every parser, format rules included.
 
-The wanted time is 50 ms (`make bench-reward` prints it); the bound here leaves room for a machine
-that does other things, and is far below what a quadratic pattern takes (minutes).
+The wanted time is 50 ms (`make bench-reward` prints it); the bound here, in processor time, leaves
+room for slow machines and is far below what a quadratic pattern takes (minutes).
 """
 
 import time
@@ -33,6 +33,6 @@ def test_an_adversarial_megabyte_is_scored_in_bounded_time(name: str) -> None:
     ]
     strict = ScoreRequest(items=(highlights,), format="strict")
     for score in (*scorers, highlight_detection.bind(highlights, strict)):
-        started = time.perf_counter()
+        started = time.thread_time()
         assert score(text)["kind"] == "scored"
-        assert time.perf_counter() - started < BOUND_S
+        assert time.thread_time() - started < BOUND_S
