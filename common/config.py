@@ -133,7 +133,7 @@ class Rollout(Section):
     """Tries per scoring request before its verdicts are Unscored."""
     reward_timeout_s: Positive = 10.0
     weight_timeout_s: Positive = 60.0
-    """Deadline of one weight collective on this side."""
+    """Longest wait for the policy version that a prompt asks for."""
     allow_remote: bool = False
     """Listen off loopback without a token."""
 

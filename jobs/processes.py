@@ -43,6 +43,7 @@ class Child:
     process: "subprocess.Popen[bytes]"
     restarts: int = 0
     expected_to_end: bool = False
+    watched: bool = True
 
     @property
     def tail(self) -> str:
@@ -101,6 +102,10 @@ class Children:
         self._children.append(child)
         return child
 
+    def unwatch(self, child: Child) -> None:
+        """Let a child end as it may; it is still ended with the others."""
+        child.watched = False
+
     def check(self) -> None:
         """Restart who may be restarted.
 
@@ -109,7 +114,8 @@ class Children:
         """
         for child in self._children:
             code = child.process.poll()
-            if code is None or (child.expected_to_end and code == 0):
+            ended_well = child.expected_to_end and code == 0
+            if code is None or ended_well or not child.watched:
                 continue
             _end_session(child.process)
             if child.restarts_left == 0:

@@ -8,6 +8,7 @@ machine, and a lease in Redis against one elsewhere.
 import asyncio
 import fcntl
 import logging
+import math
 import signal
 import socket
 import time
@@ -27,7 +28,8 @@ from services.learner.intake import Intake
 
 logger = logging.getLogger(__name__)
 
-HOLD_TTL_S = 120.0
+HOLD_TTL_S = 600.0
+"""Longer than any step: the lease is renewed between steps."""
 HOLD_EVERY_S = 10.0
 
 
@@ -47,7 +49,7 @@ class Desk:
         # The lock tells learners of one machine apart, so the lease need only tell machines apart
         # and a learner that restarts after a crash gets its own lease back at once.
         self._holder = f"{socket.gethostname()}:{run.learner.run_dir.resolve()}"
-        self._held_s = 0.0
+        self._held_s = -math.inf
         self._lock: IO[bytes] | None = None
         self._stop_asked = False
 

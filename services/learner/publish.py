@@ -147,6 +147,7 @@ class Publisher:
                 "policy_version": version,
                 "step": step,
                 "replicas": len(serving),
+                "digest": digest,
                 "publish_s": round(time.monotonic() - started, 4),
             },
         )

@@ -99,8 +99,8 @@ class Engine:
             kv_cache_memory_bytes=rollout.kv_cache_bytes,
             gpu_memory_utilization=rollout.gpu_memory_utilization,
             tensor_parallel_size=rollout.tensor_parallel,
-            # One worker lives in the engine's process: across processes it would wait for work in a
-            # spin that costs a third of a core.
+            # One worker lives in the engine's process: in a process of its own it would wait for
+            # work in a spin.
             distributed_executor_backend="uni" if rollout.tensor_parallel == 1 else "mp",
             limit_mm_per_prompt={"video": 1, "image": 0},
             # Pausing clears the engine's half of this cache and not the front end's, which would
@@ -282,6 +282,9 @@ def _prepare_environment(rollout: Rollout) -> None:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(rollout.cpu_threads),
             "VLLM_HOST_IP": rollout.host,
+            # Only lets the worker share the engine's process, which still is not this one: on CPU
+            # vLLM otherwise insists on worker processes, to bind OpenMP threads for us.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
     for name, value in settings.items():
         os.environ.setdefault(name, value)

@@ -113,7 +113,7 @@ class Worker:
         started = time.monotonic()
         frames = await asyncio.to_thread(video.load_frames, request.clip)
         decoded = time.monotonic()
-        await self._weights.at_least(request.min_version)
+        await self._wait_for_fresh_weights(request)
         generation = await self._engine.generate(
             request.messages,
             clip=request.clip,
@@ -143,6 +143,13 @@ class Worker:
                 score_s=time.monotonic() - generated,
             ),
         )
+
+    async def _wait_for_fresh_weights(self, request: PromptRequest) -> None:
+        """Spare samples that would be stale, within bounds: after a learner resumed at an older
+        version the newer one may never come, and intake judges staleness anyway."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._rollout.weight_timeout_s):
+                await self._weights.at_least(request.min_version)
 
     def _with_injection(
         self, generation: Generation, scoring: Scoring

@@ -94,3 +94,29 @@ def test_logprobs_equal_the_learners_after_each_update_and_differ_from_the_old_o
         after = probe(ring, publisher, prompt, version=version)
         assert logprob_gap(policy, after, ranks=ranks) < MAX_GAP_NATS
         before = after
+
+
+def test_late_joiner_waits_for_weights_and_a_dead_replica_is_dropped(
+    ring: Ring, publisher: Publisher, prompt: PromptRequest
+) -> None:
+    publisher.publish(1, step=1)
+    assert not publisher.has_strangers
+    late = ring.start_rollout("late")
+    replicas = ring.wait_for_replicas(2)
+    newcomer = next(r for r in replicas if r.url not in publisher.member_urls())
+    assert newcomer.phase == "waiting_for_weights"
+    assert newcomer.version is None
+    assert publisher.has_strangers
+
+    publisher.publish(2, step=2)
+    assert len(publisher.member_urls()) == 2
+    for url in publisher.member_urls():
+        group = generate_probe(prompt, url=url, version=2, shared=ring.run().shared)
+        assert group is not None
+
+    ring.children.unwatch(late)
+    late.process.kill()
+    published = publisher.publish(3, step=3)
+    assert published.version == 3
+    assert len(publisher.member_urls()) == 1
+    assert publisher.member_urls() != [newcomer.url]

@@ -1,0 +1,130 @@
+"""The ring's view of the reward service: the real app's verdicts and GT answers, or its absence."""
+
+import socket
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request, Response
+
+from common.config import Rollout, Scoring, Shared
+from common.messages import (
+    ChatMessage,
+    ClipRef,
+    PromptRequest,
+    Sampling,
+    Scored,
+    SpansTarget,
+    Unscored,
+    VideoPart,
+)
+from services.reward.app import create_app
+from services.rollout.reward_client import GroupScorer
+
+PERFECT = "<answer> 3.0 to 7.0 </answer>"
+PROSE = "Somewhere in the middle, I would say."
+
+
+def shared(**changed: object) -> Shared:
+    settings = {"run_id": "t", "model": "m", "scoring": Scoring(answer_decimals=1)}
+    return Shared.model_validate({**settings, **changed})
+
+
+def request() -> PromptRequest:
+    clip = ClipRef(
+        uri="clip.mp4",
+        sha256="0" * 64,
+        source_fps=4.0,
+        total_frames=64,
+        frame_indices=(0, 63),
+        frame_hw=(32, 32),
+        sampling="s",
+    )
+    return PromptRequest(
+        prompt_id="p",
+        sequence=1,
+        row_id="r",
+        epoch=0,
+        mode="answer",
+        task="temporal_grounding",
+        clip=clip,
+        messages=(ChatMessage(role="user", content=(VideoPart(),)),),
+        target=SpansTarget(spans=((3.0, 7.0),)),
+        num_samples=2,
+        sampling=Sampling(),
+        min_version=0,
+    )
+
+
+def scorer(settings: Shared, app: FastAPI) -> GroupScorer:
+    return GroupScorer(settings, rollout=Rollout(), transport=httpx.ASGITransport(app))
+
+
+async def test_shaped_verdicts_and_the_injected_answer_come_back() -> None:
+    scoring = await scorer(shared(), create_app()).score(request(), texts=[PERFECT, PROSE])
+    good, prose = scoring.verdicts
+    assert isinstance(good, Scored)
+    assert good.reward == pytest.approx(0.90182, abs=1e-5)
+    assert isinstance(prose, Scored)
+    assert prose.parts == {
+        "iou": 0.0,
+        "iou_shaped": pytest.approx(0.08676, abs=1e-5),
+        "format": 0.0,
+    }
+    assert scoring.injected is not None
+    text, verdict = scoring.injected
+    assert text == "<answer> 3.0 to 7.0 </answer>"
+    assert isinstance(verdict, Scored)
+    assert verdict.reward == pytest.approx(0.90182, abs=1e-5)
+
+
+async def test_plain_grpo_gets_raw_rewards_and_no_injection() -> None:
+    scoring = await scorer(shared(strategy="none"), create_app()).score(request(), texts=[PERFECT])
+    assert scoring.injected is None
+    verdict = scoring.verdicts[0]
+    assert isinstance(verdict, Scored)
+    assert verdict.reward == pytest.approx(1.1)
+
+
+async def test_unreachable_service_leaves_answers_unscored_after_bounded_tries() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        down = GroupScorer(shared(reward_url=url), rollout=Rollout(reward_attempts=2))
+        scoring = await down.score(request(), texts=[PERFECT, PROSE])
+        await down.close()
+    assert scoring.injected is None
+    assert [type(verdict) for verdict in scoring.verdicts] == [Unscored, Unscored]
+    assert "is the reward service up?" in scoring.verdicts[0].reason  # type: ignore[union-attr]
+
+
+async def test_a_server_error_is_tried_again_and_a_refusal_is_not() -> None:
+    calls: list[int] = []
+    real = create_app()
+    flaky = FastAPI()
+
+    @flaky.post("/v1/score")
+    async def score(body: Request) -> Response:
+        calls.append(1)
+        if len(calls) == 1:
+            return Response(status_code=503)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(real), base_url="http://reward"
+        ) as client:
+            answer = await client.post(
+                "/v1/score",
+                content=await body.body(),
+                headers={"Content-Type": "application/json"},
+            )
+        return Response(answer.content, answer.status_code, media_type="application/json")
+
+    scoring = await scorer(shared(), flaky).score(request(), texts=[PERFECT])
+    assert isinstance(scoring.verdicts[0], Scored)
+    assert len(calls) == 2
+
+    calls.clear()
+    calls.append(0)
+    wrong = shared(scoring=Scoring(parser="no-such-parser"))
+    refused = await scorer(wrong, flaky).score(request(), texts=[PERFECT])
+    assert isinstance(refused.verdicts[0], Unscored)
+    assert "no-such-parser" in refused.verdicts[0].reason
+    assert len(calls) == 2

