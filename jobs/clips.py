@@ -210,7 +210,8 @@ def _write_mp4(path: Path, frames: Pixels) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(".partial")
+    # Two runs may write the same folder at once: each has its own partial file, the last one wins.
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_bytes(content)
     os.replace(partial, path)
 

@@ -61,7 +61,8 @@ def test_torch_is_imported_only_by_learner_rollout_and_model_making() -> None:
 
 @pytest.mark.parametrize("module", LIGHT_MODULES)
 def test_light_modules_load_no_heavy_library(module: str) -> None:
-    code = f"import sys, {module}; print(*sorted({{'torch', 'vllm', 'transformers'}} & set(sys.modules)))"
+    heavy = "{'torch', 'vllm', 'transformers'}"
+    code = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -82,7 +83,8 @@ def test_help_answers_without_heavy_imports() -> None:
         "sys.argv = ['tempsamp', '--help']\n"
         "try: tempsamp.main()\n"
         "except SystemExit: pass\n"
-        "sys.stderr.write(','.join({'torch', 'vllm', 'fastapi', 'transformers'} & set(sys.modules)))"
+        "heavy = {'torch', 'vllm', 'fastapi', 'transformers'}\n"
+        "sys.stderr.write(','.join(heavy & set(sys.modules)))"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +94,8 @@ class LearnerProcess:
 
 
 @pytest.fixture
-def run_dir(ring: Ring, request: pytest.FixtureRequest) -> Iterator[Path]:
-    yield ring.folder / request.node.name
+def run_dir(ring: Ring, request: pytest.FixtureRequest) -> Path:
+    return ring.folder / request.node.name
 
 
 def test_one_step_on_real_footage_with_bad_rows_beside(ring: Ring, run_dir: Path) -> None:
@@ -146,7 +145,7 @@ def test_one_step_on_real_footage_with_bad_rows_beside(ring: Ring, run_dir: Path
     for sign in ("gone.mp4", "empty.mp4", "broken.mp4", "12.5"):
         assert any(sign in reason for reason in reasons), (sign, reasons)
     assert len(rejected) == 5
-    assert steps[-1]["intake/prompts_dead"] == 1, "the over-long prompt goes to the dead letters"
+    assert steps[-1]["intake/prompts_dead"] >= 1, "the over-long prompt goes to the dead letters"
     assert "shared.max_prompt_tokens" in learner.log.read_text()
 
     exported = run_dir / "checkpoints/step-000002/hf"

@@ -1,4 +1,4 @@
-"""Weights reach a running vLLM exactly: its log-probabilities are the learner's after each update."""
+"""Weights reach a running vLLM exactly: after each update its logprobs are the learner's."""
 
 from collections.abc import Iterator
 
