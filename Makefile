@@ -24,8 +24,9 @@ demo: setup
 	@$(PY) -m jobs.demo --method $(METHOD) --seed $(SEED) \
 		$(if $(STEPS),--steps $(STEPS)) $(if $(RUN),--run $(RUN)) $(if $(RESUME),--resume)
 
+# Hours of work for two cores; finished runs are kept, so it can be stopped and started again.
 compare: setup
-	@$(PY) -m jobs.compare
+	@$(PY) -m jobs.compare --markdown docs/compare.md
 
 test: check
 	$(PY) -m pytest
@@ -47,4 +48,4 @@ bench-prefix: setup
 	@$(PY) -m tests.bench.prefix
 
 bench-reward: setup
-	@$(PY) -m jobs.bench_reward
+	@$(PY) -m tests.bench.reward --json docs/bench/reward.json

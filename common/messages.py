@@ -231,7 +231,7 @@ class ScoredGroup(Message):
 
 
 class DeadLetter(Message):
-    """A message the ring gave up on, kept for inspection; the learner drops its prompt and counts it."""
+    """A message the ring gave up on; the learner drops its prompt and counts it."""
 
     prompt_id: str
     """Empty when the message was too broken to say."""
