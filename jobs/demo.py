@@ -336,7 +336,11 @@ def main(
         resume=resume,
         split=eval_split.value,
     )
-    summary = run_demo(demo, write_report=report_html)
+    try:
+        summary = run_demo(demo, write_report=report_html)
+    except KeyboardInterrupt as error:
+        console.print(f"stopped; RESUME=1 RUN={demo.name} goes on from the last checkpoint")
+        raise typer.Exit(130) from error
     console.print_json(data=summary)
     if report_html:
         console.print(f"report: {demo.run_dir.relative_to(ROOT)}/report.html")
@@ -352,9 +356,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         typer.run(main)
-    except KeyboardInterrupt:
-        console.print("stopped; RESUME=1 RUN=<name> goes on from the last checkpoint")
-        sys.exit(130)
     except (ConfigError, TempSampError) as error:
         console.print(f"[red]demo: {error}[/red]")
         sys.exit(2 if isinstance(error, ConfigError) else 1)

@@ -166,6 +166,8 @@ def create_app(replica: Replica) -> FastAPI:
         task = asyncio.create_task(replica.run())
         task.add_done_callback(lambda done: _end_process_on_failure(replica, done))
         yield
+        if replica.phase == "starting":
+            Engine.abandon_loading()
         replica.stop()
         drain_s = DRAIN_S if replica.is_working else 0.0
         done, _pending = await asyncio.wait([task], timeout=drain_s)

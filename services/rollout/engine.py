@@ -6,11 +6,13 @@ what is trained on is exactly what was generated. Neighbours: `worker` and `app`
 `weights` drives the transfer steps.
 """
 
+import asyncio
 import itertools
+import multiprocessing
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -72,51 +74,34 @@ class Engine:
 
     @classmethod
     async def start(cls, shared: Shared, *, rollout: Rollout) -> Self:
-        """Load the model; takes from seconds (tiny, CPU) to minutes.
+        """Load the model in a thread; takes from seconds (tiny, CPU) to minutes.
 
         Raises:
             EngineError: vLLM could not load the checkpoint.
         """
+        return await asyncio.to_thread(cls._load, shared, rollout)
+
+    @classmethod
+    def _load(cls, shared: Shared, rollout: Rollout) -> Self:
         _prepare_environment(rollout)
         from transformers import AutoConfig, AutoTokenizer
-        from vllm.config import WeightTransferConfig
-        from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from services.rollout.weight_engine import BACKEND
-
-        arguments = AsyncEngineArgs(
-            model=os.fspath(shared.model),
-            dtype=shared.dtype,
-            seed=shared.seed,
-            enforce_eager=rollout.device == "cpu",
-            # vLLM 0.32 dies on CPU when a request with a seed is prefilled in two pieces (it
-            # rewinds the generator by an offset that CPU generators do not have).
-            enable_chunked_prefill=rollout.device != "cpu",
-            max_model_len=rollout.max_model_len,
-            max_num_seqs=rollout.max_num_seqs,
-            max_num_batched_tokens=rollout.max_num_batched_tokens,
-            kv_cache_memory_bytes=rollout.kv_cache_bytes,
-            gpu_memory_utilization=rollout.gpu_memory_utilization,
-            tensor_parallel_size=rollout.tensor_parallel,
-            # One worker lives in the engine's process: in a process of its own it would wait for
-            # work in a spin.
-            distributed_executor_backend="uni" if rollout.tensor_parallel == 1 else "mp",
-            limit_mm_per_prompt={"video": 1, "image": 0},
-            # Pausing clears the engine's half of this cache and not the front end's, which would
-            # then send references to clips that are gone.
-            mm_processor_cache_gb=0,
-            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-            enable_log_requests=False,
-            disable_log_stats=True,
-        )
         try:
-            llm = AsyncLLM.from_engine_args(arguments)
+            llm = AsyncLLM.from_engine_args(_engine_arguments(shared, rollout))
             tokenizer = AutoTokenizer.from_pretrained(shared.model)
             model_config = AutoConfig.from_pretrained(shared.model)
         except (OSError, RuntimeError, ValueError) as error:
             raise EngineError(f"cannot load {shared.model} (shared.model): {error}") from error
         return cls(llm=llm, tokenizer=tokenizer, model_config=model_config, shared=shared)
+
+    @staticmethod
+    def abandon_loading() -> NoReturn:
+        """End this process while `start` is at work: a load cannot be interrupted, and a clean end
+        would wait for it. Nothing is held yet."""
+        for child in multiprocessing.active_children():
+            child.terminate()
+        os._exit(0)
 
     async def generate(
         self,
@@ -288,6 +273,39 @@ def _prepare_environment(rollout: Rollout) -> None:
         }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+
+
+def _engine_arguments(shared: Shared, rollout: Rollout) -> Any:
+    from vllm.config import WeightTransferConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    from services.rollout.weight_engine import BACKEND
+
+    return AsyncEngineArgs(
+        model=os.fspath(shared.model),
+        dtype=shared.dtype,
+        seed=shared.seed,
+        enforce_eager=rollout.device == "cpu",
+        # vLLM 0.32 dies on CPU when a request with a seed is prefilled in two pieces (it rewinds
+        # the generator by an offset that CPU generators do not have).
+        enable_chunked_prefill=rollout.device != "cpu",
+        max_model_len=rollout.max_model_len,
+        max_num_seqs=rollout.max_num_seqs,
+        max_num_batched_tokens=rollout.max_num_batched_tokens,
+        kv_cache_memory_bytes=rollout.kv_cache_bytes,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        tensor_parallel_size=rollout.tensor_parallel,
+        # One worker lives in the engine's process: in a process of its own it would wait for work
+        # in a spin.
+        distributed_executor_backend="uni" if rollout.tensor_parallel == 1 else "mp",
+        limit_mm_per_prompt={"video": 1, "image": 0},
+        # Pausing clears the engine's half of this cache and not the front end's, which would then
+        # send references to clips that are gone.
+        mm_processor_cache_gb=0,
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        enable_log_requests=False,
+        disable_log_stats=True,
+    )
 
 
 def _stop_tokens(llm: Any, tokenizer: Any) -> tuple[int, ...]:
