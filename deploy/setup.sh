@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 device=${1:-cpu}
 lock=deploy/locks/$device.lock
-[ -f "$lock" ] || { echo "setup: DEVICE=$device has no lock; found: $(ls deploy/locks/*.lock | xargs)" >&2; exit 2; }
+case $device in cpu | cuda) ;; *) echo "setup: DEVICE: found $device, wanted cpu or cuda" >&2; exit 2 ;; esac
 python=${PYTHON:-python3.11}
 command -v "$python" >/dev/null || { echo "setup: $python not found; wanted Python 3.11 (set PYTHON=)" >&2; exit 2; }
 stamp=.venv/.installed-$(cat "$lock" pyproject.toml | sha256sum | cut -c1-16)
