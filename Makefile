@@ -21,7 +21,7 @@ setup:
 	@deploy/setup.sh $(DEVICE)
 
 demo: setup
-	@$(PY) -m jobs.demo --method $(METHOD) --seed $(SEED) \
+	@.venv/bin/tempsamp demo --method $(METHOD) --seed $(SEED) \
 		$(if $(STEPS),--steps $(STEPS)) $(if $(RUN),--run $(RUN)) $(if $(RESUME),--resume)
 
 # Hours of work for two cores; finished runs are kept, so it can be stopped and started again.

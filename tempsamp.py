@@ -81,6 +81,18 @@ def learner(
     train(run, resume=resume)
 
 
+@app.command(
+    "demo",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def demo(context: typer.Context) -> None:
+    """Run the whole ring on this machine: clips, services, training, report."""
+    from jobs.demo import command_line
+
+    command_line(context.args)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one clear message and exit code 2."""
     try:

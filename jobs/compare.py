@@ -82,7 +82,7 @@ class Settings:
             "--eval-split": self.split,
         }
         flat = [word for pair in options.items() for word in pair]
-        return [sys.executable, "-m", "jobs.demo", *flat, "--no-report"]
+        return [sys.executable, "-m", "tempsamp", "demo", *flat, "--no-report"]
 
 
 def all_settings(

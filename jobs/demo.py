@@ -1,4 +1,4 @@
-"""The whole ring on one machine: `python -m jobs.demo` (`make demo`).
+"""The whole ring on one machine: `tempsamp demo` (`make demo`).
 
 Writes clips, starts redis-server, the reward service, one vLLM replica and the learner under
 torchrun, trains, evaluates before and after on held-out clips, and writes `runs/<run>/report.html`
@@ -116,6 +116,8 @@ def run_demo(demo: Demo, *, write_report: bool) -> dict[str, Any]:
         TempSampError: a service failed; the message carries the end of its log.
     """
     started = time.monotonic()
+    if demo.resume and not demo.run_dir.exists():
+        raise ConfigError(f"RESUME: found no {demo.run_dir.relative_to(ROOT)}, wanted that run")
     if not demo.resume and (demo.run_dir / "checkpoints").exists():
         raise ConfigError(
             f"RUN: found an earlier run in {demo.run_dir.relative_to(ROOT)}, wanted a new name: "
@@ -316,12 +318,27 @@ class EvalSplit(StrEnum):
     test = "test"
 
 
-def main(
+def command_line(arguments: list[str]) -> None:
+    """Read `tempsamp demo`'s arguments and run it; SIGTERM stops it as Ctrl-C does.
+
+    Raises:
+        ConfigError, TempSampError: as `run_demo`.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(_demo)
+    app(arguments, prog_name="tempsamp demo")
+
+
+def _demo(
     method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "tempsamp",
     steps: Annotated[int | None, typer.Option(min=1, help="default: the config's")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     run: Annotated[str | None, typer.Option(help="name below runs/")] = None,
-    resume: Annotated[bool, typer.Option(help="go on from the last checkpoint")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="go on with --run, or with the latest run, from its checkpoint")
+    ] = False,
     eval_split: Annotated[EvalSplit, typer.Option(help="what is evaluated on")] = EvalSplit.test,
     report_html: Annotated[bool, typer.Option("--report/--no-report")] = True,
 ) -> None:
@@ -332,7 +349,7 @@ def main(
         method=method,
         steps=steps,
         seed=seed,
-        name=run or _new_name(method, seed),
+        name=run or (_latest_name() if resume else _new_name(method, seed)),
         resume=resume,
         split=eval_split.value,
     )
@@ -346,16 +363,19 @@ def main(
         console.print(f"report: {demo.run_dir.relative_to(ROOT)}/report.html")
 
 
+def _latest_name() -> str:
+    """The demo run that was worked on last.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    started = (ROOT / "runs").glob(f"*/{report.START_FILE}")
+    latest = max(started, key=lambda path: path.parent.stat().st_mtime, default=None)
+    if latest is None:
+        raise ConfigError("RESUME: found no run below runs/, wanted one to go on with")
+    return latest.parent.name
+
+
 def _new_name(method: str, seed: int) -> str:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return f"{method}-{seed}-{stamp}"
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        typer.run(main)
-    except (ConfigError, TempSampError) as error:
-        console.print(f"[red]demo: {error}[/red]")
-        sys.exit(2 if isinstance(error, ConfigError) else 1)

@@ -30,7 +30,7 @@ def _fresh_run() -> Iterator[None]:
 
 def start_demo(*arguments: str) -> "subprocess.Popen[str]":
     """A demo in its own session, as a shell would start it."""
-    command = [sys.executable, "-m", "jobs.demo", "--run", RUN, "--eval-split", "validation"]
+    command = [sys.executable, "-m", "tempsamp", "demo", "--run", RUN, "--eval-split", "validation"]
     return subprocess.Popen(
         [*command, *arguments],
         cwd=ROOT,
