@@ -24,7 +24,7 @@ from jobs.local_redis import LocalRedis, start_redis
 from jobs.processes import Child, Children
 
 ROOT = Path(__file__).resolve().parents[2]
-READY_TIMEOUT_S = 180.0
+READY_TIMEOUT_S = 300.0
 
 
 @dataclass

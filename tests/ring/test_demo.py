@@ -17,8 +17,10 @@ from tests.ring.conftest import ROOT
 
 RUN = "pytest-demo"
 RUN_DIR = ROOT / "runs" / RUN
-TIMEOUT_S = 280.0
+TIMEOUT_S = 400.0
 STEPS = 20
+
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(autouse=True)

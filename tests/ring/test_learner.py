@@ -19,7 +19,9 @@ from tests.ring.conftest import ROOT, Ring
 
 CHARADES = ROOT.parent / "shared/data/videos/charades_3MSZA.mp4"
 CHARADES_TEST = ROOT.parent / "shared/data/charades_sta/charades_sta_test.txt"
-LEARNER_TIMEOUT_S = 180.0
+LEARNER_TIMEOUT_S = 300.0
+
+pytestmark = pytest.mark.timeout(900)
 
 
 def footage() -> dict[str, Path]:

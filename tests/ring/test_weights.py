@@ -19,6 +19,8 @@ from tests.ring.conftest import ROOT, Ring
 MAX_GAP_NATS = 1e-4
 CLEAR_GAP_NATS = 1e-2
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
