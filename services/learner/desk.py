@@ -55,12 +55,8 @@ class Desk:
 
     def __enter__(self) -> Self:
         self._lock = _lock_folder(self._run.learner.run_dir)
-        self._runner.run(self._broker.wait_ready())
-        self._hold()
         shared, learner, state = self._run.shared, self._run.learner, self._state
-        if state is None:
-            self._runner.run(self._broker.reset_run())
-        metrics.keep_until(self.metrics_path, step=state.step if state else 0)
+        # Rows are read before Redis is waited for: a wrong path is said at once.
         self.feed = Feed(
             self._broker,
             shared=shared,
@@ -76,6 +72,11 @@ class Desk:
             max_unscored_in_a_row=learner.max_unscored_in_a_row,
             state=state.intake if state else None,
         )
+        self._runner.run(self._broker.wait_ready())
+        self._hold()
+        if state is None:
+            self._runner.run(self._broker.reset_run())
+        metrics.keep_until(self.metrics_path, step=state.step if state else 0)
         self._previous_handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
         return self
 
