@@ -325,7 +325,9 @@ def command_line(arguments: list[str]) -> None:
         ConfigError, TempSampError: as `run_demo`.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: a shell starts background jobs with it ignored, and Python leaves that alone.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(_demo)
     app(arguments, prog_name="tempsamp demo")

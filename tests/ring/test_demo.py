@@ -23,17 +23,33 @@ STEPS = 20
 pytestmark = pytest.mark.timeout(1200)
 
 
+_started: list["subprocess.Popen[str]"] = []
+
+
 @pytest.fixture(autouse=True)
 def _fresh_run() -> Iterator[None]:
     shutil.rmtree(RUN_DIR, ignore_errors=True)
     yield
+    while _started:
+        _end(_started.pop())
     shutil.rmtree(RUN_DIR, ignore_errors=True)
+
+
+def _end(demo: "subprocess.Popen[str]") -> None:
+    """What a failed test left running must not disturb the next one."""
+    if demo.poll() is None:
+        demo.terminate()
+        try:
+            demo.wait(60)
+        except subprocess.TimeoutExpired:
+            demo.kill()
+    demo.communicate()
 
 
 def start_demo(*arguments: str) -> "subprocess.Popen[str]":
     """A demo in its own session, as a shell would start it."""
     command = [sys.executable, "-m", "tempsamp", "demo", "--run", RUN, "--eval-split", "validation"]
-    return subprocess.Popen(
+    demo = subprocess.Popen(
         [*command, *arguments],
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "200"},
@@ -42,6 +58,8 @@ def start_demo(*arguments: str) -> "subprocess.Popen[str]":
         text=True,
         start_new_session=True,
     )
+    _started.append(demo)
+    return demo
 
 
 def children_of(demo: "subprocess.Popen[str]") -> list[psutil.Process]:
