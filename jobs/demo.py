@@ -11,7 +11,6 @@ import json
 import logging
 import secrets
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from jobs import clips, report
 from jobs.baselines import blind_baselines
 from jobs.evaluate import Plan, evaluate_rows
 from jobs.grounding import Evaluation, read_rows
-from jobs.local_redis import LocalRedis, start_redis
+from jobs.local_redis import LocalRedis, free_port, start_redis
 from jobs.processes import Children
 from jobs.summary import RunFacts, build_summary, read_metrics
 
@@ -67,7 +66,7 @@ class Demo:
     split: Literal["validation", "test"]
     password: str = field(default_factory=lambda: secrets.token_hex(16))
     token: str = field(default_factory=lambda: secrets.token_hex(16))
-    reward_port: int = field(default_factory=lambda: _free_port())
+    reward_port: int = field(default_factory=free_port)
 
     @property
     def run_dir(self) -> Path:
@@ -303,12 +302,6 @@ def _shown(line: dict[str, Any]) -> str:
         f"IoU {line.get('reward/iou', float('nan')):.3f}  "
         f"staleness {line['intake/staleness_steps_mean']:.1f}"
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class EvalSplit(StrEnum):

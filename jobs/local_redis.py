@@ -81,7 +81,7 @@ def start_redis(folder: str | os.PathLike[str], password: str, *, port: int = 0)
     """
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    port = port or _free_port()
+    port = port or free_port()
     log = folder / "redis.log"
     process = subprocess.Popen(
         [find_redis_server(), "-"],
@@ -123,7 +123,8 @@ def _quoted(value: str) -> str:
     return f'"{escaped}"'
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -6,7 +6,6 @@ Started once per session, because loading vLLM takes half a minute. Nothing in i
 import asyncio
 import json
 import secrets
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from common import config
 from common.broker import Broker
 from common.config import Run
 from common.messages import ReplicaStatus
-from jobs.local_redis import LocalRedis, start_redis
+from jobs.local_redis import LocalRedis, free_port, start_redis
 from jobs.processes import Child, Children
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +114,7 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
     redis = start_redis(folder / "redis", environ["TEMPSAMP_REDIS_PASSWORD"])
     try:
         with Children(folder / "logs") as children:
-            ring = Ring("ring", redis, children, environ, _free_port(), folder, rollout=None)  # type: ignore[arg-type]
+            ring = Ring("ring", redis, children, environ, free_port(), folder, rollout=None)  # type: ignore[arg-type]
             children.start(
                 "reward",
                 [sys.executable, "-m", "tempsamp", "reward", "serve", *ring.arguments()],
@@ -139,9 +138,3 @@ def _wait_until_ready(url: str, children: Children) -> None:
         except httpx.HTTPError:
             time.sleep(0.1)
     raise AssertionError(f"{url} was not ready after 60 s")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
