@@ -19,8 +19,9 @@ from common.broker import Broker
 from common.config import Learner, Shared
 from common.errors import ConfigError, VideoError
 from common.messages import Mode, PromptRequest, Sampling
+from common.rows import Row, UnusableRowError
 from common.video import VideoSampling, sample_clip
-from services.learner.rows import RejectedRows, Rejection, Row, UnusableRowError, load_rows
+from services.learner.rows import RejectedRows, Rejection, load_rows
 
 log = logging.getLogger(__name__)
 

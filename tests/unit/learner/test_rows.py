@@ -9,7 +9,8 @@ import pytest
 from common.errors import ConfigError
 from common.messages import Highlight, HighlightsTarget, SpansTarget, TextPart, VideoPart
 from common.prompts import grounding_problem
-from services.learner.rows import RejectedRows, Rejection, Row, UnusableRowError, load_rows
+from common.rows import Row, UnusableRowError
+from services.learner.rows import RejectedRows, Rejection, load_rows
 from tests.fixtures.wire import CLIP
 
 PUBLISHED = Path(__file__).parents[4] / "shared/data/timelens/seed_timelens_grpo_train.head26.jsonl"

@@ -1,0 +1,225 @@
+"""One line of a trainer file (SPEC A1.1) → `TrainerRow` → a checked `Row`: question and truth.
+
+`tempsamp data convert` writes trainer rows; the learner, evaluation and the Stage B jobs read them.
+Reading touches no video, so a file of 100,000 rows is ready in seconds.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.answers import read_highlights, read_spans
+from common.messages import (
+    ChatMessage,
+    ClipRef,
+    Highlight,
+    HighlightsTarget,
+    Mode,
+    SpansTarget,
+)
+from common.prompts import VIDEO_TAG, chat_messages, grounding_problem
+
+CLIP_END_TOLERANCE_S = 1.0
+"""Annotations are rounded and containers trimmed: a target may end this much after its clip."""
+
+_QUERY_IN_PROBLEM = (
+    re.compile(
+        r'(?:pinpoint|locate|find)\s+(?:the\s+)?(?:event|clip|moment)\s+"(.+?)"\s+in the video',
+        re.IGNORECASE | re.DOTALL,
+    ),
+    re.compile(
+        r'(?:pinpoint|locate|find)\s+(?:the\s+)?(?:event|clip|moment)\s+"([^"]+)"', re.IGNORECASE
+    ),
+    re.compile(
+        "(?:pinpoint|locate|find)\\s+(?:the\\s+)?(?:event|clip|moment)\\s+\u201c([^\u201d]+)\u201d",
+        re.IGNORECASE,
+    ),
+)
+
+
+_INSTRUCTION = re.compile(
+    r"\s*(?:provide the start|please provide|determine the precise)", re.IGNORECASE
+)
+"""Where the instruction starts in a problem that does not quote its query (SPEC A2)."""
+
+
+class UnusableRowError(ValueError):
+    """A row that cannot become a prompt; `reason` is what is counted."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One usable line: a question about a clip and its ground truth."""
+
+    row_id: str
+    """Line number, from 1."""
+    video: str
+    """Path of the clip, resolved against the video root."""
+    problem: str | None
+    """The row's whole instruction, `<video>` included; None when only the query is given."""
+    query: str | None
+    target: SpansTarget | HighlightsTarget
+
+    @property
+    def task(self) -> str:
+        """Name of the scorer that judges answers to it."""
+        return (
+            "temporal_grounding" if isinstance(self.target, SpansTarget) else "highlight_detection"
+        )
+
+    def messages(self, mode: Mode) -> tuple[ChatMessage, ...]:
+        """The chat that asks for the target; in think mode the instruction is built from the query.
+
+        Raises:
+            UnusableRowError: no single `<video>` in the problem, no query for think mode, or no
+                think instruction for this task.
+        """
+        if mode == "answer" and self.problem is not None:
+            problem = self.problem
+        elif isinstance(self.target, HighlightsTarget):
+            raise UnusableRowError("no prompt", f"highlight rows have no {mode} instruction")
+        else:
+            problem = grounding_problem(self._query(), mode=mode)
+        try:
+            return chat_messages(problem)
+        except ValueError as error:
+            raise UnusableRowError("no video tag", str(error)) from error
+
+    def check_against(self, clip: ClipRef) -> None:
+        """Refuse a target that lies outside its clip.
+
+        Raises:
+            UnusableRowError: it starts at or after the end, or ends over a second after it.
+        """
+        duration_s = clip.duration_s
+        if isinstance(self.target, SpansTarget):
+            first_s = max(start for start, _ in self.target.spans)
+            last_s = max(end for _, end in self.target.spans)
+        else:
+            first_s = last_s = max(highlight.time_s for highlight in self.target.highlights)
+        if first_s >= duration_s or last_s > duration_s + CLIP_END_TOLERANCE_S:
+            raise UnusableRowError(
+                "target outside the clip",
+                f"found {self.target.model_dump_json()}, wanted it inside {duration_s:.2f} s",
+            )
+
+    def _query(self) -> str:
+        if self.query is not None:
+            return self.query
+        problem = (self.problem or "").replace(VIDEO_TAG, "").strip()
+        for pattern in _QUERY_IN_PROBLEM:
+            if found := pattern.search(problem):
+                return found[1]
+        question, *instruction = _INSTRUCTION.split(problem, maxsplit=1)
+        if question and instruction:
+            return question
+        raise UnusableRowError("no query", f"found none in {problem[:80]!r}")
+
+
+class TrainerRow(BaseModel):
+    """The published schema, plus typed targets; keys that are not ours ride along unchanged."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    problem: str | None = None
+    """The whole instruction, with one `<video>`; without it, `query` is needed."""
+    answer: str | None = None
+    """The truth as text, such as `<answer> 98.0 to 103.0 </answer>`."""
+    problem_type: str | None = None
+    """`temporal grounding` or `highlight detection`; for other trainers, we look at the target."""
+    data_type: str | None = None
+    """`video`; for other trainers."""
+    videos: Annotated[list[str], Field(min_length=1, max_length=1)]
+    duration: float | None = None
+    """Seconds, as annotated."""
+    difficulty: float | None = None
+    """0 (easy) to 1."""
+    gt_len: float | None = None
+    """Total length of the true spans in seconds."""
+    query: str | None = None
+    spans: Annotated[list[tuple[float, float]], Field(min_length=1)] | None = None
+    """True `(start_s, end_s)` pairs; they win over `answer`."""
+    highlights: Annotated[list[Highlight], Field(min_length=1)] | None = None
+
+    @classmethod
+    def parse(cls, line: str | bytes) -> "TrainerRow":
+        """Read one JSON line.
+
+        Raises:
+            UnusableRowError: not JSON ("bad JSON"), or a value of a wrong type ("bad row").
+        """
+        try:
+            return cls.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            reason = "bad JSON" if first["type"] == "json_invalid" else "bad row"
+            raise UnusableRowError(reason, f"{where}: {first['msg']}".removeprefix(": ")) from error
+
+    def dump(self) -> str:
+        """As a JSON line without its newline; what is None is left out."""
+        return self.model_dump_json(exclude_none=True)
+
+    @property
+    def target(self) -> SpansTarget | HighlightsTarget:
+        """The truth: `spans`, else `highlights`, else what `answer` says.
+
+        Raises:
+            UnusableRowError: there is none, or a span is reversed, empty or negative.
+        """
+        if self.spans is not None:
+            return _spans_target(self.spans)
+        highlights = tuple(self.highlights or read_highlights(self.answer or ""))
+        if highlights:
+            return HighlightsTarget(highlights=highlights)
+        reading = read_spans(self.answer or "")
+        if not reading.spans:
+            raise UnusableRowError(
+                "no target", f"found answer {self.answer!r}, wanted spans, highlights or an answer"
+            )
+        if reading.reversed:
+            raise UnusableRowError(
+                "bad span", f"found answer {self.answer!r}, wanted start before end"
+            )
+        return _spans_target(list(reading.spans))
+
+    def check(self, *, row_id: str, video_root: str | os.PathLike[str]) -> Row:
+        """The row as a question that can be asked.
+
+        Args:
+            row_id: its line number, from 1.
+            video_root: folder that a relative path of `videos` starts from.
+
+        Raises:
+            UnusableRowError: no question, no truth, or a problem without exactly one `<video>`.
+        """
+        if self.problem is None and self.query is None:
+            raise UnusableRowError("bad row", "found neither problem nor query")
+        row = Row(
+            row_id=row_id,
+            video=os.fspath(Path(video_root) / self.videos[0]),
+            problem=self.problem,
+            query=self.query,
+            target=self.target,
+        )
+        if row.problem is not None:
+            row.messages("answer")
+        return row
+
+
+def _spans_target(spans: list[tuple[float, float]]) -> SpansTarget:
+    for start_s, end_s in spans:
+        if not 0 <= start_s < end_s:
+            raise UnusableRowError(
+                "bad span", f"found {start_s} to {end_s} s, wanted 0 <= start < end"
+            )
+    return SpansTarget(spans=tuple(spans))
