@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from common.config import Shared
 from common.errors import ConfigError, QueueError
 from common.messages import DeadLetter, PromptRequest, ReplicaStatus, ScoredGroup
 from common.stream_entries import (
@@ -89,6 +90,16 @@ class Broker:
         self._readers = {self._prompts: ROLLOUT, self._groups: LEARNER}
         self._history_from: str | None = "0-0"
         self._outage_logged_at = -LOG_OUTAGE_EVERY_S
+
+    @classmethod
+    def of(cls, shared: Shared) -> "Broker":
+        """The broker of the run that `[shared]` describes."""
+        password = shared.redis_password
+        return cls(
+            shared.redis_url,
+            run_id=shared.run_id,
+            password=password.get_secret_value() if password else None,
+        )
 
     async def close(self) -> None:
         """Close all connections."""

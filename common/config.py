@@ -344,6 +344,12 @@ def token(environ: Mapping[str, str] = os.environ) -> SecretStr | None:
     return SecretStr(value) if value else None
 
 
+def bearer(token: SecretStr | str | None) -> dict[str, str]:
+    """HTTP headers that show the token; none without one."""
+    secret = token.get_secret_value() if isinstance(token, SecretStr) else token
+    return {"Authorization": f"Bearer {secret}"} if secret else {}
+
+
 def dump(run: Run) -> str:
     """The resolved config as JSON, secrets masked; saved with every checkpoint."""
     return run.model_dump_json(indent=2)

@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from common.config import bearer
 from common.errors import RewardError
 from common.reward_api import (
     InjectionRequest,
@@ -29,9 +30,7 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 def _headers(token: SecretStr | str | None) -> dict[str, str]:
-    secret = token.get_secret_value() if isinstance(token, SecretStr) else token
-    bearer = {"Authorization": f"Bearer {secret}"} if secret else {}
-    return {"Content-Type": "application/json", **bearer}
+    return {"Content-Type": "application/json", **bearer(token)}
 
 
 def _timeout(timeout_s: float) -> httpx.Timeout:

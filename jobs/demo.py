@@ -257,12 +257,7 @@ def _wait_for_replicas(run: Run, children: Children) -> list[str]:
 
 
 async def _registered(run: Run) -> list[str]:
-    password = run.shared.redis_password
-    broker = Broker(
-        run.shared.redis_url,
-        run_id=run.shared.run_id,
-        password=password.get_secret_value() if password else None,
-    )
+    broker = Broker.of(run.shared)
     try:
         return [replica.url for replica in await broker.replicas()]
     finally:

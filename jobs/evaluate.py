@@ -26,6 +26,7 @@ from tenacity import (
 )
 
 from common.answers import read_spans
+from common.config import bearer
 from common.errors import EngineError, VideoError
 from common.messages import ClipRef, GenerateRequest, GenerateResponse, Sampling
 from common.prompts import chat_messages
@@ -150,11 +151,10 @@ def evaluate_rows(
     """
 
     async def run() -> Evaluation:
-        headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
         async with contextlib.AsyncExitStack() as owned:
             clients = [
                 await owned.enter_async_context(
-                    httpx.AsyncClient(base_url=url, headers=headers, timeout=TIMEOUT)
+                    httpx.AsyncClient(base_url=url, headers=bearer(token), timeout=TIMEOUT)
                 )
                 for url in endpoints
             ]

@@ -30,7 +30,7 @@ from common import config
 from common.errors import ConfigError
 from services.learner.feed import FeedState
 from services.learner.intake import IntakeState
-from services.learner.parallel import Ranks
+from services.learner.parallel import Ranks, whole_weights
 from services.learner.policy import Policy
 
 logger = logging.getLogger(__name__)
@@ -115,13 +115,8 @@ class Checkpoints:
 
     def _export(self, folder: Path) -> None:
         """All ranks gather; rank 0 writes."""
-        whole: dict[str, torch.Tensor] = {}
         dtype = getattr(torch, self._run.shared.dtype)
-        with torch.no_grad():
-            for name, parameter in self._policy.named_weights():
-                tensor = getattr(parameter, "full_tensor", lambda p=parameter: p)()
-                if self._ranks.is_main:
-                    whole[name] = tensor.detach().to(dtype).cpu()
+        whole = dict(whole_weights(self._policy, dtype=dtype, ranks=self._ranks))
         if not self._ranks.is_main:
             return
         source = Path(self._run.shared.model)

@@ -40,12 +40,7 @@ class Desk:
         self._run = run
         self._state = state
         self._runner = asyncio.Runner()
-        password = run.shared.redis_password
-        self._broker = Broker(
-            run.shared.redis_url,
-            run_id=run.shared.run_id,
-            password=password.get_secret_value() if password else None,
-        )
+        self._broker = Broker.of(run.shared)
         # The lock tells learners of one machine apart, so the lease need only tell machines apart
         # and a learner that restarts after a crash gets its own lease back at once.
         self._holder = f"{socket.gethostname()}:{run.learner.run_dir.resolve()}"

@@ -7,6 +7,7 @@ torchrun starts one process per rank; without it the same code runs as a single 
 import datetime
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from services.learner.policy import Policy
 
@@ -127,3 +129,16 @@ def _all_reduced(tensor: Tensor, operation: "dist.ReduceOp.RedOpType") -> Tensor
     reduced = tensor.detach().cpu().clone()
     dist.all_reduce(reduced, op=operation)
     return reduced
+
+
+@torch.no_grad()
+def whole_weights(
+    policy: Policy, *, dtype: torch.dtype, ranks: Ranks
+) -> Iterator[tuple[str, Tensor | None]]:
+    """Each parameter under its Hugging Face name, whole; a collective: every rank runs to the end.
+
+    Rank 0 gets contiguous host tensors in `dtype`, the others None.
+    """
+    for name, parameter in policy.named_weights():
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        yield name, whole.detach().to(dtype).cpu().contiguous() if ranks.is_main else None

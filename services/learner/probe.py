@@ -10,7 +10,7 @@ import logging
 import httpx
 import torch
 
-from common.config import Shared
+from common.config import Shared, bearer
 from common.messages import (
     GenerateRequest,
     GenerateResponse,
@@ -39,14 +39,11 @@ def generate_probe(
         num_samples=NUM_SAMPLES,
         sampling=request.sampling,
     )
-    headers = {"Content-Type": "application/json"}
-    if shared.token is not None:
-        headers["Authorization"] = f"Bearer {shared.token.get_secret_value()}"
     try:
         answer = httpx.post(
             f"{url}/v1/generate",
             content=body.model_dump_json(),
-            headers=headers,
+            headers={"Content-Type": "application/json", **bearer(shared.token)},
             timeout=TIMEOUT_S,
         ).raise_for_status()
     except httpx.HTTPError as error:

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 
 import httpx
 import torch
-from torch.distributed.tensor import DTensor
 
-from common.config import Learner, Shared
+from common.config import Learner, Shared, bearer
 from common.errors import WeightError
 from common.messages import (
     JoinWeightGroup,
@@ -31,7 +30,7 @@ from common.messages import (
     WeightVersion,
 )
 from common.weight_group import Layout, WeightGroup, describe, open_store, send
-from services.learner.parallel import Ranks
+from services.learner.parallel import Ranks, whole_weights
 from services.learner.policy import Policy
 
 logger = logging.getLogger(__name__)
@@ -82,8 +81,7 @@ class Publisher:
         self._layout = Layout.of(slices, bucket_bytes=learner.bucket_bytes)
         self._generation: Generation | None = None
         self._numbers = 0
-        token = shared.token.get_secret_value() if shared.token else None
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._headers = bearer(shared.token)
 
     def publish(self, version: int, *, step: int) -> WeightVersion:
         """Return once at least one replica, and every one that is left, serves `version`.
@@ -192,14 +190,9 @@ class Publisher:
             yield pending.read(start, end)
 
     def _gathered(self) -> Iterator[torch.Tensor]:
-        """Each parameter, whole, on the host in the wire's dtype; a collective on every rank."""
-        with torch.no_grad():
-            for _, parameter in self._policy.named_weights():
-                whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-                if self._ranks.is_main:
-                    yield whole.detach().to(self._wire_dtype).cpu().contiguous()
-                else:
-                    yield whole
+        """What the wire carries, on rank 0; a collective on every rank."""
+        weights = whole_weights(self._policy, dtype=self._wire_dtype, ranks=self._ranks)
+        return (tensor for _, tensor in weights if tensor is not None)
 
     # --- membership ---------------------------------------------------------------------------
 

@@ -70,12 +70,7 @@ class Replica:
     async def run(self) -> None:
         """Load the engine, then serve prompts until stopped or cancelled."""
         async with contextlib.AsyncExitStack() as owned:
-            password = self.shared.redis_password
-            broker = Broker(
-                self.shared.redis_url,
-                run_id=self.shared.run_id,
-                password=password.get_secret_value() if password else None,
-            )
+            broker = Broker.of(self.shared)
             owned.push_async_callback(broker.close)
             reward = GroupScorer(self.shared, rollout=self.rollout)
             owned.push_async_callback(reward.close)
