@@ -110,6 +110,9 @@ class Rollout(Section):
     replica: str | None = None
     """First part of the name in the registry and in consumer groups; default: the host name. A
     random part is added, so that a restarted replica is a new one."""
+    weights: Literal["learner", "checkpoint"] = "learner"
+    """Where weights come from: the learner of a ring, or `shared.model` on disk alone, for
+    evaluation without a ring (no Redis, no prompts, /v1/generate only)."""
     device: Literal["cpu", "cuda"] = "cpu"
     max_model_len: PositiveInt = 24_576
     max_num_seqs: PositiveInt = 64

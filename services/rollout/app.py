@@ -6,7 +6,8 @@
     /healthz /readyz /metrics
 
 It starts without waiting for any neighbour: /healthz answers at once, /readyz when the engine is
-loaded, and prompts are claimed once the first verified weights are served.
+loaded, and prompts are claimed once the first verified weights are served. With
+`rollout.weights = "checkpoint"` it serves /v1/generate alone, from the checkpoint on disk.
 """
 
 import asyncio
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 4 * 2**20
 """Larger than the parameter list of any model; frames never travel."""
 WITHDRAW_TIMEOUT_S = 2.0
+HEALTH_EVERY_S = 2.0
 DRAIN_S = 20.0
 """How long prompts in work may take after SIGTERM before they are handed back."""
 
@@ -68,22 +70,36 @@ class Replica:
         self._worker: Worker | None = None
 
     async def run(self) -> None:
-        """Load the engine, then serve prompts until stopped or cancelled."""
+        """Load the engine, then serve until stopped or cancelled."""
+        if self.rollout.weights == "checkpoint":
+            await self._serve_checkpoint()
+        else:
+            await self._serve_ring()
+
+    async def _serve_checkpoint(self) -> None:
+        """Answer /v1/generate with the weights of `shared.model`: no learner, no Redis."""
+        async with contextlib.AsyncExitStack() as owned:
+            weights = await self._load(owned)
+            weights.serve_checkpoint()
+            while True:
+                await self.engine.check_health()
+                await asyncio.sleep(HEALTH_EVERY_S)
+
+    async def _serve_ring(self) -> None:
+        """Answer the prompts of the ring."""
         async with contextlib.AsyncExitStack() as owned:
             broker = Broker.of(self.shared)
             owned.push_async_callback(broker.close)
             reward = GroupScorer(self.shared, rollout=self.rollout)
             owned.push_async_callback(reward.close)
-            self._engine = await Engine.start(self.shared, rollout=self.rollout)
-            owned.callback(self._engine.shutdown)
-            self._weights = Weights(self._engine)
+            weights = await self._load(owned)
             self.phase = "waiting_for_weights"
             await broker.wait_ready()
             self._worker = Worker(
                 broker=broker,
-                engine=self._engine,
+                engine=self.engine,
                 reward=reward,
-                weights=self._weights,
+                weights=weights,
                 shared=self.shared,
                 rollout=self.rollout,
                 replica=self.name,
@@ -93,6 +109,12 @@ class Replica:
                 announcing = tasks.create_task(self._announce(broker))
                 await tasks.create_task(self._worker.run())
                 announcing.cancel()
+
+    async def _load(self, owned: contextlib.AsyncExitStack) -> Weights:
+        self._engine = await Engine.start(self.shared, rollout=self.rollout)
+        owned.callback(self._engine.shutdown)
+        self._weights = Weights(self._engine)
+        return self._weights
 
     @property
     def is_working(self) -> bool:

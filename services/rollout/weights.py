@@ -27,6 +27,10 @@ class Weights:
         self.version: int | None = None
         """None until the first verified transfer: no prompt is taken before that."""
 
+    def serve_checkpoint(self) -> None:
+        """The weights the engine loaded from disk are served as version 0."""
+        self.version = 0
+
     async def join(self, request: JoinWeightGroup) -> None:
         """Leave the current group and join a new one.
 
