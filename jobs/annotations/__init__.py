@@ -1,0 +1,1 @@
+"""Annotation files of every published schema → `Annotation` records, one at a time."""
