@@ -1,0 +1,191 @@
+"""`tempsamp data inspect FILE`: what an annotation file holds, in the terminal and as a page.
+
+    jobs.annotations.reading.read -> jobs.inspect_rows -> tables here, --html by jobs.inspect_page
+                          -> jobs.inspect_videos with --check-videos
+
+Exit code 1 when no record can be read or a probed video is bad, 2 for a mistake in the options.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.bar import Bar
+from rich.columns import Columns
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from jobs.annotations.reading import read, schema_named
+from jobs.annotations.records import Annotation, BadRecord
+from jobs.inspect_numbers import Histogram
+from jobs.inspect_rows import Inspection, NoRecordError, inspect
+from jobs.inspect_videos import Health, Video, below, check, collect, health
+
+BAR_WIDTH = 22
+MAX_LISTED = 10
+"""Videos printed of those that are bad or whose duration is off."""
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def command(
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="Annotations of any known schema.")
+    ],
+    schema: Annotated[
+        str | None, typer.Option(help="Name of the file's schema. Default: by its content.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Also write a page with plots.")
+    ] = None,
+    check_videos: Annotated[
+        bool, typer.Option("--check-videos", help="Open every video; exit 1 if one is bad.")
+    ] = False,
+    video_root: Annotated[
+        Path | None, typer.Option(help="Where relative paths start. Default: folder of FILE.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that open videos.")] = (
+        os.cpu_count() or 1
+    ),
+    probe_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds one video may take.")
+    ] = 120.0,
+    failures: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write the bad videos here, as JSONL.")
+    ] = None,
+) -> None:
+    """Count and measure an annotation file; with --check-videos also its videos."""
+    for output in (html, failures):
+        if output is not None and output.resolve() == file.resolve():
+            raise typer.BadParameter(f"found {output}, wanted another file than the input")
+    if failures is not None and not check_videos:
+        raise typer.BadParameter("--failures lists what --check-videos finds: set both")
+    videos: dict[str, float | None] = {}
+    records = read(file, schema=None if schema is None else schema_named(schema))
+    inspection = _inspected(collect(records, into=videos) if check_videos else records, file=file)
+    _show(inspection, source=file)
+    checked = None
+    if check_videos:
+        found = below(file.parent if video_root is None else video_root, videos)
+        checked = _checked(found, workers=workers, timeout_s=probe_timeout)
+        _show_health(checked)
+        if failures is not None:
+            _write_failures(failures, checked)
+    if html is not None:
+        from jobs.inspect_page import write_page
+
+        write_page(html, source=file.name, inspection=inspection, health=checked)
+        console.print(f"page: {escape(str(html))}")
+    if checked is not None and checked.failures:
+        raise typer.Exit(1)
+
+
+def _inspected(records: Iterable[Annotation | BadRecord], *, file: Path) -> Inspection:
+    try:
+        return inspect(records)
+    except NoRecordError as error:
+        errors.print(f"{escape(str(file))}: {escape(str(error))}")
+        raise typer.Exit(1) from error
+
+
+def _show(inspection: Inspection, *, source: Path) -> None:
+    console.print(_counts(inspection, source=source))
+    if inspection.problems:
+        console.print(_problems(inspection))
+    console.print(_quantiles(inspection))
+    console.print(Columns([_histogram(histogram) for histogram in inspection.histograms]))
+
+
+def _counts(inspection: Inspection, *, source: Path) -> Table:
+    table = _table(escape(source.name), "", "count")
+    for name, count in (
+        ("records", inspection.records),
+        ("unreadable records", inspection.bad_records),
+        ("videos", inspection.videos),
+        ("spans", inspection.spans),
+        *((f"records with {kind}", count) for kind, count in inspection.kinds),
+        ("records with saliency scores", inspection.with_highlights),
+    ):
+        table.add_row(name, f"{count:,}")
+    return table
+
+
+def _problems(inspection: Inspection) -> Table:
+    table = _table("Problems", "", "found", "of", "first at")
+    for problem in inspection.problems:
+        found = f"[red]{problem.count:,}[/red]"
+        table.add_row(escape(problem.reason), found, problem.total, escape(problem.first))
+    return table
+
+
+def _quantiles(inspection: Inspection) -> Table:
+    table = _table("Distributions", "", "values", "min", "p10", "p50", "p90", "max", "mean")
+    for row in inspection.quantiles:
+        table.add_row(row.name, f"{row.count:,} {row.over}", *row.texts)
+    return table
+
+
+def _histogram(histogram: Histogram) -> Table:
+    unit = f", {histogram.unit}" if histogram.unit else ""
+    table = _table(f"{histogram.title}{unit}", "", histogram.over, "", "share")
+    highest, total = max(histogram.counts), sum(histogram.counts)
+    for label, count in zip(histogram.labels, histogram.counts, strict=True):
+        bar = Bar(highest, 0, count, width=BAR_WIDTH, color="blue")
+        table.add_row(label, f"{count:,}", bar, f"{count / total:.1%}")
+    return table
+
+
+def _checked(videos: list[Video], *, workers: int, timeout_s: float) -> Health:
+    with Progress(
+        TextColumn("videos"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=errors,
+    ) as progress:
+        checks = check(videos, workers=workers, timeout_s=timeout_s)
+        return health(progress.track(checks, total=len(videos)))
+
+
+def _show_health(checked: Health) -> None:
+    table = _table("Videos", "", "count")
+    table.add_row("fine", f"{checked.num_fine:,}")
+    for reason, count in checked.reasons:
+        table.add_row(escape(reason), f"[red]{count:,}[/red]")
+    table.add_row("fine, but duration off by more than 1 s", f"{len(checked.off):,}")
+    console.print(table)
+    for bad in checked.failures[:MAX_LISTED]:
+        console.print(f"[red]bad[/red] {escape(bad.detail)}", highlight=False)
+    for off in checked.off[:MAX_LISTED]:
+        console.print(
+            f"[yellow]off[/yellow] {escape(str(off.path))}: annotated {off.annotated_s:.2f} s, "
+            f"found {off.duration_s:.2f} s",
+            highlight=False,
+        )
+
+
+def _write_failures(path: Path, checked: Health) -> None:
+    """Without failures the file is empty: an older one must not speak for this run."""
+    lines = [bad.model_dump_json() + "\n" for bad in checked.failures]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
