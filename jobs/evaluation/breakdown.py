@@ -81,7 +81,7 @@ def _breakdown(
 
 
 def _name(low: float, high: float, unit: str) -> str:
-    return f">= {low:.2g}{unit}" if high == inf else f"{low:.3g} to {high:.3g}{unit}"
+    return f">= {low:.3g}{unit}" if high == inf else f"{low:.3g} to {high:.3g}{unit}"
 
 
 def _length_s(question: Question) -> float:

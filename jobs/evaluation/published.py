@@ -80,16 +80,16 @@ PUBLISHED: tuple[Published, ...] = (
     _paper(_CHARADES, "reward downscaling", _STRATEGIES, r30=81.2, r50=70.3, r70=48.1),
     _paper(_CHARADES, "advantage anchoring", _STRATEGIES, r30=81.8, r50=70.7, r70=49.1),
     _paper(_CHARADES, "non-linear shaping", _STRATEGIES, r30=82.9, r50=72.1, r70=49.6),
-    _paper(_CHARADES, "TempSamp-R1, 50 videos", _FEW_SHOT, r50=46.7, miou=44.7),
-    _paper(_CHARADES, "TempSamp-R1, 100 videos", _FEW_SHOT, r50=54.0, miou=49.1),
-    _paper(_CHARADES, "TempSamp-R1, 200 videos", _FEW_SHOT, r50=58.2, miou=51.8),
-    _paper(_CHARADES, "TempSamp-R1, 500 videos", _FEW_SHOT, r50=64.0, miou=55.1),
+    _paper(_CHARADES, "TempSamp-R1, 50-shot", _FEW_SHOT, r50=46.7, miou=44.7),
+    _paper(_CHARADES, "TempSamp-R1, 100-shot", _FEW_SHOT, r50=54.0, miou=49.1),
+    _paper(_CHARADES, "TempSamp-R1, 200-shot", _FEW_SHOT, r50=58.2, miou=51.8),
+    _paper(_CHARADES, "TempSamp-R1, 500-shot", _FEW_SHOT, r50=64.0, miou=55.1),
     _paper(_CHARADES, "TempSamp-R1, answer", "Table 1", miou=61.7),
-    _paper(_CHARADES, "TempSamp-R1, think", "Table 1", miou=62.1),
+    _paper(_CHARADES, "TempSamp-R1, think", "Table 6", miou=62.1),
     _paper(_CHARADES, "TempSamp-R1, mixed (oracle)", "mixed CoT inference", miou=64.2),
     _paper("activitynet-captions", "TempSamp-R1, mixed (oracle)", "mixed CoT", miou=54.9),
     _paper("activitynet-captions", "TempSamp-R1 from Charades-STA", "transfer", miou=34.7),
-    _paper("qvhighlights", "TempSamp-R1, answer", "Table 1", highlight_map=30.0),
+    _paper("qvhighlights", "TempSamp-R1, answer", "answers alone", highlight_map=30.0),
     _paper(
         "qvhighlights",
         "TempSamp-R1, mixed (oracle)",
@@ -97,8 +97,8 @@ PUBLISHED: tuple[Published, ...] = (
         highlight_map=29.3,
         highlight_hit=63.7,
     ),
-    _paper("qvhighlights", "TimeChat", "Table 1", highlight_map=21.7, highlight_hit=37.9),
-    _paper("qvhighlights", "VideoChat-T", "Table 1", highlight_map=27.0, highlight_hit=55.3),
+    _paper("qvhighlights", "TimeChat", "as compared", highlight_map=21.7, highlight_hit=37.9),
+    _paper("qvhighlights", "VideoChat-T", "as compared", highlight_map=27.0, highlight_hit=55.3),
     *(
         _paper(_CHARADES, f"{model}, G = {samples}", "samples ablation", r70=value)
         for model, values in (

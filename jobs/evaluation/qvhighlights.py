@@ -1,0 +1,102 @@
+"""QVHighlights pairs → its evaluator's figures, official and exact: `score_highlights(pairs)`.
+
+Windows and clip scores of detectors are taken as they are. A text answer that reads as highlights
+becomes clip scores, any other becomes windows in the order of the text. Between
+`jobs.evaluation.matching` and `jobs.evaluation.moment_detr`.
+
+Official is what the published evaluation of text answers does: whatever cannot be used is a vector
+of zeros, and a vector of zeros is not worth 0. Exact gives an unreadable answer 0, and leaves clip
+and engine failures out, as the `exact` protocol does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.answers import read_spans
+from jobs.evaluation.highlights_text import clip_scores
+from jobs.evaluation.matching import Pair, Question
+from jobs.evaluation.moment_detr import Metrics, Submission, Truth, evaluate
+from jobs.evaluation.predictions import Prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HighlightScore:
+    """What the evaluator says about a file."""
+
+    official: Metrics
+    exact: Metrics | None
+    """None when every prediction failed."""
+    unreadable: int
+    """Answers without a window or highlight."""
+    failed: int
+    """Clip and engine failures."""
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether a window was predicted for any query."""
+        return "full" in self.official
+
+
+def score_highlights(pairs: Sequence[Pair]) -> HighlightScore:
+    """Both readings of QVHighlights predictions.
+
+    Raises:
+        ValueError: an annotation has no duration or no window, or rates a clip it has not.
+    """
+    truths = {question.id: _truth(question) for _, question in pairs}
+    found = {
+        question.id: _submission(prediction, truths[question.id]) for prediction, question in pairs
+    }
+    moments = any(submission.windows for submission in found.values())
+    highlights = any(submission.saliency is not None for submission in found.values())
+    failed = {question.id for prediction, question in pairs if prediction.failure is not None}
+    answered = {qid: truth for qid, truth in truths.items() if qid not in failed}
+    return HighlightScore(
+        official=evaluate(
+            truths,
+            submissions={qid: _filled(submission) for qid, submission in found.items()},
+            moments=moments,
+            highlights=highlights,
+        ),
+        exact=evaluate(
+            answered,
+            submissions={qid: found[qid] for qid in answered},
+            moments=moments,
+            highlights=highlights,
+        )
+        if answered
+        else None,
+        unreadable=sum(
+            not (found[qid].windows or found[qid].saliency is not None) for qid in answered
+        ),
+        failed=len(failed),
+    )
+
+
+def _truth(question: Question) -> Truth:
+    if question.duration_s is None:
+        raise ValueError(f"annotation {question.id!r}: found no duration, wanted it to count clips")
+    return Truth(
+        windows=question.spans,
+        duration_s=question.duration_s,
+        clip_ids=question.clip_ids,
+        saliency=question.saliency,
+    )
+
+
+def _submission(prediction: Prediction, truth: Truth) -> Submission:
+    if prediction.failure is not None:
+        return Submission()
+    if prediction.windows is not None or prediction.saliency is not None:
+        return Submission(windows=prediction.windows or (), saliency=prediction.saliency)
+    text = prediction.text or ""
+    if clips := clip_scores(text, duration_s=truth.duration_s):
+        return Submission(saliency=clips.scores)
+    spans = read_spans(text).used if prediction.spans is None else prediction.spans
+    return Submission(windows=[(start, end, 0.0) for start, end in spans])
+
+
+def _filled(submission: Submission) -> Submission:
+    if submission.saliency is not None:
+        return submission
+    return Submission(windows=submission.windows, saliency=(0.0,))
