@@ -26,10 +26,34 @@ GROUNDING: dict[Mode, str] = {
     ),
 }
 
+_FIND_HIGHLIGHTS = (
+    "<video>Please find the highlight contents in the video described by a sentence query, "
+    "determining the highlight timestamps and its saliency score on a scale from 1 to 5. "
+)
+_HIGHLIGHTS_FORMAT = (
+    " the highlight timestamps and its saliency score within the <answer> </answer> tags. "
+    "The output format should be like: 'The highlight timestamps are in the 7, 11, 13, 29 seconds. "
+    "Their saliency scores are 2.1, 3.4, 1.6, 2.8'. Now I will give you the sentence query: "
+    "'{query}'. Please return the query-based highlight timestamps and salient scores."
+)
+HIGHLIGHTS: dict[Mode, str] = {
+    "answer": f"{_FIND_HIGHLIGHTS}Provide{_HIGHLIGHTS_FORMAT}",
+    "think": (
+        f"{_FIND_HIGHLIGHTS}Output your thought process within the <think> </think> tags, "
+        f"including analysis with highlight timestamps. Then, provide{_HIGHLIGHTS_FORMAT}"
+    ),
+}
+"""The paper's words (SPEC A5). Its clips start at even seconds, so no true answer has odd ones."""
+
 
 def grounding_problem(query: str, *, mode: Mode) -> str:
     """The row text that asks when `query` happens."""
     return GROUNDING[mode].format(query=query)
+
+
+def highlight_problem(query: str, *, mode: Mode) -> str:
+    """The row text that asks which moments show `query`, and how much each stands out."""
+    return HIGHLIGHTS[mode].format(query=query)
 
 
 def chat_messages(problem: str) -> tuple[ChatMessage, ...]:
