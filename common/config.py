@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from common.errors import ConfigError
 from common.messages import Mode, Sampling
+from common.video_sampling import VideoSampling
 
 Strategy = Literal["none", "mixed", "downscale", "anchor", "shaping", "sft"]
 """How GT enters a group (SPEC B1): none = GRPO, shaping = TempSamp-R1, sft = GT answers alone."""
@@ -33,16 +34,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Video(Section):
-    """`[shared.video]`: which frames stand for a clip; meanings: `common.video.VideoSampling`."""
-
-    fps: Positive = 2.0
-    min_frames: Annotated[int, Field(ge=2)] = 4
-    max_frames: Annotated[int, Field(ge=2)] = 768
-    min_pixels: PositiveInt = 4096
-    max_pixels: PositiveInt = 786_432
-    total_pixels: PositiveInt = 14_680_064
-    factor: Annotated[int, Field(ge=4)] = 32
+class Video(VideoSampling):
+    """`[shared.video]`: which frames stand for a clip."""
 
 
 class Scoring(Section):

@@ -9,12 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 Mode = Literal["answer", "think"]
 Task = str
 Provenance = Literal["policy", "injected"]
 FinishReason = Literal["stop", "length", "abort"]
+Decoder = Literal["decord", "pyav"]
 
 
 class Message(BaseModel):
@@ -33,15 +34,27 @@ class ClipRef(Message):
     """Path of the video file, as both services see it."""
     sha256: str
     """Hex digest of the file's bytes."""
+    decoder: Decoder
+    """Library that reads the pixels; both sides use this one."""
     source_fps: Annotated[float, Field(gt=0)]
-    """Frames per second of the file."""
+    """Frames per second of the file; the average if its frames are unevenly spaced."""
     total_frames: Annotated[int, Field(ge=1)]
     frame_indices: tuple[int, ...]
-    """Sampled source frames, ascending, an even count; time = index / source_fps."""
+    """Sampled source frames, ascending, an even count."""
+    frame_times_s: tuple[float, ...]
+    """When each sampled frame is shown, seconds since the first frame of the file."""
     frame_hw: tuple[int, int]
     """Height and width in pixels after resizing, multiples of the model's patch factor."""
     sampling: str
     """Fingerprint of the sampling parameters that chose the indices and the size."""
+
+    @model_validator(mode="after")
+    def _one_time_a_frame(self) -> "ClipRef":
+        if len(self.frame_times_s) != len(self.frame_indices):
+            raise ValueError(
+                f"{len(self.frame_times_s)} frame times for {len(self.frame_indices)} frames"
+            )
+        return self
 
     @property
     def duration_s(self) -> float:
@@ -112,7 +125,7 @@ class Sampling(Message):
 class PromptRequest(Message):
     """A prompt to answer `num_samples` times; the learner's feed makes it, a replica claims it."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     prompt_id: str
     sequence: Annotated[int, Field(ge=1)]
     """Position in the learner's feed; also the stream entry id, which makes feeding idempotent."""
@@ -202,7 +215,7 @@ class Timings(Message):
 class ScoredGroup(Message):
     """All answers to one prompt with their verdicts, policy samples first, an injected one last."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     prompt_id: str
     row_id: str
     epoch: int

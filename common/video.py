@@ -1,104 +1,91 @@
 """Clips: `sample_clip(path) -> ClipRef` chooses frames, `load_frames(ClipRef)` decodes them.
 
 The learner's feed samples, rollout and learner load; both get equal bytes because everything that
-decides a pixel is in the `ClipRef`. The only file that imports decord.
+decides a pixel is in the `ClipRef`. `decode` does both at once, for offline preprocessing; `probe`
+says what a file holds. Which frames, at which size: `common.video_sampling`. True times and files
+that decord would misread: `common.pyav_reader`. The only file that imports decord.
 
-Sampling is qwen-vl-utils 0.0.14's arithmetic (SPEC A4; a test compares with the library): pixel
-budget per frame, sides rounded to the patch factor, an even number of evenly spaced frames.
-Shapes: F frames, H W pixels, C = 3 channels (RGB).
+Shapes: F frames, H W pixels, C = 3 channels (RGB). Time 0 is the first frame.
 """
 
 import functools
 import hashlib
-import json
-import math
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import VideoError
-from common.messages import ClipRef
+from common.messages import ClipRef, Decoder
+from common.pyav_reader import REGULAR_WITHIN_FRAMES, VideoIndex, index_frames, read_frames
+from common.video_sampling import VideoSampling, frame_indices, frame_size, num_frames
 
-FRAME_FACTOR = 2
-"""Frames per temporal patch of every Qwen-VL tower."""
-MAX_TOKENS_PER_FRAME = 768
-"""qwen-vl-utils never gives one frame more tokens than this."""
-MAX_ASPECT_RATIO = 200
+DECORD_CODECS = frozenset({"h264", "hevc", "vp9"})
+"""Codecs of which decord 0.6 was seen to give PyAV's bytes, one frame to a packet."""
+ROW_ALIGNMENTS_BYTES = (16, 32, 64)
+"""Row alignments of FFmpeg builds: SSE, AVX, AVX-512."""
+NO_STAND_INS = "0.000001"
+"""decord's fault_tol: less than one frame may be a repeated neighbour."""
+REMEMBERED_CLIPS = 16_384
 
-
-class VideoSampling(BaseModel):
-    """How frames are chosen and sized; the fingerprint of this object travels in each ClipRef."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    fps: Annotated[float, Field(gt=0)] = 2.0
-    """Frames sampled per second of video."""
-    min_frames: Annotated[int, Field(ge=2)] = 4
-    max_frames: Annotated[int, Field(ge=2)] = 768
-    min_pixels: Annotated[int, Field(ge=1)] = 4096
-    """Pixels per frame, lower bound."""
-    max_pixels: Annotated[int, Field(ge=1)] = 786_432
-    """Pixels per frame, upper bound."""
-    total_pixels: Annotated[int, Field(ge=1)] = 14_680_064
-    """Budget of a whole clip; a long clip gets smaller frames (SPEC A4)."""
-    factor: Annotated[int, Field(ge=4)] = 32
-    """Sides are multiples of patch x merge size: 28 for Qwen2.5-VL, 32 for Qwen3-VL and Qwen3.5."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest of the canonical JSON of all parameters."""
-        canonical = json.dumps(self.model_dump(), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+Frames = npt.NDArray[np.uint8]
 
 
-def num_frames(total_frames: int, source_fps: float, sampling: VideoSampling) -> int:
-    """Even number of frames to sample from a file of `total_frames` at `source_fps`.
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a video file holds."""
 
-    Raises:
-        VideoError: the file has fewer than two frames.
-    """
-    if total_frames < FRAME_FACTOR:
-        raise VideoError(
-            f"found {total_frames} frame(s), wanted at least {FRAME_FACTOR}: the clip is too short"
-        )
-    lower = math.ceil(sampling.min_frames / FRAME_FACTOR) * FRAME_FACTOR
-    upper = min(sampling.max_frames, total_frames) // FRAME_FACTOR * FRAME_FACTOR
-    wanted = total_frames / source_fps * sampling.fps
-    clamped = min(max(wanted, lower), upper, total_frames)
-    return int(clamped // FRAME_FACTOR * FRAME_FACTOR)
+    path: str
+    sha256: str
+    decoder: Decoder
+    width_px: int
+    """As displayed, after rotation."""
+    height_px: int
+    total_frames: int
+    source_fps: float
+    """The average where the rate is variable."""
+    duration_s: float
+    rotation_deg: int
+    """0, 90, 180 or 270: clockwise turn from stored to displayed."""
+    variable_frame_rate: bool
 
 
-def frame_size(
-    height_px: int, width_px: int, frames: int, sampling: VideoSampling
-) -> tuple[int, int]:
-    """Height and width after resizing: multiples of the factor, inside one frame's pixel budget.
+@dataclass(frozen=True, kw_only=True)
+class DecodedClip:
+    """A clip and its pixels."""
+
+    clip: ClipRef
+    frames: Frames
+    """[F, H, W, C] uint8 RGB."""
+
+
+def probe(path: str | os.PathLike[str]) -> Probe:
+    """Read a file's packets and first frame.
 
     Raises:
-        VideoError: one side is over 200 times the other.
+        VideoError: the file is missing, empty or not a video; names the path.
     """
-    if max(height_px, width_px) > MAX_ASPECT_RATIO * min(height_px, width_px):
-        raise VideoError(f"aspect ratio of {width_px}x{height_px} is over {MAX_ASPECT_RATIO}:1")
-    factor = sampling.factor
-    budget = min(
-        MAX_TOKENS_PER_FRAME * factor * factor, sampling.total_pixels / frames * FRAME_FACTOR
+    path = os.fspath(path)
+    sha256 = file_digest(path)
+    index = _index(path)
+    decoder, _ = _choose_decoder(path, index=index)
+    return Probe(
+        path=path,
+        sha256=sha256,
+        decoder=decoder,
+        width_px=index.width_px,
+        height_px=index.height_px,
+        total_frames=index.total_frames,
+        source_fps=index.source_fps,
+        duration_s=index.total_frames / index.source_fps,
+        rotation_deg=index.rotation_deg,
+        variable_frame_rate=index.variable_frame_rate,
     )
-    max_pixels = min(max(budget, int(sampling.min_pixels * 1.05)), sampling.max_pixels)
-    height = max(factor, round(height_px / factor) * factor)
-    width = max(factor, round(width_px / factor) * factor)
-    if height * width > max_pixels:
-        shrink = math.sqrt(height_px * width_px / max_pixels)
-        height = max(factor, math.floor(height_px / shrink / factor) * factor)
-        width = max(factor, math.floor(width_px / shrink / factor) * factor)
-    elif height * width < sampling.min_pixels:
-        grow = math.sqrt(sampling.min_pixels / (height_px * width_px))
-        height = math.ceil(height_px * grow / factor) * factor
-        width = math.ceil(width_px * grow / factor) * factor
-    return height, width
 
 
 def sample_clip(path: str | os.PathLike[str], *, sampling: VideoSampling) -> ClipRef:
@@ -112,35 +99,18 @@ def sample_clip(path: str | os.PathLike[str], *, sampling: VideoSampling) -> Cli
     return _sample_clip(os.fspath(path), file_digest(path), sampling)
 
 
-@functools.lru_cache(maxsize=65_536)
+@functools.lru_cache(maxsize=REMEMBERED_CLIPS)
 def _sample_clip(path: str, sha256: str, sampling: VideoSampling) -> ClipRef:
-    reader = _open(path)
-    total, source_fps = len(reader), float(reader.get_avg_fps())
-    if not (total > 0 and math.isfinite(source_fps) and source_fps > 0):
-        raise VideoError(f"{path}: found {total} frames at {source_fps} fps, wanted both above 0")
-    try:
-        height_px, width_px = _shape_of_first_frame(reader)
-        frames = num_frames(total, source_fps, sampling)
-        size = frame_size(height_px, width_px, frames, sampling)
-    except VideoError as error:
-        raise VideoError(f"{path}: {error}") from error
-    indices = np.linspace(0, total - 1, frames).round().astype(int)
-    return ClipRef(
-        uri=path,
-        sha256=sha256,
-        source_fps=source_fps,
-        total_frames=total,
-        frame_indices=tuple(indices.tolist()),
-        frame_hw=size,
-        sampling=sampling.fingerprint,
-    )
+    index = _index(path)
+    decoder, _ = _choose_decoder(path, index=index)
+    return _clip(path, sha256=sha256, index=index, decoder=decoder, sampling=sampling)
 
 
-def load_frames(clip: ClipRef) -> npt.NDArray[np.uint8]:
+def load_frames(clip: ClipRef) -> Frames:
     """Decode the frames of a clip.
 
     Returns:
-        [F, H, W, 3] uint8 RGB, F = len(clip.frame_indices), (H, W) = clip.frame_hw.
+        [F, H, W, C] uint8 RGB, F = len(clip.frame_indices), (H, W) = clip.frame_hw.
 
     Raises:
         VideoError: the file is missing, broken, or not the file that was sampled.
@@ -151,29 +121,62 @@ def load_frames(clip: ClipRef) -> npt.NDArray[np.uint8]:
             f"{clip.uri}: found sha256 {digest[:12]}, wanted {clip.sha256[:12]}: "
             "the file changed after it was sampled"
         )
-    reader = _open(clip.uri)
-    if len(reader) != clip.total_frames:
-        raise VideoError(f"{clip.uri}: found {len(reader)} frames, wanted {clip.total_frames}")
-    try:  # decord raises bare RuntimeError and types of its own
-        source = reader.get_batch(list(clip.frame_indices)).asnumpy()
-    except Exception as error:
-        raise VideoError(
-            f"{clip.uri}: cannot decode frames {_brief(clip.frame_indices)}: {error}"
-        ) from error
-    return np.stack([_resize(frame, clip.frame_hw) for frame in source])
+    try:
+        if clip.decoder == "decord":
+            reader = _decord_reader(clip.uri, total_frames=clip.total_frames)
+            source = _decord_batch(reader, clip.frame_indices)
+        else:
+            index = index_frames(clip.uri)
+            source = read_frames(clip.uri, index=index, indices=clip.frame_indices)
+    except VideoError as error:
+        raise _named(clip.uri, error) from error
+    return _resize(source, clip.frame_hw)
+
+
+def decode(path: str | os.PathLike[str], *, sampling: VideoSampling) -> DecodedClip:
+    """`sample_clip` and `load_frames` in one pass over the file, with equal results.
+
+    Raises:
+        VideoError: as those two.
+    """
+    path = os.fspath(path)
+    sha256 = file_digest(path)
+    index = _index(path)
+    clip = _clip(path, sha256=sha256, index=index, decoder="decord", sampling=sampling)
+    why_not = _decord_misreads(index)
+    try:
+        if why_not is None:
+            reader = _decord_reader(path, total_frames=index.total_frames)
+            source = _decord_batch(reader, clip.frame_indices)
+            return DecodedClip(clip=clip, frames=_resize(source, clip.frame_hw))
+    except VideoError as error:
+        # The batch holds the first frame: without it decord was never the decoder of this file.
+        decoder, why_not = _choose_decoder(path, index=index)
+        if decoder == "decord":
+            raise _named(path, error) from error
+    try:
+        source = read_frames(path, index=index, indices=clip.frame_indices)
+    except VideoError as error:
+        raise VideoError(f"{path}: decord: {why_not}; PyAV: {error}") from error
+    clip = clip.model_copy(update={"decoder": "pyav"})
+    return DecodedClip(clip=clip, frames=_resize(source, clip.frame_hw))
 
 
 def processor_metadata(clip: ClipRef) -> dict[str, Any]:
     """Video metadata for Qwen's processors: true fps and indices, no second sampling.
 
-    Without it the processors print wrong `<t seconds>` stamps, silently.
+    Without it the processors print wrong `<t seconds>` stamps, silently. They take index / fps
+    for a frame's time, so unevenly spaced frames get fractional indices: their times x fps.
     """
+    places = [time_s * clip.source_fps for time_s in clip.frame_times_s]
+    drifts = (abs(place - i) for place, i in zip(places, clip.frame_indices, strict=True))
+    even = max(drifts, default=0.0) <= REGULAR_WITHIN_FRAMES
     return {
         "fps": clip.source_fps,
         "duration": clip.duration_s,
         "total_num_frames": clip.total_frames,
-        "frames_indices": list(clip.frame_indices),
-        "video_backend": "decord",
+        "frames_indices": list(clip.frame_indices) if even else places,
+        "video_backend": clip.decoder,
         "do_sample_frames": False,
     }
 
@@ -186,8 +189,8 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     """
     try:
         stat = os.stat(path)
-    except OSError as error:
-        raise VideoError(f"{path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise VideoError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if not Path(path).is_file():
         raise VideoError(f"{path}: found a folder or device, wanted a video file")
     if stat.st_size == 0:
@@ -202,35 +205,122 @@ def _digest(path: str, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _open(path: str | os.PathLike[str]) -> Any:
-    file_digest(path)  # says clearly what decord would say in C++
+def _index(path: str) -> VideoIndex:
+    try:
+        return index_frames(path)
+    except VideoError as error:
+        raise _named(path, error) from error
+
+
+def _clip(
+    path: str, *, sha256: str, index: VideoIndex, decoder: Decoder, sampling: VideoSampling
+) -> ClipRef:
+    try:
+        frames = num_frames(index.total_frames, source_fps=index.source_fps, sampling=sampling)
+        size = frame_size((index.height_px, index.width_px), frames=frames, sampling=sampling)
+    except VideoError as error:
+        raise _named(path, error) from error
+    indices = frame_indices(index.total_frames, frames=frames)
+    return ClipRef(
+        uri=path,
+        sha256=sha256,
+        decoder=decoder,
+        source_fps=index.source_fps,
+        total_frames=index.total_frames,
+        frame_indices=indices,
+        frame_times_s=tuple(round(float(index.times_s[i]), 6) for i in indices),
+        frame_hw=size,
+        sampling=sampling.fingerprint,
+    )
+
+
+def _choose_decoder(path: str, *, index: VideoIndex) -> tuple[Decoder, str | None]:
+    """decord if it reads this file rightly and decodes its first frame, and why not."""
+    why_not = _decord_misreads(index)
+    if why_not is None:
+        try:
+            reader = _decord_reader(path, total_frames=index.total_frames)
+            _decord_batch(reader, [0])
+        except VideoError as error:
+            return "pyav", str(error)
+        return "decord", None
+    return "pyav", why_not
+
+
+def _decord_misreads(index: VideoIndex) -> str | None:
+    """Why decord 0.6 would give wrong frames without an error; None where it gives the right ones.
+
+    It numbers packets, and takes their number for the frame's: a hidden packet, or a key frame
+    that is not shown in the order of the file (open groups of pictures, usual in HEVC), shifts
+    all that follows. On narrow frames it takes the padding of a row for channels.
+    """
+    reasons = {
+        f"its codec is {index.codec}": index.codec not in DECORD_CODECS,
+        f"it has {index.num_video_streams} video streams": index.num_video_streams > 1,
+        f"an edit list hides {index.num_hidden} packets": index.num_hidden > 0,
+        "it stores no distinct times": index.stamps is None,
+        "its key frames are out of place": not index.keys_in_place,
+        f"its frames are {index.width_px} pixels wide": _pads_rows(index.width_px),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _pads_rows(width_px: int) -> bool:
+    """Whether FFmpeg pads this row, on some machine, to a multiple of the width."""
+    for alignment in ROW_ALIGNMENTS_BYTES:
+        padded = width_px
+        grain = 1
+        while padded * 3 % alignment:
+            grain *= 2
+            padded = -(-width_px // grain) * grain
+        if padded != width_px and padded * 3 % width_px == 0:
+            return True
+    return False
+
+
+def _decord_reader(path: str, *, total_frames: int) -> Any:
     import decord
 
-    try:
-        return decord.VideoReader(os.fspath(path), ctx=decord.cpu(0), num_threads=1)
-    except Exception as error:
-        raise VideoError(f"{path}: cannot open as a video: {str(error).splitlines()[0]}") from error
-
-
-def _shape_of_first_frame(reader: Any) -> tuple[int, int]:
-    try:
-        height, width, channels = reader[0].shape
-    except Exception as error:
-        raise VideoError(f"cannot decode the first frame: {str(error).splitlines()[0]}") from error
-    if channels != 3:  # at widths 16, 24, 48 and 72 decord takes its row padding for channels
-        raise VideoError(
-            f"found {width}x{height} pixels, which decord misreads; re-encode it at another width"
+    decord.logging.set_level(decord.logging.QUIET)
+    try:  # decord raises bare RuntimeError and types of its own
+        reader = decord.VideoReader(
+            os.path.abspath(path), ctx=decord.cpu(0), num_threads=1, fault_tol=NO_STAND_INS
         )
-    return int(height), int(width)
+    except Exception as error:
+        raise VideoError(f"decord cannot open it: {_first_line(error)}") from error
+    if len(reader) != total_frames:
+        raise VideoError(f"decord found {len(reader)} frames, wanted {total_frames}")
+    return reader
 
 
-def _resize(frame: npt.NDArray[np.uint8], frame_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def _decord_batch(reader: Any, indices: Sequence[int]) -> Frames:
+    try:
+        frames: Frames = reader.get_batch(list(indices)).asnumpy()
+    except Exception as error:
+        raise VideoError(
+            f"decord cannot decode frames {indices[0]}..{indices[-1]} ({len(indices)} frames): "
+            f"{_first_line(error)}"
+        ) from error
+    if frames.shape[-1] != 3:
+        raise VideoError(f"decord found {frames.shape[-1]} channels, wanted 3")
+    return frames
+
+
+def _resize(frames: Frames, frame_hw: tuple[int, int]) -> Frames:
     """Antialiased bicubic, the filter of Qwen's processors."""
     height, width = frame_hw
-    if frame.shape[:2] == (height, width):
-        return frame
-    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+    if frames.shape[1:3] == frame_hw:
+        return frames
+    resized = np.empty((len(frames), height, width, 3), np.uint8)
+    for slot, frame in enumerate(frames):
+        picture = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
+        resized[slot] = np.asarray(picture)
+    return resized
 
 
-def _brief(indices: tuple[int, ...]) -> str:
-    return f"{indices[0]}..{indices[-1]} ({len(indices)} frames)"
+def _named(path: str, error: VideoError) -> VideoError:
+    return VideoError(f"{path}: {error}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

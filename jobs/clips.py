@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from common.answers import grounding_answer
 from common.spans import Span
-from common.video import VideoSampling
+from common.video_sampling import VideoSampling
 
 Split = Literal["warm", "train", "validation", "test"]
 

@@ -31,7 +31,8 @@ from common.errors import EngineError, VideoError
 from common.messages import ClipRef, GenerateRequest, GenerateResponse, Sampling
 from common.prompts import chat_messages
 from common.spans import Span
-from common.video import VideoSampling, sample_clip
+from common.video import sample_clip
+from common.video_sampling import VideoSampling
 from jobs.grounding import (
     Evaluation,
     Failure,

@@ -16,7 +16,8 @@ from PIL import Image
 
 from common.errors import VideoError
 from common.spans import Span
-from common.video import VideoSampling, load_frames, sample_clip
+from common.video import load_frames, sample_clip
+from common.video_sampling import VideoSampling
 from jobs.clips import COLORS
 from jobs.grounding import Answer, Evaluation
 

@@ -20,7 +20,7 @@ from common.config import Learner, Shared
 from common.errors import ConfigError, VideoError
 from common.messages import Mode, PromptRequest, Sampling
 from common.rows import Row, UnusableRowError
-from common.video import VideoSampling, sample_clip
+from common.video import sample_clip
 from services.learner.rows import RejectedRows, Rejection, load_rows
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Feed:
         self._shared = shared
         self._learner = learner
         self._runner = runner
-        self._sampling = VideoSampling(**shared.video.model_dump())
+        self._sampling = shared.video
         self._rejected = RejectedRows(learner.run_dir / "rejected_rows.jsonl")
         self._rows = load_rows(learner.rows, video_root=learner.video_root, rejected=self._rejected)
         state = state or FeedState(

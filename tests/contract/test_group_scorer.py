@@ -33,9 +33,11 @@ def request() -> PromptRequest:
     clip = ClipRef(
         uri="clip.mp4",
         sha256="0" * 64,
+        decoder="decord",
         source_fps=4.0,
         total_frames=64,
         frame_indices=(0, 63),
+        frame_times_s=(0.0, 15.75),
         frame_hw=(32, 32),
         sampling="s",
     )

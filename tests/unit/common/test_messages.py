@@ -109,7 +109,7 @@ def test_is_frozen(message: Message) -> None:
 
 @pytest.mark.parametrize("message", [prompt_request(1), scored_group("p1")])
 def test_other_schema_version_is_refused(message: BaseModel) -> None:
-    document = json.loads(message.model_dump_json()) | {"schema_version": 2}
+    document = json.loads(message.model_dump_json()) | {"schema_version": 1}
     with pytest.raises(ValidationError, match="schema_version"):
         type(message).model_validate(document)
 

@@ -1,51 +1,21 @@
-"""Clip sampling beside qwen-vl-utils 0.0.14, decoding, and files that are no videos."""
+"""Clips from files: sampling, decoding, true times, and files that are no videos."""
 
 import hashlib
-import itertools
-import math
+import json
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from common import torchvision_cpu, video
+from common import video
 from common.errors import VideoError
-from common.video import VideoSampling, load_frames, sample_clip
+from common.messages import ClipRef
+from common.video import decode, load_frames, probe, sample_clip
+from common.video_sampling import VideoSampling
 from tests.fixtures.clips import make_clip
 
-torchvision_cpu.install()
-from qwen_vl_utils import vision_process  # noqa: E402 - it imports torchvision
-
-FACTORS = (28, 32)
-DURATIONS_S = (0.5, 1.0, 2.04, 7.3, 16.0, 31.7, 95.0, 224.0, 600.0, 3600.0)
-SOURCE_FPS = (8.0, 23.976, 25.0, 30.0, 60.0)
-SIZES_PX = ((64, 64), (48, 200), (240, 320), (360, 640), (1080, 1920), (1920, 1080), (33, 47))
-
-
-def defaults(factor: int) -> VideoSampling:
-    """The published training settings (SPEC A8), for either patch size."""
-    pixels = factor * factor
-    return VideoSampling(
-        factor=factor,
-        fps=2.0,
-        max_frames=768,
-        min_pixels=4 * pixels,
-        max_pixels=768 * pixels,
-        total_pixels=14_336 * pixels,
-    )
-
-
-def library_settings(sampling: VideoSampling) -> dict[str, Any]:
-    """The same settings as an element of a chat message for the library."""
-    return {
-        "fps": sampling.fps,
-        "min_frames": sampling.min_frames,
-        "max_frames": sampling.max_frames,
-        "min_pixels": sampling.min_pixels,
-        "max_pixels": sampling.max_pixels,
-        "total_pixels": sampling.total_pixels,
-    }
+TWO_FPS = VideoSampling(fps=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -54,124 +24,48 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", num_frames=24)
 
 
-@pytest.mark.parametrize("fps", [0.5, 1.0, 2.0, 4.0])
-@pytest.mark.parametrize("max_frames", [16, 448, 768])
-def test_number_of_frames_equals_the_librarys(fps: float, max_frames: int) -> None:
-    sampling = VideoSampling(fps=fps, max_frames=max_frames)
-    compared = 0
-    for duration_s, source_fps in itertools.product(DURATIONS_S, SOURCE_FPS):
-        total = round(duration_s * source_fps)
-        if total < sampling.min_frames:
-            continue  # the library cannot take fewer than its minimum
-        theirs = vision_process.smart_nframes(
-            library_settings(sampling), total_frames=total, video_fps=source_fps
-        )
-        assert video.num_frames(total, source_fps, sampling) == theirs, (duration_s, source_fps)
-        compared += 1
-    assert compared > 40
-
-
-@pytest.mark.parametrize("factor", FACTORS)
-@pytest.mark.parametrize("size_px", SIZES_PX)
-@pytest.mark.parametrize("frames", [4, 10, 32, 128, 448, 768])
-def test_frame_size_equals_the_librarys(factor: int, size_px: tuple[int, int], frames: int) -> None:
-    sampling = defaults(factor)
-    settings = library_settings(sampling)
-    height_px, width_px = size_px
-    # The arithmetic inside vision_process.fetch_video, SPEC A4.
-    budget = max(
-        min(
-            video.MAX_TOKENS_PER_FRAME * factor**2,
-            settings["total_pixels"] / frames * vision_process.FRAME_FACTOR,
-        ),
-        int(settings["min_pixels"] * 1.05),
-    )
-    theirs = vision_process.smart_resize(
-        height_px,
-        width_px,
-        factor=factor,
-        min_pixels=settings["min_pixels"],
-        max_pixels=min(budget, settings["max_pixels"]),
-    )
-    assert video.frame_size(height_px, width_px, frames, sampling) == theirs
-
-
-@pytest.mark.parametrize("factor", FACTORS)
-@pytest.mark.parametrize(
-    ("num_frames", "fps", "size_px"),
-    [(24, 8.0, (48, 64)), (75, 25.0, (120, 200)), (310, 30.0, (96, 80)), (9, 4.0, (200, 64))],
-)
-@pytest.mark.parametrize("budget_tokens", [40, 14_336])
-def test_indices_and_size_equal_what_the_library_decodes(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    factor: int,
-    num_frames: int,
-    fps: float,
-    size_px: tuple[int, int],
-    budget_tokens: int,
-) -> None:
-    height_px, width_px = size_px
-    file = make_clip(
-        tmp_path / "clip.mp4",
-        num_frames=num_frames,
-        fps=fps,
-        height_px=height_px,
-        width_px=width_px,
-    )
-    sampling = defaults(factor).model_copy(update={"total_pixels": budget_tokens * factor**2})
-    monkeypatch.setattr(vision_process, "FORCE_QWENVL_VIDEO_READER", "decord")
-    vision_process.get_video_reader_backend.cache_clear()
-    (frames, metadata), _ = vision_process.fetch_video(
-        {"video": str(file), **library_settings(sampling)},
-        image_patch_size=factor // 2,
-        return_video_sample_fps=True,
-        return_video_metadata=True,
-    )
-    vision_process.get_video_reader_backend.cache_clear()
-    ours = sample_clip(file, sampling=sampling)
-    assert list(ours.frame_indices) == list(metadata["frames_indices"])
-    assert ours.frame_hw == tuple(frames.shape[-2:])
-    assert math.isclose(ours.source_fps, metadata["fps"])
-    # Both antialias bicubically, in torch and in Pillow: equal up to rounding and ringing.
-    difference = load_frames(ours).astype(float) - frames.permute(0, 2, 3, 1).numpy()
-    assert np.abs(difference).mean() < 1.0
-
-
 class TestSampling:
     def test_frames_are_even_in_number_and_span_the_clip(self, clip: Path) -> None:
-        ref = sample_clip(clip, sampling=VideoSampling(fps=2.0))
+        ref = sample_clip(clip, sampling=TWO_FPS)
         assert len(ref.frame_indices) == 6
         assert (ref.frame_indices[0], ref.frame_indices[-1]) == (0, 23)
         assert ref.duration_s == 3.0
 
-    def test_reference_names_file_content_and_settings(self, clip: Path) -> None:
-        sampling = VideoSampling(fps=2.0)
-        ref = sample_clip(clip, sampling=sampling)
+    def test_each_frame_has_its_time(self, clip: Path) -> None:
+        ref = sample_clip(clip, sampling=TWO_FPS)
+        assert ref.frame_times_s == tuple(index / 8 for index in ref.frame_indices)
+
+    def test_reference_names_file_content_decoder_and_settings(self, clip: Path) -> None:
+        ref = sample_clip(clip, sampling=TWO_FPS)
         assert ref.uri == str(clip)
         assert ref.sha256 == hashlib.sha256(clip.read_bytes()).hexdigest()
-        assert ref.sampling == sampling.fingerprint
+        assert ref.decoder == "decord"
+        assert ref.sampling == TWO_FPS.fingerprint
 
-    def test_every_setting_changes_the_fingerprint(self) -> None:
-        values = {
-            "fps": 1.0,
-            "min_frames": 6,
-            "max_frames": 16,
-            "min_pixels": 5000,
-            "max_pixels": 5000,
-            "total_pixels": 5000,
-            "factor": 28,
-        }
-        assert values.keys() == VideoSampling.model_fields.keys()
-        changed = {VideoSampling(**{key: value}).fingerprint for key, value in values.items()}
-        assert len(changed | {VideoSampling().fingerprint}) == len(values) + 1
+    def test_reference_survives_the_wire_exactly(self, clip: Path) -> None:
+        ref = sample_clip(clip, sampling=TWO_FPS)
+        assert ClipRef.model_validate_json(ref.model_dump_json()) == ref
 
-    def test_odd_min_frames_is_rounded_up_to_even(self) -> None:
-        assert video.num_frames(100, 100.0, VideoSampling(min_frames=5)) == 6
+    def test_reference_wants_a_time_for_every_frame(self, clip: Path) -> None:
+        document = json.loads(sample_clip(clip, sampling=TWO_FPS).model_dump_json())
+        document["frame_times_s"] = document["frame_times_s"][1:]
+        with pytest.raises(ValueError, match="5 frame times for 6 frames"):
+            ClipRef.model_validate(document)
 
-    def test_extreme_aspect_ratio_is_refused(self) -> None:
-        with pytest.raises(VideoError, match=r"aspect ratio of 6000x20 is over 200:1"):
-            video.frame_size(20, 6000, 4, VideoSampling())
+    def test_probe_says_what_the_file_holds(self, clip: Path) -> None:
+        found = probe(clip)
+        assert (found.width_px, found.height_px, found.total_frames) == (64, 48, 24)
+        assert (found.source_fps, found.duration_s) == (8.0, 3.0)
+        assert (found.rotation_deg, found.variable_frame_rate) == (0, False)
+        assert (found.path, found.decoder) == (str(clip), "decord")
+        assert found.sha256 == hashlib.sha256(clip.read_bytes()).hexdigest()
+
+    @pytest.mark.parametrize("fps", [Fraction(30_000, 1001), Fraction(143, 15), Fraction(15)])
+    def test_rate_is_the_headers_where_the_frames_keep_it(self, tmp_path: Path, fps: float) -> None:
+        file = make_clip(tmp_path / "clip.mp4", num_frames=40, fps=float(fps))
+        found = probe(file)
+        assert found.source_fps == pytest.approx(float(fps), rel=1e-4)
+        assert not found.variable_frame_rate
 
 
 class TestLoading:
@@ -188,6 +82,18 @@ class TestLoading:
         ref = sample_clip(clip, sampling=VideoSampling())
         assert load_frames(ref).tobytes() == load_frames(ref).tobytes()
 
+    def test_both_decoders_give_equal_bytes(self, clip: Path) -> None:
+        ref = sample_clip(clip, sampling=TWO_FPS)
+        assert ref.decoder == "decord"
+        other = ref.model_copy(update={"decoder": "pyav"})
+        assert load_frames(other).tobytes() == load_frames(ref).tobytes()
+
+    def test_at_once_gives_what_sampling_and_loading_give(self, clip: Path) -> None:
+        ref = sample_clip(clip, sampling=TWO_FPS)
+        found = decode(clip, sampling=TWO_FPS)
+        assert found.clip == ref
+        assert found.frames.tobytes() == load_frames(ref).tobytes()
+
     def test_changed_file_is_refused(self, tmp_path: Path) -> None:
         file = make_clip(tmp_path / "clip.mp4", num_frames=24)
         ref = sample_clip(file, sampling=VideoSampling())
@@ -202,50 +108,66 @@ class TestLoading:
         with pytest.raises(VideoError, match=r"clip\.mp4: No such file"):
             load_frames(ref)
 
-    def test_metadata_forbids_a_second_sampling(self, clip: Path) -> None:
-        ref = sample_clip(clip, sampling=VideoSampling(fps=2.0))
+
+class TestProcessorMetadata:
+    def test_forbids_a_second_sampling(self, clip: Path) -> None:
+        ref = sample_clip(clip, sampling=TWO_FPS)
         metadata = video.processor_metadata(ref)
         assert metadata["do_sample_frames"] is False
         assert metadata["frames_indices"] == list(ref.frame_indices)
         assert (metadata["fps"], metadata["duration"]) == (8.0, 3.0)
 
+    def test_indices_stay_whole_where_times_are_rounded(self, clip: Path) -> None:
+        """Matroska rounds to milliseconds: that is no variable rate."""
+        ref = sample_clip(clip, sampling=TWO_FPS)
+        rounded = tuple(round(time_s, 2) for time_s in ref.frame_times_s)
+        metadata = video.processor_metadata(ref.model_copy(update={"frame_times_s": rounded}))
+        assert metadata["frames_indices"] == list(ref.frame_indices)
+
 
 class TestNotAVideo:
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(VideoError, match=r"none\.mp4: No such file"):
-            sample_clip(tmp_path / "none.mp4", sampling=VideoSampling())
+            sample_clip(tmp_path / "none.mp4", sampling=TWO_FPS)
 
     def test_zero_bytes(self, tmp_path: Path) -> None:
         file = tmp_path / "empty.mp4"
         file.touch()
         with pytest.raises(VideoError, match=r"empty\.mp4: found 0 bytes"):
-            sample_clip(file, sampling=VideoSampling())
+            sample_clip(file, sampling=TWO_FPS)
 
     def test_folder(self, tmp_path: Path) -> None:
         with pytest.raises(VideoError, match="found a folder or device"):
-            sample_clip(tmp_path, sampling=VideoSampling())
+            sample_clip(tmp_path, sampling=TWO_FPS)
+
+    def test_device(self) -> None:
+        with pytest.raises(VideoError, match="found a folder or device"):
+            sample_clip("/dev/zero", sampling=TWO_FPS)
 
     def test_text(self, tmp_path: Path) -> None:
         file = tmp_path / "prose.mp4"
         file.write_text("This is not a video.\n" * 100)
-        with pytest.raises(VideoError, match=r"prose\.mp4: cannot open as a video"):
-            sample_clip(file, sampling=VideoSampling())
+        for read in (probe, lambda path: decode(path, sampling=TWO_FPS)):
+            with pytest.raises(VideoError, match=r"prose\.mp4: PyAV cannot read it as a video"):
+                read(file)
 
-    @pytest.mark.parametrize("kept", [0.1, 0.5, 0.95])
-    def test_truncated(self, tmp_path: Path, clip: Path, kept: float) -> None:
-        content = clip.read_bytes()
-        file = tmp_path / "truncated.mp4"
-        file.write_bytes(content[: int(len(content) * kept)])
-        with pytest.raises(VideoError, match=r"truncated\.mp4: "):
-            load_frames(sample_clip(file, sampling=VideoSampling()))
+    @pytest.mark.parametrize(
+        "playlist", ["#EXTM3U\n#EXTINF:1,\n{}\n", "ffconcat version 1.0\nfile {}\n"]
+    )
+    def test_playlist_opens_no_other_file(self, clip: Path, playlist: str) -> None:
+        file = clip.with_name("list.mp4")
+        file.write_text(playlist.format(clip.name))
+        with pytest.raises(VideoError, match=r"list\.mp4: PyAV cannot read it as a video"):
+            probe(file)
 
-    @pytest.mark.parametrize("width_px", [48, 72])
-    def test_width_that_decord_misreads(self, tmp_path: Path, width_px: int) -> None:
-        file = make_clip(tmp_path / "odd.mp4", num_frames=8, height_px=64, width_px=width_px)
-        with pytest.raises(VideoError, match=rf"odd\.mp4: found {width_px}x64 pixels, .*re-encode"):
-            sample_clip(file, sampling=VideoSampling())
+    def test_name_that_looks_like_a_protocol_is_a_path(
+        self, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("concat:a.mp4").write_bytes(clip.read_bytes())
+        assert decode("concat:a.mp4", sampling=TWO_FPS).frames.shape[0] == 6
 
     def test_one_frame(self, tmp_path: Path) -> None:
         file = make_clip(tmp_path / "one.mp4", num_frames=1)
-        with pytest.raises(VideoError, match=r"one\.mp4: found 1 frame\(s\), wanted at least 2"):
-            sample_clip(file, sampling=VideoSampling())
+        with pytest.raises(VideoError, match=r"one\.mp4: found 1 frame\(s\), wanted at least"):
+            sample_clip(file, sampling=TWO_FPS)

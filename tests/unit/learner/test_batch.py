@@ -20,9 +20,11 @@ def group(name: str, *, prompt_tokens: int = 4, answers: tuple[int, ...] = (2, 3
         clip=ClipRef(
             uri=name,
             sha256="0",
+            decoder="decord",
             source_fps=1.0,
             total_frames=2,
             frame_indices=(0, 1),
+            frame_times_s=(0.0, 1.0),
             frame_hw=(32, 32),
             sampling="s",
         ),

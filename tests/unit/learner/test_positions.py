@@ -16,9 +16,11 @@ def clip(*, frames: int, sampled_fps: float) -> ClipRef:
     return ClipRef(
         uri="clip.mp4",
         sha256="0",
+        decoder="decord",
         source_fps=sampled_fps * 4,
         total_frames=frames * 4,
         frame_indices=tuple(range(frames)),
+        frame_times_s=tuple(index / sampled_fps / 4 for index in range(frames)),
         frame_hw=(56, 56),
         sampling="s",
     )
