@@ -7,7 +7,7 @@ Exit code 1 when no record can be read or a probed video is bad, 2 for a mistake
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -28,9 +28,10 @@ from rich.table import Table
 
 from jobs.annotations.reading import read, schema_named
 from jobs.annotations.records import Annotation, BadRecord
+from jobs.crash_safe_pool import WorkersKeepDyingError
 from jobs.inspect_numbers import Histogram
 from jobs.inspect_rows import Inspection, NoRecordError, inspect
-from jobs.inspect_videos import Health, Video, below, check, collect, health
+from jobs.inspect_videos import Health, below, check, collect, health
 
 BAR_WIDTH = 22
 MAX_LISTED = 10
@@ -54,11 +55,11 @@ def command(
         bool, typer.Option("--check-videos", help="Open every video; exit 1 if one is bad.")
     ] = False,
     video_root: Annotated[
-        Path | None, typer.Option(help="Where relative paths start. Default: folder of FILE.")
+        Path | None, typer.Option(help="Folder of the videos. Default: that of FILE.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that open videos.")] = (
-        os.cpu_count() or 1
-    ),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that open videos. Default: one per CPU.")
+    ] = None,
     probe_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds one video may take.")
     ] = 120.0,
@@ -67,19 +68,20 @@ def command(
     ] = None,
 ) -> None:
     """Count and measure an annotation file; with --check-videos also its videos."""
-    for output in (html, failures):
-        if output is not None and output.resolve() == file.resolve():
-            raise typer.BadParameter(f"found {output}, wanted another file than the input")
-    if failures is not None and not check_videos:
-        raise typer.BadParameter("--failures lists what --check-videos finds: set both")
+    if file.resolve() in {output.resolve() for output in (html, failures) if output is not None}:
+        raise typer.BadParameter(f"found {file} as input and output, wanted two files")
+    if not check_videos and (failures or video_root):
+        raise typer.BadParameter("--failures and --video-root need --check-videos")
     videos: dict[str, float | None] = {}
     records = read(file, schema=None if schema is None else schema_named(schema))
     inspection = _inspected(collect(records, into=videos) if check_videos else records, file=file)
     _show(inspection, source=file)
     checked = None
     if check_videos:
-        found = below(file.parent if video_root is None else video_root, videos)
-        checked = _checked(found, workers=workers, timeout_s=probe_timeout)
+        root = file.parent if video_root is None else video_root
+        checked = _checked(
+            videos, root=root, workers=workers or os.cpu_count() or 1, timeout_s=probe_timeout
+        )
         _show_health(checked)
         if failures is not None:
             _write_failures(failures, checked)
@@ -87,7 +89,7 @@ def command(
         from jobs.inspect_page import write_page
 
         write_page(html, source=file.name, inspection=inspection, health=checked)
-        console.print(f"page: {escape(str(html))}")
+        console.print(f"page: {escape(str(html))}", soft_wrap=True)
     if checked is not None and checked.failures:
         raise typer.Exit(1)
 
@@ -96,7 +98,7 @@ def _inspected(records: Iterable[Annotation | BadRecord], *, file: Path) -> Insp
     try:
         return inspect(records)
     except NoRecordError as error:
-        errors.print(f"{escape(str(file))}: {escape(str(error))}")
+        errors.print(f"{escape(str(file))}: {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from error
 
 
@@ -110,14 +112,7 @@ def _show(inspection: Inspection, *, source: Path) -> None:
 
 def _counts(inspection: Inspection, *, source: Path) -> Table:
     table = _table(escape(source.name), "", "count")
-    for name, count in (
-        ("records", inspection.records),
-        ("unreadable records", inspection.bad_records),
-        ("videos", inspection.videos),
-        ("spans", inspection.spans),
-        *((f"records with {kind}", count) for kind, count in inspection.kinds),
-        ("records with saliency scores", inspection.with_highlights),
-    ):
+    for name, count in inspection.counts:
         table.add_row(name, f"{count:,}")
     return table
 
@@ -147,17 +142,28 @@ def _histogram(histogram: Histogram) -> Table:
     return table
 
 
-def _checked(videos: list[Video], *, workers: int, timeout_s: float) -> Health:
-    with Progress(
+def _checked(
+    durations_s: Mapping[str, float | None], *, root: Path, workers: int, timeout_s: float
+) -> Health:
+    videos = below(root, durations_s)
+    checks = check(videos, root=root, workers=workers, timeout_s=timeout_s)
+    try:
+        with _progress() as progress:
+            return health(progress.track(checks, total=len(videos)))
+    except WorkersKeepDyingError as error:
+        errors.print(escape(str(error)), soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def _progress() -> Progress:
+    return Progress(
         TextColumn("videos"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
         console=errors,
-    ) as progress:
-        checks = check(videos, workers=workers, timeout_s=timeout_s)
-        return health(progress.track(checks, total=len(videos)))
+    )
 
 
 def _show_health(checked: Health) -> None:
@@ -168,12 +174,13 @@ def _show_health(checked: Health) -> None:
     table.add_row("fine, but duration off by more than 1 s", f"{len(checked.off):,}")
     console.print(table)
     for bad in checked.failures[:MAX_LISTED]:
-        console.print(f"[red]bad[/red] {escape(bad.detail)}", highlight=False)
+        console.print(f"[red]bad[/red] {escape(bad.detail)}", highlight=False, soft_wrap=True)
     for off in checked.off[:MAX_LISTED]:
         console.print(
             f"[yellow]off[/yellow] {escape(str(off.path))}: annotated {off.annotated_s:.2f} s, "
             f"found {off.duration_s:.2f} s",
             highlight=False,
+            soft_wrap=True,
         )
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 Values = npt.NDArray[np.float64]
 
 MAX_BINS = 16
-"""Bins of a histogram whose edges follow the values, without the open one."""
+"""Bins of a histogram whose edges follow the values; up to two more round it off."""
 NICE_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 """Bin widths, times a power of ten."""
 COVERED_PERCENT = 99
@@ -71,7 +71,7 @@ def quantiles(name: str, values: Values, *, over: str) -> Quantiles:
 def histogram(
     title: str, values: Values, *, unit: str, over: str, edges: Sequence[float] | None = None
 ) -> Histogram:
-    """Count values >= 0; without `edges` these follow the values.
+    """Count values, none below the first edge; without `edges` these follow the values.
 
     What lies above the last edge gets a bin of its own, so that the counts add up.
     """
@@ -83,11 +83,13 @@ def histogram(
 
 
 def even_edges(values: Values) -> tuple[float, ...]:
-    """From 0 in steps of 1, 2, 2.5 or 5 times a power of ten until 99 % are covered."""
-    top = float(np.percentile(values, COVERED_PERCENT)) or 1.0
-    power = 10.0 ** math.floor(math.log10(top / MAX_BINS))
-    width = next(step * power for step in NICE_STEPS if step * power * MAX_BINS >= top)
-    return tuple(round(width * k, 9) for k in range(math.ceil(top / width) + 1))
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten, around the smallest 99 % of the values."""
+    low, top = float(values.min()), float(np.percentile(values, COVERED_PERCENT))
+    spread = top - low or abs(top) or 1.0
+    power = 10.0 ** math.floor(math.log10(spread / MAX_BINS))
+    width = next(step * power for step in NICE_STEPS if step * power * MAX_BINS >= spread)
+    first, last = math.floor(low / width), max(math.ceil(top / width), math.floor(low / width) + 1)
+    return tuple(round(width * k, 9) for k in range(first, last + 1))
 
 
 def _short(value: float) -> str:

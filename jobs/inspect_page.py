@@ -14,6 +14,7 @@ from pathlib import Path
 import jinja2
 
 from jobs.inspect_charts import density_chart, histogram_chart
+from jobs.inspect_columns import RELATIVE
 from jobs.inspect_rows import Example, Inspection
 from jobs.inspect_videos import Health
 
@@ -40,6 +41,8 @@ def write_page(
         inspection: what it holds.
         health: what became of its videos; None when they were not probed.
     """
+    absolute = [h for h in inspection.histograms if h.unit != RELATIVE]
+    relative = [h for h in inspection.histograms if h.unit == RELATIVE]
     template = resources.files("jobs").joinpath("inspect.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(template).render(
@@ -47,7 +50,8 @@ def write_page(
         inspection=inspection,
         health=health,
         max_listed=MAX_LISTED,
-        charts=[histogram_chart(histogram) for histogram in inspection.histograms],
+        charts=[histogram_chart(histogram) for histogram in absolute],
+        relative_charts=[histogram_chart(histogram) for histogram in relative],
         density=density_chart(inspection.density) if inspection.density.any() else None,
         examples=_examples(inspection.examples),
     )

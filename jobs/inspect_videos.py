@@ -2,31 +2,29 @@
 
     records -> collect notes their videos -> check -> Health -> jobs.inspect_cli, jobs.inspect_page
 
-A broken file may hang or kill a decoder. Each probe has a deadline and a process that may die
-(pebble), so such a file costs one line of the result and not the run.
+A broken file may hang or kill a decoder: probes run in `jobs.crash_safe_pool`, so such a file costs
+one line of the result and not the run.
 """
 
+import functools
+import os
 import re
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from common.errors import VideoError
+from common.video_roots import VideoRoots
 from jobs.annotations.records import Annotation, BadRecord
+from jobs.crash_safe_pool import Lost, results
 
 MISSING = "missing"
-CRASHED = "decoder crashed"
-TIMED_OUT = "decoder timed out"
+OUTSIDE = "no file below the video root"
 DURATION_TOLERANCE_S = 1.0
 """An annotated duration further off than this is listed."""
-SCHEDULED_PER_WORKER = 8
-"""Probes that the pool holds; all of 100,000 at once would be as many pickled tasks."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,11 @@ class Check(BaseModel):
     annotated_s: float | None
     duration_s: float | None = None
     """As probed."""
+
+    @property
+    def cause(self) -> str:
+        """The detail without the path."""
+        return self.detail.removeprefix(f"{self.path}: ")
 
     @property
     def error_s(self) -> float:
@@ -86,24 +89,25 @@ def collect(
 
 
 def below(root: Path, videos: Mapping[str, float | None]) -> list[Video]:
-    """The files that the names of `collect` mean; a name with a path from `/` stays as it is."""
+    """The files that the names of `collect` mean; an absolute name stays as it is."""
     return [Video(name, root / name, seconds) for name, seconds in videos.items()]
 
 
 def probe_duration_s(path: Path) -> float:
-    """Length of a video in seconds.
+    """Length of a video in seconds, from its packets.
 
     Raises:
         VideoError: it cannot be opened, or its first frame cannot be decoded.
     """
-    from common.video import VideoSampling, sample_clip
+    from common.video import probe
 
-    return sample_clip(path, sampling=VideoSampling()).duration_s
+    return probe(path).duration_s
 
 
 def check(
-    videos: Iterable[Video],
+    videos: Sequence[Video],
     *,
+    root: Path,
     workers: int,
     timeout_s: float,
     probe: Callable[[Path], float] = probe_duration_s,
@@ -112,30 +116,15 @@ def check(
 
     Args:
         videos: distinct files.
+        root: no file outside of it is opened, wherever a name or a link points.
         workers: number of processes.
         timeout_s: deadline of one video; its process is then killed and another one started.
         probe: path to seconds, runs in the workers. What it raises beside VideoError is a bug of
             ours and ends the check.
     """
-    import multiprocessing
-
-    from pebble import ProcessPool
-
-    pool = ProcessPool(max_workers=workers, context=multiprocessing.get_context("spawn"))
-    waiting = iter(videos)
-    running: dict[Future[Check], Video] = {}
-    try:
-        while True:
-            for video in islice(waiting, workers * SCHEDULED_PER_WORKER - len(running)):
-                running[pool.schedule(_probe, args=(video, probe), timeout=timeout_s)] = video
-            if not running:
-                return
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield _result(future, video=running.pop(future), timeout_s=timeout_s)
-    finally:
-        pool.stop()  # type: ignore[no-untyped-call]
-        pool.join()
+    work = functools.partial(_probe, root=root, probe=probe)
+    for video, outcome in results(work, videos, workers=workers, timeout_s=timeout_s):
+        yield _lost(video, outcome) if isinstance(outcome, Lost) else outcome
 
 
 def health(checks: Iterable[Check]) -> Health:
@@ -158,34 +147,25 @@ def reason_of(message: str, *, path: Path) -> str:
     return re.split(r"[:,;]\s", cause, maxsplit=1)[0]
 
 
-def _probe(video: Video, probe: Callable[[Path], float]) -> Check:
+def _probe(video: Video, *, root: Path, probe: Callable[[Path], float]) -> Check:
     """Runs in a worker."""
     if not video.path.exists():
-        return _bad(video, reason=MISSING, detail=f"{video.path}: no such file")
+        return _bad(video, reason=MISSING, detail=f"{video.path}: no such file; see --video-root")
     try:
-        duration_s = probe(video.path)
+        path = VideoRoots([root]).resolve(os.fspath(video.path))
     except VideoError as error:
-        return _bad(video, reason=reason_of(str(error), path=video.path), detail=str(error))
+        return _bad(video, reason=OUTSIDE, detail=str(error))
+    try:
+        duration_s = probe(path)
+    except VideoError as error:
+        return _bad(video, reason=reason_of(str(error), path=path), detail=str(error))
     return Check(
         video=video.name, path=video.path, annotated_s=video.annotated_s, duration_s=duration_s
     )
 
 
-def _result(future: Future[Check], *, video: Video, timeout_s: float) -> Check:
-    from pebble import ProcessExpired
-
-    try:
-        return future.result()
-    except TimeoutError:
-        detail = f"{video.path}: found no answer within {timeout_s:g} s; --probe-timeout raises it"
-        return _bad(video, reason=TIMED_OUT, detail=detail)
-    except ProcessExpired as error:
-        detail = f"{video.path}: the process that opened it died: {_exit(error.exitcode)}"
-        return _bad(video, reason=CRASHED, detail=detail)
-
-
-def _exit(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+def _lost(video: Video, lost: Lost) -> Check:
+    return _bad(video, reason=f"decoder {lost.reason}", detail=f"{video.path}: {lost.detail}")
 
 
 def _bad(video: Video, *, reason: str, detail: str) -> Check:
