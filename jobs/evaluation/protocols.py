@@ -132,7 +132,7 @@ class Judgement:
     def recall(self, threshold: float) -> float:
         """R1@threshold in percent; NaN when nothing is scored."""
         found = self.hits(threshold)
-        return float(found.mean() * 100) if len(found) else float("nan")
+        return int(found.sum()) * 100 / len(found) if len(found) else float("nan")
 
 
 def judge(pairs: Sequence[Pair], *, protocol: str) -> Judgement:

@@ -6,7 +6,6 @@ Figures on one benchmark were not all made by one protocol: a row says what its 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 REPOSITORY = "TempSamp-R1 repository, results figure (SPEC A10)"
 PAPER = "arXiv 2509.18056v2"
@@ -47,7 +46,7 @@ _FIGURE = {
 
 def _figures(numbers: str) -> Mapping[str, float]:
     values = [float(number) for number in numbers.split()]
-    return MappingProxyType(dict(zip((R30, R50, R70, MIOU), values, strict=False)))
+    return dict(zip((R30, R50, R70, MIOU), values, strict=False))
 
 
 def _figure_rows() -> tuple[Published, ...]:
@@ -64,7 +63,7 @@ def _paper(bench: str, model: str, where: str, **figures: float) -> Published:
     return Published(
         bench=bench,
         model=model,
-        figures=MappingProxyType({names[name]: value for name, value in figures.items()}),
+        figures={names[name]: value for name, value in figures.items()},
         source=f"{PAPER}, {where}",
     )
 

@@ -250,20 +250,24 @@ def _judgements(pairs: Sequence[Pair]) -> tuple[dict[str, Judgement], dict[str, 
 
 def _protocol_score(judgement: Judgement) -> ProtocolScore:
     ious = judgement.scored_ious
-    recall = {str(at): judgement.hits(at) for at in THRESHOLDS} if len(ious) else {}
+    thresholds = THRESHOLDS if len(ious) else ()
     return ProtocolScore(
         scored=len(ious),
         parse_rate=None if math.isnan(judgement.parse_rate) else judgement.parse_rate,
         failures=judgement.failures,
         reversed=judgement.reversed,
         collapsed=judgement.collapsed,
-        miou=_percent(mean_interval(ious)) if len(ious) else None,
-        recall={at: _percent(mean_interval(hits)) for at, hits in recall.items()},
+        miou=_percent(mean_interval(ious), mean=judgement.miou) if len(ious) else None,
+        recall={
+            str(at): _percent(mean_interval(judgement.hits(at)), mean=judgement.recall(at))
+            for at in thresholds
+        },
     )
 
 
-def _percent(interval: Interval) -> Interval:
-    return Interval(mean=100 * interval.mean, low=100 * interval.low, high=100 * interval.high)
+def _percent(interval: Interval, *, mean: float) -> Interval:
+    """The ends of an interval of shares around a mean that is in percent already."""
+    return Interval(mean=mean, low=100 * interval.low, high=100 * interval.high)
 
 
 def _is_impossible(question: Question) -> bool:
