@@ -9,24 +9,15 @@ answers of more than one weight version, end the evaluation: half of one is not 
 """
 
 import asyncio
-import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import httpx
 from pydantic import SecretStr
-from tenacity import (
-    AsyncRetrying,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_random_exponential,
-)
 
 from common.answers import read_spans
-from common.config import bearer
 from common.errors import EngineError, VideoError
 from common.messages import ClipRef, GenerateRequest, GenerateResponse, Sampling
 from common.prompts import chat_messages
@@ -45,13 +36,10 @@ from jobs.grounding import (
     score_answer,
     spans_of_clips,
 )
+from jobs.replicas import Refused, Replicas, connected, one_version
 
-TIMEOUT = httpx.Timeout(10.0, read=120.0)
-RETRY_S = 60.0
-"""How long a replica may be unreachable or not ready."""
 SEED_STEP = 1_000_003
 """Sampled query k has seed k times this: policies share their randomness, queries do not."""
-UNAUTHORIZED = (401, 403)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,61 +56,6 @@ class Plan:
     """Requests in flight over all replicas."""
     policy_version: int | None = None
     """The weights that must answer; None takes any one version."""
-
-
-class Refused(EngineError):
-    """A replica answered that it cannot serve this request."""
-
-
-class _NotReady(EngineError):
-    """A replica is still loading."""
-
-
-class Replicas:
-    """Rollout replicas asked in turn; the clients belong to the caller."""
-
-    def __init__(
-        self, clients: Sequence[httpx.AsyncClient], *, concurrency: int, retry_s: float = RETRY_S
-    ) -> None:
-        self._clients = itertools.cycle(clients)
-        self._in_flight = asyncio.Semaphore(concurrency)
-        self._retry_s = retry_s
-
-    async def generate(self, request: GenerateRequest) -> GenerateResponse:
-        """Answers to one request; each retry asks the next replica.
-
-        Raises:
-            Refused: this request cannot be served (422 and the like).
-            EngineError: no replica could be reached, or none lets us in.
-        """
-        body = request.model_dump_json().encode()
-        attempts = AsyncRetrying(
-            retry=retry_if_exception_type((httpx.TransportError, _NotReady)),
-            wait=wait_random_exponential(multiplier=0.2, max=5.0),
-            stop=stop_after_delay(self._retry_s),
-            reraise=True,
-        )
-        async with self._in_flight:
-            try:
-                return await attempts(self._ask, body)
-            except httpx.TransportError as error:
-                raise EngineError(
-                    f"no replica answered within {self._retry_s:.0f} s: {error!r}"
-                ) from error
-
-    async def _ask(self, body: bytes) -> GenerateResponse:
-        client = next(self._clients)
-        answer = await client.post(
-            "/v1/generate", content=body, headers={"Content-Type": "application/json"}
-        )
-        if answer.status_code == httpx.codes.OK:
-            return GenerateResponse.model_validate_json(answer.content)
-        problem = f"{answer.url}: found status {answer.status_code}: {_detail(answer)}"
-        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-            raise _NotReady(problem)
-        if answer.status_code in UNAUTHORIZED:
-            raise EngineError(f"{problem}; set TEMPSAMP_TOKEN to the replica's token")
-        raise Refused(problem)
 
 
 def evaluate_rows(
@@ -152,13 +85,7 @@ def evaluate_rows(
     """
 
     async def run() -> Evaluation:
-        async with contextlib.AsyncExitStack() as owned:
-            clients = [
-                await owned.enter_async_context(
-                    httpx.AsyncClient(base_url=url, headers=bearer(token), timeout=TIMEOUT)
-                )
-                for url in endpoints
-            ]
+        async with connected(endpoints, token=token) as clients:
             return await evaluate(
                 read_rows(rows),
                 replicas=Replicas(clients, concurrency=plan.concurrency),
@@ -198,25 +125,6 @@ async def evaluate(
         raise errors.exceptions[0] from errors
     replies = [task.result() for task in tasks]
     return _evaluation(rows, list(zip(questions, replies, strict=True)), plan=plan)
-
-
-def one_version(replies: Iterable[GenerateResponse], *, wanted: int | None = None) -> int:
-    """The weight version that wrote all answers.
-
-    A replica that restarted serves older weights until the learner finds it.
-
-    Raises:
-        EngineError: several versions answered, or another one than `wanted`.
-    """
-    samples = [answer.sample for reply in replies for answer in reply.answers]
-    versions = {span.version for sample in samples for span in sample.version_spans}
-    if len(versions) != 1 or wanted not in (None, *versions):
-        raise EngineError(
-            f"found answers of weight versions {sorted(versions)}, wanted "
-            f"{'one' if wanted is None else wanted}: weights changed or a replica restarted; "
-            "wait until every replica serves the last version and evaluate again"
-        )
-    return versions.pop()
 
 
 @dataclass(frozen=True)
@@ -322,11 +230,3 @@ def _others(row: Row, spans: Mapping[str, Sequence[Span]]) -> list[Span]:
     others = list(spans[row.clip])
     others.remove(row.true_span)
     return others
-
-
-def _detail(answer: httpx.Response) -> str:
-    """The reason in a problem document, else the start of the body."""
-    try:
-        return str(answer.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return answer.text[:200]

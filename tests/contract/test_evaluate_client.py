@@ -13,9 +13,10 @@ from pydantic import SecretStr
 from common.errors import EngineError
 from common.messages import GeneratedAnswer, GenerateResponse, Sample, VersionSpan
 from jobs import clips
-from jobs.evaluate import Plan, Replicas, evaluate, evaluate_rows, one_version
+from jobs.evaluate import Plan, evaluate, evaluate_rows
 from jobs.grounding import Evaluation, Row, read_rows
 from jobs.processes import Children
+from jobs.replicas import Replicas, one_version
 from tests.fixtures.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,295 @@
+"""Questions to rollout replicas over HTTP: `GenerateRequest` → `GenerateResponse`.
+
+`Replicas` asks in turn and suits a few hundred questions. `Fleet` keeps every replica busy for as
+long as it takes: replicas pull from one queue, so a slow one holds nobody back, and what a dead one
+had in work goes to the others. Neighbours: POST /v1/generate of `services.rollout.app`;
+`jobs.evaluate` and `jobs.evaluation.runner` ask.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+import httpx
+from pydantic import SecretStr
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from common.config import bearer
+from common.errors import EngineError
+from common.messages import GenerateRequest, GenerateResponse
+
+TIMEOUT = httpx.Timeout(10.0, read=120.0)
+FLEET_TIMEOUT = httpx.Timeout(10.0, read=600.0, pool=None)
+"""A full replica queues what it is asked; 2,048 tokens of thought on a long clip take minutes."""
+RETRY_S = 60.0
+"""How long a replica may be unreachable or not ready."""
+UNAUTHORIZED = (401, 403)
+MAX_DELIVERIES = 3
+"""A question during which so many connections broke is given up: it may be what breaks them."""
+MAX_PAUSE_S = 5.0
+
+Job = TypeVar("Job")
+Ask = Callable[[GenerateRequest], Awaitable[GenerateResponse]]
+
+
+class Refused(EngineError):
+    """A replica answered that it cannot serve this request."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+        """Part of the request that is at fault, if the replica said so (`clip`)."""
+
+
+class NotReady(EngineError):
+    """A replica is still loading."""
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    endpoints: Iterable[str], *, token: SecretStr | None, patience: httpx.Timeout = TIMEOUT
+) -> AsyncIterator[list[httpx.AsyncClient]]:
+    """Clients of replicas by base URL; closed at the end."""
+    async with contextlib.AsyncExitStack() as owned:
+        yield [
+            await owned.enter_async_context(
+                httpx.AsyncClient(
+                    base_url=url,
+                    headers=bearer(token),
+                    timeout=patience,
+                    limits=httpx.Limits(max_connections=None),
+                )
+            )
+            for url in endpoints
+        ]
+
+
+class Replicas:
+    """Rollout replicas asked in turn; the clients belong to the caller."""
+
+    def __init__(
+        self, clients: Sequence[httpx.AsyncClient], *, concurrency: int, retry_s: float = RETRY_S
+    ) -> None:
+        self._clients = itertools.cycle(clients)
+        self._in_flight = asyncio.Semaphore(concurrency)
+        self._retry_s = retry_s
+
+    async def generate(self, request: GenerateRequest) -> GenerateResponse:
+        """Answers to one request; each retry asks the next replica.
+
+        Raises:
+            Refused: this request cannot be served (422 and the like).
+            EngineError: no replica could be reached, or none lets us in.
+        """
+        attempts = AsyncRetrying(
+            retry=retry_if_exception_type((httpx.TransportError, NotReady)),
+            wait=wait_random_exponential(multiplier=0.2, max=MAX_PAUSE_S),
+            stop=stop_after_delay(self._retry_s),
+            reraise=True,
+        )
+        async with self._in_flight:
+            try:
+                return await attempts(lambda: ask(next(self._clients), request=request))
+            except httpx.TransportError as error:
+                raise EngineError(
+                    f"no replica answered within {self._retry_s:.0f} s: {error!r}"
+                ) from error
+
+
+class Fleet:
+    """Rollout replicas that pull jobs from one queue; the clients belong to the caller."""
+
+    def __init__(
+        self, clients: Sequence[httpx.AsyncClient], *, concurrency: int, retry_s: float = RETRY_S
+    ) -> None:
+        """`concurrency`: jobs in work at once in each replica."""
+        self._clients = clients
+        self._concurrency = concurrency
+        self._retry_s = retry_s
+
+    async def work(
+        self,
+        jobs: Iterable[Job],
+        *,
+        do: Callable[[Job, Ask], Awaitable[None]],
+        give_up: Callable[[Job, str], None],
+    ) -> None:
+        """Do every job once, in their order as far as replicas allow.
+
+        Args:
+            jobs: the longest first, so that none is left alone at the end.
+            do: does one job by asking one replica; connection errors that it lets through send the
+                job to whoever is free.
+            give_up: told about a job during which the connection broke `MAX_DELIVERIES` times.
+
+        Raises:
+            EngineError: every replica was unreachable for `retry_s`; or what `do` raised.
+        """
+        shift = _Shift(
+            jobs, do=do, give_up=give_up, num_lanes=len(self._clients), retry_s=self._retry_s
+        )
+        lanes = [_Lane(client) for client in self._clients]
+        try:
+            async with asyncio.TaskGroup() as group:
+                pullers = [
+                    group.create_task(shift.pull(lane))
+                    for lane in lanes
+                    for _ in range(self._concurrency)
+                ]
+                await shift.done()
+                for puller in pullers:
+                    puller.cancel()
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+
+
+async def ask(client: httpx.AsyncClient, *, request: GenerateRequest) -> GenerateResponse:
+    """One request to one replica.
+
+    Raises:
+        Refused: it cannot be served (422 and the like).
+        NotReady: the replica is still loading.
+        EngineError: it does not let us in.
+        httpx.TransportError: it could not be reached.
+    """
+    answer = await client.post(
+        "/v1/generate",
+        content=request.model_dump_json().encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    if answer.status_code == httpx.codes.OK:
+        return GenerateResponse.model_validate_json(answer.content)
+    detail, field = _problem(answer)
+    problem = f"{answer.url}: found status {answer.status_code}: {detail}"
+    if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        raise NotReady(problem)
+    if answer.status_code in UNAUTHORIZED:
+        raise EngineError(f"{problem}; set TEMPSAMP_TOKEN to the replica's token")
+    raise Refused(problem, field=field)
+
+
+def one_version(replies: Iterable[GenerateResponse], *, wanted: int | None = None) -> int:
+    """The weight version that wrote all answers.
+
+    A replica that restarted serves older weights until the learner finds it.
+
+    Raises:
+        EngineError: several versions answered, or another one than `wanted`.
+    """
+    samples = [answer.sample for reply in replies for answer in reply.answers]
+    versions = {span.version for sample in samples for span in sample.version_spans}
+    if len(versions) != 1 or wanted not in (None, *versions):
+        raise EngineError(
+            f"found answers of weight versions {sorted(versions)}, wanted "
+            f"{'one' if wanted is None else wanted}: weights changed or a replica restarted; "
+            "wait until every replica serves the last version and evaluate again"
+        )
+    return versions.pop()
+
+
+class _Lane:
+    """What is known about one replica."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.client = client
+        self.failing_since: float | None = None
+
+    def failed(self) -> float:
+        """Seconds since it first failed, without an answer in between."""
+        now = time.monotonic()
+        if self.failing_since is None:
+            self.failing_since = now
+        return now - self.failing_since
+
+    async def ask(self, request: GenerateRequest) -> GenerateResponse:
+        reply = await ask(self.client, request=request)
+        self.failing_since = None
+        return reply
+
+
+class _Shift(Generic[Job]):
+    """One `Fleet.work`: the queue and who is left to empty it."""
+
+    def __init__(
+        self,
+        jobs: Iterable[Job],
+        *,
+        do: Callable[[Job, Ask], Awaitable[None]],
+        give_up: Callable[[Job, str], None],
+        num_lanes: int,
+        retry_s: float,
+    ) -> None:
+        # By number: a job that comes back is as urgent as it was.
+        self._queue: asyncio.PriorityQueue[tuple[int, Job]] = asyncio.PriorityQueue()
+        for entry in enumerate(jobs):
+            self._queue.put_nowait(entry)
+        self._do = do
+        self._give_up = give_up
+        self._retry_s = retry_s
+        self._num_lanes = num_lanes
+        self._lost: set[_Lane] = set()
+        self._broken: Counter[int] = Counter()
+
+    async def done(self) -> None:
+        """Until every job is done or given up."""
+        await self._queue.join()
+
+    async def pull(self, lane: _Lane) -> None:
+        """Do jobs until cancelled, or until the replica is lost."""
+        pauses = _pauses()
+        while lane not in self._lost:
+            number, job = await self._queue.get()
+            try:
+                await self._do(job, lane.ask)
+                pauses = _pauses()
+            except (httpx.TransportError, NotReady) as error:
+                self._put_back(number, job, error)
+                self._check_lost(lane, error)
+                await asyncio.sleep(next(pauses))
+            finally:
+                self._queue.task_done()
+
+    def _put_back(self, number: int, job: Job, error: Exception) -> None:
+        # Only what a replica had begun can be what broke it.
+        never_began = isinstance(error, NotReady | httpx.ConnectError | httpx.ConnectTimeout)
+        self._broken[number] += not never_began
+        if self._broken[number] < MAX_DELIVERIES:
+            self._queue.put_nowait((number, job))
+        else:
+            self._give_up(job, f"the connection broke {MAX_DELIVERIES} times: {error!r}")
+
+    def _check_lost(self, lane: _Lane, error: Exception) -> None:
+        if lane.failed() < self._retry_s:
+            return
+        self._lost.add(lane)
+        if len(self._lost) == self._num_lanes:
+            raise EngineError(
+                f"no replica answered within {self._retry_s:.0f} s: {error!r}"
+            ) from error
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds to wait after each failure in a row."""
+    pause_s = 0.2
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+
+def _problem(answer: httpx.Response) -> tuple[str, str | None]:
+    """Detail and first field of a problem document, else the start of the body."""
+    try:
+        document = answer.json()
+        errors = document.get("errors") or [{}]
+        return str(document["detail"]), errors[0].get("field")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return answer.text[:200], None
