@@ -126,7 +126,8 @@ def _attempt(record: Record, read_one: Callable[[Record], T]) -> T | BadRecord:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "record"
+        wanted = "wanted an object" if first["type"] == "model_type" else first["msg"]
         found = repr(first["input"])[:80]
-        return BadRecord(record.position, "bad record", f"{where}: {first['msg']}, found {found}")
+        return BadRecord(record.position, "bad record", f"{where}: found {found}, {wanted}")
     except UnusableRowError as error:
         return BadRecord(record.position, error.reason, error.detail)
