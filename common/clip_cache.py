@@ -20,6 +20,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,7 +255,7 @@ class ClipCache:
             with _held(lock, wait=False) as held:
                 if held:
                     removed += 1
-                    lock.with_suffix(".tmp").unlink(missing_ok=True)
+                    shutil.rmtree(lock.with_suffix(".tmp"), ignore_errors=True)
         return removed
 
     def _pointer_path(self, path: str | os.PathLike[str]) -> Path:
@@ -327,19 +328,23 @@ def _write_entry(path: Path, frames: npt.NDArray[np.uint8], header: EntryHeader)
 
     text = header.model_dump_json()
     metadata = {_HEADER: text, _HEADER_DIGEST: blake3.blake3(text.encode()).hexdigest()}
-    temporary = path.with_suffix(".tmp")  # one name is enough: the writer holds the entry's lock
+    # A folder, since safetensors puts a file of a random name beside the one it is to write.
+    # One name is enough: the writer holds the entry's lock.
+    temporary = path.with_suffix(".tmp")
     try:
-        save_file({"frames": np.ascontiguousarray(frames)}, temporary, metadata=metadata)
-        with temporary.open("rb") as file:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file({"frames": np.ascontiguousarray(frames)}, temporary / path.name, metadata)
+        with (temporary / path.name).open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary / path.name, path)
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"{path}: cannot write {frames.nbytes / 1e6:.0f} MB: {error}; free the disk or choose "
+            f"{path}: cannot write {frames.nbytes / 1e6:.1f} MB: {error}; free the disk or choose "
             "another cache folder"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
