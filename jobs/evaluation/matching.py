@@ -7,6 +7,7 @@ are commonly rewritten: folders, suffixes, letter case, spaces and outer dots do
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import PurePosixPath
 
@@ -120,10 +121,15 @@ class _Index:
             ids = sorted(question.id for question in questions)
             twice = next(one for one, two in pairwise(ids) if one == two)
             raise ValueError(f"found annotation {twice!r} twice, wanted every id once")
-        self._by_name: dict[tuple[str, str], list[Question]] = {}
-        for question in questions:
+
+    @cached_property
+    def _by_name(self) -> dict[tuple[str, str], list[Question]]:
+        """Made when the first prediction has no id that is known here."""
+        named: dict[tuple[str, str], list[Question]] = {}
+        for question in self._by_id.values():
             name = (_video(question.video), _query(question.query))
-            self._by_name.setdefault(name, []).append(question)
+            named.setdefault(name, []).append(question)
+        return named
 
     def find(self, prediction: Prediction) -> Question | None:
         if prediction.id is not None and (found := self._by_id.get(prediction.id)):
@@ -141,7 +147,9 @@ class _Index:
 
 
 def _check_same_query(prediction: Prediction, question: Question) -> None:
-    if prediction.query is not None and _query(prediction.query) != _query(question.query):
+    if prediction.query is None or prediction.query == question.query:
+        return
+    if _query(prediction.query) != _query(question.query):
         raise ValueError(
             f"{prediction.key!r}: found an answer to {prediction.query!r}, wanted one to "
             f"{question.query!r}: are --bench and --gt those that were asked?"

@@ -23,6 +23,9 @@ from jobs.evaluation.predictions import Prediction
 Kind = Literal["answered", "parse", "video", "engine"]
 """Whether there is a span to score, or which failure left none."""
 
+Readings = dict[tuple[str, bool, bool, bool], list[Reading]]
+"""`Protocol.reads` → what was read, one for each pair."""
+
 THRESHOLDS = (0.3, 0.5, 0.7)
 """Of R1 (SPEC B5)."""
 
@@ -49,6 +52,11 @@ class Protocol:
     """Of predictions with the same video, query and span, the last one counts."""
     failures_count: bool = True
     """A clip or engine failure is IoU 0; else it is left out and only counted."""
+
+    @property
+    def reads(self) -> tuple[str, bool, bool, bool]:
+        """What decides how an answer is read; protocols with the same share their readings."""
+        return self.parser, self.whole_seconds, self.ready_spans_first, self.all_spans
 
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
@@ -135,8 +143,13 @@ class Judgement:
         return int(found.sum()) * 100 / len(found) if len(found) else float("nan")
 
 
-def judge(pairs: Sequence[Pair], *, protocol: str) -> Judgement:
+def judge(pairs: Sequence[Pair], *, protocol: str, readings: Readings | None = None) -> Judgement:
     """Score predictions under one protocol.
+
+    Args:
+        pairs: predictions and their annotations.
+        protocol: one of `PROTOCOLS`.
+        readings: of the same pairs by other protocols; what is read here is added.
 
     Raises:
         ValueError: unknown protocol, or a truth of several spans where the protocol knows one.
@@ -144,15 +157,18 @@ def judge(pairs: Sequence[Pair], *, protocol: str) -> Judgement:
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: found {protocol!r}, wanted one of {', '.join(PROTOCOLS)}")
     rules = PROTOCOLS[protocol]
-    readings = [read_answer(prediction, rules) for prediction, _ in pairs]
+    known = {} if readings is None else readings
+    if rules.reads not in known:
+        known[rules.reads] = [read_answer(prediction, rules) for prediction, _ in pairs]
+    answers = known[rules.reads]
     ious = np.array(
         [
             _iou(reading.used, question, rules) if reading.used else 0.0
-            for reading, (_, question) in zip(readings, pairs, strict=True)
+            for reading, (_, question) in zip(answers, pairs, strict=True)
         ]
     )
     kinds = tuple(
-        _kind(prediction, reading) for (prediction, _), reading in zip(pairs, readings, strict=True)
+        _kind(prediction, reading) for (prediction, _), reading in zip(pairs, answers, strict=True)
     )
     kept = _last_of_each_key(pairs) if rules.unique_keys else np.ones(len(pairs), dtype=np.bool_)
     counted = np.array([rules.failures_count or kind in ("answered", "parse") for kind in kinds])
@@ -162,7 +178,7 @@ def judge(pairs: Sequence[Pair], *, protocol: str) -> Judgement:
         kinds=kinds,
         scored=kept & counted,
         collapsed=int(len(pairs) - kept.sum()),
-        reversed=sum(reading.reversed for reading in readings),
+        reversed=sum(reading.reversed for reading in answers),
     )
 
 

@@ -24,7 +24,7 @@ from jobs.evaluation.breakdown import Breakdown, breakdowns
 from jobs.evaluation.intervals import Interval, mean_interval
 from jobs.evaluation.matching import Matched, Pair, Question, match, own_questions
 from jobs.evaluation.predictions import Format, PredictionFile, read_predictions
-from jobs.evaluation.protocols import PROTOCOLS, THRESHOLDS, Judgement, judge
+from jobs.evaluation.protocols import PROTOCOLS, THRESHOLDS, Judgement, Readings, judge
 from jobs.evaluation.published import Published, rows_for
 from jobs.evaluation.qvhighlights import HighlightScore, score_highlights
 
@@ -239,12 +239,12 @@ def _check_bench(name: str) -> None:
 def _judgements(pairs: Sequence[Pair]) -> tuple[dict[str, Judgement], dict[str, str]]:
     """Every protocol that applies, and why the others do not."""
     several = sum(len(question.spans) != 1 for _, question in pairs)
-    found, not_computed = {}, {}
+    found, not_computed, readings = {}, {}, Readings()
     for name, rules in PROTOCOLS.items():
         if several and not rules.all_spans:
             not_computed[name] = f"{several} annotations have several true spans"
         else:
-            found[name] = judge(pairs, protocol=name)
+            found[name] = judge(pairs, protocol=name, readings=readings)
     return found, not_computed
 
 
