@@ -1,74 +1,211 @@
-"""`Score` → tables for the terminal: protocols side by side, failures, groups, published rows.
+"""What a run shows in figures: `Score`s → tables for the terminal, Markdown, LaTeX and CSV.
 
-Called by `jobs.evaluation.score`; figures are percentages, printed with two decimals.
+Ours stand above the published rows of the field, which carry their source and are marked as
+published; a mode that looks at the truth is labelled in every title and row. Figures are
+percentages. `jobs.evaluation.score` and `tempsamp eval` print and write them,
+`jobs.evaluation.grids` gives them their look.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.evaluation.intervals import Interval
+from jobs.evaluation.grids import Cell, Grid, csv_text, latex, markdown, rich_table
+from jobs.evaluation.predictions import AnswerMode
 from jobs.evaluation.protocols import PROTOCOLS, THRESHOLDS
+from jobs.evaluation.published import Published
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from jobs.evaluation.score import Score
+    from jobs.evaluation.score import ProtocolScore, Score
 
-MISSING = "-"
-
-
-def tables_of(score: "Score") -> Iterator["Table"]:
-    """The tables that have something to say, the main one first."""
-    if score.protocols:
-        yield _protocols(score)
-    if score.highlights is not None:
-        yield _highlights(score)
-    yield _counts(score)
-    yield from _groups(score)
-    if score.published:
-        yield _published(score)
-
-
-def _table(title: str, *headings: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(title=title)
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index else "left")
-    return table
+ORACLE: AnswerMode = "mixed_oracle"
+ORACLE_LABEL = "oracle (uses the truth)"
+UNNAMED = "these predictions"
+"""The model of a prediction file that does not say."""
+OURS = "exact"
+MOMENT_DETR = "moment_detr"
+RECALLS = tuple(f"R1@{threshold}" for threshold in THRESHOLDS)
+FIGURES = (*RECALLS, "mIoU")
+HEADINGS = ("model", "protocol", "n", *FIGURES, "read, %", "failures")
+PUBLISHED_NOTE = (
+    "Rows marked published were not measured here: other models, frames and protocols, each as its "
+    "source says. They give a scale; they prove no difference."
+)
+CSV_HEADINGS = (
+    *("benchmark", "kind", "model", "mode", "protocol", "group", "figure"),
+    *("value", "low", "high", "n", "source"),
+)
+MARKDOWN_FILE, LATEX_FILE, CSV_FILE = "tables.md", "tables.tex", "tables.csv"
 
 
-def _protocols(score: "Score") -> "Table":
-    names = [f"R1@{threshold}" for threshold in THRESHOLDS]
-    table = _table(
-        f"{score.bench}, % with 95 % intervals", "protocol", "n", *names, "mIoU", "read", "what"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A benchmark of a run, scored, and what answered it."""
+
+    score: "Score"
+    model: str = UNNAMED
+    """As the tables name it."""
+    mode: AnswerMode | None = None
+    """None when the file does not say."""
+
+    @property
+    def label(self) -> str:
+        """Model and mode; says it when the truth was used."""
+        if self.mode is None:
+            return self.model
+        return f"{self.model}, {ORACLE_LABEL if self.mode == ORACLE else self.mode}"
+
+
+def tables_of(
+    score: "Score", *, model: str = UNNAMED, mode: AnswerMode | None = None
+) -> Iterator["Table"]:
+    """One benchmark in the terminal: the tables that have something to say, the main one first."""
+    return map(rich_table, grids_of(Scored(score=score, model=model, mode=mode)))
+
+
+def overview_table(run: Sequence[Scored]) -> "Table":
+    """Several benchmarks in the terminal."""
+    return rich_table(overview(run))
+
+
+def write_tables(folder: Path, *, run: Sequence[Scored]) -> tuple[Path, Path, Path]:
+    """Write a run's tables as Markdown, LaTeX and CSV.
+
+    Args:
+        folder: is made; gets `tables.md`, `tables.tex` and `tables.csv`.
+        run: its benchmarks, in the order to print.
+
+    Raises:
+        ValueError: there is no benchmark.
+    """
+    if not run:
+        raise ValueError("found no scored benchmark, wanted at least one")
+    grids = [overview(run), *(grid for scored in run for grid in grids_of(scored))]
+    texts = {MARKDOWN_FILE: markdown(grids), LATEX_FILE: latex(grids), CSV_FILE: csv_of(run)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder / MARKDOWN_FILE, folder / LATEX_FILE, folder / CSV_FILE
+
+
+def overview(run: Sequence[Scored]) -> Grid:
+    """Every benchmark by our protocol and by the one its published figures mostly follow."""
+    rows: list[tuple[Cell, ...]] = []
+    sections = set()
+    for scored in run:
+        rows += [(scored.score.bench, *row) for row in _side_by_side(scored)]
+        sections.add(len(rows) - 1)
+    return Grid(
+        title=_titled("all benchmarks, % with 95 % intervals", *run),
+        headings=("benchmark", *HEADINGS),
+        rows=tuple(rows),
+        sections=frozenset(sections),
     )
-    for name, found in score.protocols.items():
-        table.add_row(
-            f"{name} (official)" if name == score.official else name,
-            str(found.scored),
-            *(_interval(found.recall.get(str(threshold))) for threshold in THRESHOLDS),
-            _interval(found.miou),
-            MISSING if found.parse_rate is None else f"{100 * found.parse_rate:.1f} %",
-            PROTOCOLS[name].what,
-        )
-    return table
 
 
-def _highlights(score: "Score") -> "Table":
+def grids_of(scored: Scored) -> Iterator[Grid]:
+    """The tables of one benchmark that have something to say."""
+    yield _main(scored)
+    if scored.score.highlights is not None:
+        yield _highlights(scored)
+    yield _counts(scored)
+    yield from _groups(scored)
+
+
+def csv_of(run: Sequence[Scored]) -> str:
+    """All figures, one a line, unrounded; intervals are `low` and `high`.
+
+    `kind` is measured or published, `group` one of a breakdown such as `duration: 0 to 30 s`.
+    """
+    lines = (line for scored in run for line in (*_measured_lines(scored), *_other_lines(scored)))
+    return csv_text([CSV_HEADINGS, *lines])
+
+
+def _main(scored: Scored) -> Grid:
+    score = scored.score
+    first = _side_by_side(scored)
+    others = [name for name in score.protocols if name not in (OURS, score.official)]
+    rows = [*first, *(_row(scored, name) for name in others)]
+    sections = {len(first) - 1, len(rows) - 1}
+    published = [row for row in score.published if row.figures.keys() & set(FIGURES)]
+    rows += [_published_row(row) for row in published]
+    rules = [f"{name}: {PROTOCOLS[name].what}." for name in score.protocols]
+    return Grid(
+        title=_titled(f"{score.bench}, % with 95 % intervals", scored),
+        headings=HEADINGS,
+        rows=tuple(rows),
+        sections=frozenset(sections),
+        note=" ".join([*rules, PUBLISHED_NOTE] if published else rules),
+    )
+
+
+def _published_row(row: Published) -> tuple[Cell, ...]:
+    figures = (row.figures.get(name) for name in FIGURES)
+    return (row.model, f"published: {row.source}", None, *figures, None, None)
+
+
+def _side_by_side(scored: Scored) -> list[tuple[Cell, ...]]:
+    score = scored.score
+    rows = [_row(scored, name) for name in (OURS, score.official) if name in score.protocols]
+    if score.official == MOMENT_DETR and score.highlights is not None:
+        rows.append(_moment_detr_row(scored))
+    return rows
+
+
+def _row(scored: Scored, name: str) -> tuple[Cell, ...]:
+    found = scored.score.protocols[name]
+    return (
+        scored.label,
+        f"{name} (official)" if name == scored.score.official else name,
+        found.scored,
+        *(found.recall.get(str(threshold)) for threshold in THRESHOLDS),
+        found.miou,
+        None if found.parse_rate is None else 100 * found.parse_rate,
+        _failures(found),
+    )
+
+
+def _moment_detr_row(scored: Scored) -> tuple[Cell, ...]:
+    """R1 as the QVHighlights evaluator computes it; it knows no mIoU."""
+    assert scored.score.highlights is not None
+    brief = scored.score.highlights.official["brief"]
+    answered = scored.score.predictions - scored.score.unknown
+    recalls = (brief.get(f"MR-full-{name}") for name in RECALLS)
+    return (scored.label, f"{MOMENT_DETR} (official)", answered, *recalls, None, None, None)
+
+
+def _failures(found: "ProtocolScore") -> str:
+    named = [f"{number} {kind}" for kind, number in found.failures.items() if number]
+    return ", ".join(named) or "none"
+
+
+def _highlights(scored: Scored) -> Grid:
+    score = scored.score
     assert score.highlights is not None
     official = score.highlights.official["brief"]
     exact = {} if score.highlights.exact is None else score.highlights.exact["brief"]
-    table = _table(f"{score.bench}, moment_detr's evaluator, %", "figure", "official", "exact")
-    for name, value in official.items():
-        other = exact.get(name)
-        table.add_row(name, f"{value:.2f}", MISSING if other is None else f"{other:.2f}")
-    return table
+    published = [row for row in score.published if row.figures.keys() & official.keys()]
+    return Grid(
+        title=_titled(f"{score.bench}, moment_detr's evaluator, %", scored),
+        headings=("figure", OURS, "official", *(f"published: {row.model}" for row in published)),
+        rows=tuple(
+            (name, exact.get(name), value, *(row.figures.get(name) for row in published))
+            for name, value in official.items()
+        ),
+        note=" ".join([PUBLISHED_NOTE, *_sources(published)]) if published else "",
+    )
 
 
-def _counts(score: "Score") -> "Table":
-    table = _table("what was counted", "kind", "number")
-    rows = {
+def _sources(published: Sequence[Published]) -> list[str]:
+    return [f"{row.model}: {row.source}." for row in published]
+
+
+def _counts(scored: Scored) -> Grid:
+    score = scored.score
+    rows: dict[str, Cell] = {
         f"predictions ({score.format})": score.predictions,
         "lines cut and dropped": score.truncated_lines,
         "predictions without an annotation": score.unknown,
@@ -77,7 +214,7 @@ def _counts(score: "Score") -> "Table":
         "annotations without a duration": score.without_duration,
         "annotations that end before they start": score.impossible_truths,
     }
-    if exact := score.protocols.get("exact"):
+    if exact := score.protocols.get(OURS):
         rows |= {f"failures: {kind}": number for kind, number in exact.failures.items()}
         rows["answers with a reversed span"] = exact.reversed
     for protocol, found in score.protocols.items():
@@ -85,40 +222,69 @@ def _counts(score: "Score") -> "Table":
             rows[f"equal keys collapsed by {protocol}"] = found.collapsed
     if score.highlights is not None:
         rows["answers without window or highlight"] = score.highlights.unreadable
-    for kind, number in rows.items():
-        table.add_row(kind, str(number))
     for protocol, reason in score.not_computed.items():
-        table.add_row(f"{protocol} not computed", reason)
-    return table
+        rows[f"{protocol} is not computed"] = reason
+    return Grid(
+        title=_titled(f"{score.bench}, what was counted", scored),
+        headings=("kind", "number"),
+        rows=tuple(rows.items()),
+    )
 
 
-def _groups(score: "Score") -> Iterator["Table"]:
-    for breakdown in score.breakdowns:
+def _groups(scored: Scored) -> Iterator[Grid]:
+    for breakdown in scored.score.breakdowns:
         if not any(group.queries for group in breakdown.groups):
             continue
-        table = _table(f"by {breakdown.by} (exact)", breakdown.by, "n", "R1@0.5", "mIoU")
-        for group in breakdown.groups:
-            table.add_row(
-                group.name, str(group.queries), _number(group.recall_50), _number(group.miou)
-            )
+        rows: list[tuple[Cell, ...]] = [
+            (group.name, group.queries, group.recall_50, group.miou) for group in breakdown.groups
+        ]
         if breakdown.unknown:
-            table.add_row("not annotated", str(breakdown.unknown), MISSING, MISSING)
-        yield table
+            rows.append(("not annotated", breakdown.unknown, None, None))
+        yield Grid(
+            title=_titled(f"{scored.score.bench}, by {breakdown.by} ({OURS})", scored),
+            headings=(breakdown.by, "n", "R1@0.5", "mIoU"),
+            rows=tuple(rows),
+        )
 
 
-def _published(score: "Score") -> "Table":
-    names = list(dict.fromkeys(name for row in score.published for name in row.figures))
-    table = _table(f"{score.bench}, published, %", "model", *names, "source")
+def _titled(title: str, *run: Scored) -> str:
+    return f"{title}: {ORACLE_LABEL}" if any(s.mode == ORACLE for s in run) else title
+
+
+CsvLine = tuple[str | int | float | None, ...]
+
+
+def _measured_lines(scored: Scored) -> Iterator[CsvLine]:
+    """Protocols: R1, mIoU, the parse rate in percent, failures as numbers."""
+    score = scored.score
+    for name, found in score.protocols.items():
+        head = (score.bench, "measured", scored.label, scored.mode, name, None)
+        figures = {f"R1@{at}": interval for at, interval in found.recall.items()}
+        for figure, interval in (*figures.items(), ("mIoU", found.miou)):
+            if interval is not None:
+                ends = (interval.mean, interval.low, interval.high)
+                yield (*head, figure, *ends, found.scored, None)
+        rate = None if found.parse_rate is None else 100 * found.parse_rate
+        yield (*head, "parse rate", rate, None, None, found.scored, None)
+        for kind, number in found.failures.items():
+            yield (*head, f"failures: {kind}", number, None, None, found.scored, None)
+
+
+def _other_lines(scored: Scored) -> Iterator[CsvLine]:
+    """Groups, the QVHighlights evaluator, and what others published."""
+    score = scored.score
+    head = (score.bench, "measured", scored.label, scored.mode)
+    for breakdown in score.breakdowns:
+        for group in breakdown.groups:
+            for figure, value in (("R1@0.5", group.recall_50), ("mIoU", group.miou)):
+                where = (*head, OURS, f"{breakdown.by}: {group.name}", figure)
+                yield (*where, value, None, None, group.queries, None)
+    if score.highlights is not None:
+        readings = {MOMENT_DETR: score.highlights.official, OURS: score.highlights.exact}
+        for protocol, metrics in readings.items():
+            for figure, value in (metrics or {"brief": {}})["brief"].items():
+                yield (*head, protocol, None, figure, value, None, None, None, None)
     for row in score.published:
-        table.add_row(row.model, *(_number(row.figures.get(name)) for name in names), row.source)
-    return table
-
-
-def _interval(interval: Interval | None) -> str:
-    if interval is None:
-        return MISSING
-    return f"{interval.mean:.2f} [{interval.low:.1f}, {interval.high:.1f}]"
-
-
-def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.2f}"
+        for figure, value in row.figures.items():
+            names = (score.bench, "published", row.model, None, None, None, figure)
+            yield (*names, value, None, None, None, row.source)
