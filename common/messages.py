@@ -338,6 +338,17 @@ class GeneratedAnswer(Message):
 
     sample: Sample
     text: str
+    token_ends: tuple[int, ...] = ()
+    """[len(sample.token_ids)] characters of `text` up to and with each token; a stop token adds
+    none. Empty where the sender does not know."""
+
+    @model_validator(mode="after")
+    def _one_end_a_token(self) -> "GeneratedAnswer":
+        if self.token_ends and len(self.token_ends) != len(self.sample.token_ids):
+            raise ValueError(
+                f"{len(self.token_ends)} token ends for {len(self.sample.token_ids)} tokens"
+            )
+        return self
 
 
 class GenerateResponse(Message):

@@ -232,14 +232,18 @@ def create_app(replica: Replica) -> FastAPI:
             )
         except EngineDownError as error:
             raise Problem(503, str(error)) from error
-        except (VideoError, EngineError) as error:
+        except VideoError as error:
+            raise Problem(422, str(error), field="clip") from error
+        except EngineError as error:
             raise Problem(422, str(error)) from error
         return GenerateResponse(
             prompt_token_ids=made.prompt_token_ids,
             num_visual_tokens=made.num_visual_tokens,
             grid_thw=made.grid_thw,
             answers=tuple(
-                GeneratedAnswer(sample=sample, text=text)
+                GeneratedAnswer(
+                    sample=sample, text=text, token_ends=engine.token_ends(sample.token_ids)
+                )
                 for sample, text in zip(made.samples, made.texts, strict=True)
             ),
         )
