@@ -5,6 +5,9 @@ A5: two prompt builders at once contradict each other). Examples are synthetic: 
 highlight example is a benchmark's true answer (SPEC A5, "Leak").
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from common.messages import ChatMessage, ContentPart, Mode, TextPart, VideoPart
 
 VIDEO_TAG = "<video>"
@@ -44,6 +47,45 @@ HIGHLIGHTS: dict[Mode, str] = {
     ),
 }
 """The paper's words (SPEC A5). Its clips start at even seconds, so no true answer has odd ones."""
+
+_PINPOINT = (
+    '<video>To accurately pinpoint the event "{query}" in the video, determine the precise time '
+    "period of the event. "
+)
+_ANSWER_FORMAT = (
+    " the start and end times (in seconds, precise to two decimal places) in the format "
+    '"start time to end time" within <answer> </answer> tags. For example: '
+)
+EVALUATION_PROMPTS: Mapping[str, Mapping[Mode, str]] = MappingProxyType(
+    {
+        "ours": {
+            "answer": f"{_PINPOINT}Provide{_ANSWER_FORMAT}<answer> 12.54 to 17.83 </answer>.",
+            "think": GROUNDING["think"],
+        },
+        "published": GROUNDING,
+        "paper": {
+            "answer": f'{_PINPOINT}Provide{_ANSWER_FORMAT}"12.54 to 17.83".',
+            "think": (
+                f"{_PINPOINT}Output your thought process within the <think> </think> tags, "
+                "including analysis with either specific timestamps (xx.xx) or time ranges "
+                "(xx.xx to xx.xx) in <timestep> </timestep> tags. Then, provide"
+                f'{_ANSWER_FORMAT}"12.54 to 17.83".'
+            ),
+        },
+        "timelens": {
+            "answer": (
+                "<video>Please find the visual event described by the sentence '{query}', "
+                "determining its starting and ending times. The format should be: 'The event "
+                "happens in <start time> - <end time> seconds'."
+            )
+        },
+    }
+)
+"""Prompts to evaluate with, by protocol and mode (SPEC A5).
+
+The example of `published` is the true span of a Charades-STA test query (BIQGN, 12.5 to 17.8): it
+is what published rows carry and stays for them; `ours` differs from it in the example alone.
+"""
 
 
 def grounding_problem(query: str, *, mode: Mode) -> str:

@@ -48,7 +48,9 @@ class PredictionRecord(BaseModel):
     think_text: str | None = None
     """The thought before it, where the engine returns it apart; else it is part of `text`."""
     answer_logprob: Annotated[float, Field(le=0)] | None = None
-    """Mean over the answer's tokens, nats."""
+    """Mean over the tokens inside the answer block, nats."""
+    samples: tuple[str, ...] = ()
+    """Further answers to the same question at temperature 1."""
     failure: FailureKind | None = None
     error: str | None = None
     """What the failure said."""

@@ -1,0 +1,229 @@
+"""Annotations → the questions of a run: who is asked what about which file.
+
+    annotation file -> Questions(asked, missing, unusable) -> [jobs.evaluation.runner]
+
+Nothing is dropped silently: a query whose video is not there, and an annotation that cannot be
+asked or scored, are listed with their reasons.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import ConfigError
+from common.messages import ChatMessage, Mode, SpansTarget
+from common.prompts import EVALUATION_PROMPTS, chat_messages
+from common.rows import Row
+from jobs.annotations.reading import read
+from jobs.annotations.records import Annotation, BadRecord, clean_query
+from jobs.evaluation.matching import Question
+from jobs.evaluation.score import question_of
+
+SHOWN = 8
+"""Names in a message."""
+OWN_PROMPTS = frozenset({"ours", "published"})
+"""Prompts under which a trainer row is asked with its own instruction."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One query whose video is there."""
+
+    question: Question
+    problem: str | None
+    """Instruction of the annotation itself, `<video>` included."""
+    video: Path
+    """Absolute path of the file."""
+    longest_first: tuple[float, float, str]
+    """Sorts by falling duration, then by falling file size; queries of one clip stay together."""
+
+    def messages(self, prompt: str, mode: Mode) -> tuple[ChatMessage, ...]:
+        """The chat that asks it.
+
+        Args:
+            prompt: key of `common.prompts.EVALUATION_PROMPTS`.
+            mode: one the prompt has.
+
+        Raises:
+            ValueError: neither a query nor a usable instruction.
+        """
+        if prompt in OWN_PROMPTS and self.problem is not None:
+            row = Row(
+                row_id=self.question.id,
+                video=self.question.video,
+                problem=self.problem,
+                query=None,
+                target=SpansTarget(spans=self.question.spans),
+            )
+            return row.messages(mode)
+        template = EVALUATION_PROMPTS[prompt][mode]
+        return chat_messages(template.format(query=clean_query(self.question.query)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """Everything an annotation file asks."""
+
+    asked: tuple[Asked, ...]
+    """In the order of the file."""
+    missing: dict[str, int]
+    """Queries by video that is not there."""
+    unusable: tuple[str, ...]
+    """`position: reason` of annotations that cannot be asked or scored."""
+
+    def refuse_gaps(self) -> None:
+        """Stop before anything is asked if the benchmark would not be whole.
+
+        Raises:
+            ConfigError: lists what is missing.
+        """
+        if self.missing:
+            raise ConfigError(
+                f"--video-root: found no file for {len(self.missing)} videos of "
+                f"{sum(self.missing.values())} queries, wanted all: {_some(list(self.missing))}; "
+                "--allow-missing goes on without them and counts them"
+            )
+        if self.unusable:
+            raise ConfigError(
+                f"found {len(self.unusable)} annotations that cannot be used, wanted none: "
+                f"{_some(self.unusable)}; --allow-missing goes on without them and counts them"
+            )
+
+
+def read_questions(
+    path: Path,
+    *,
+    find: Callable[[str], Path | None],
+    limit: int | None = None,
+    shard: tuple[int, int] = (1, 1),
+) -> Questions:
+    """The questions of an annotation file.
+
+    Args:
+        path: of any schema of `jobs.annotations`.
+        find: video as the annotation names it → file, or None.
+        limit: only the first queries whose videos are there.
+        shard: (i, n) takes the i-th of n parts, i from 1; the queries of a clip stay together.
+
+    Raises:
+        ConfigError: an id stands twice, or there is no annotation with a truth at all.
+    """
+    files: dict[str, Path | None] = {}
+    asked: list[Asked] = []
+    missing: Counter[str] = Counter()
+    unusable: list[str] = []
+    for usable in _usable(path):
+        if isinstance(usable, str):
+            unusable.append(usable)
+            continue
+        annotation, question = usable
+        if question.video not in files:
+            files[question.video] = find(question.video)
+        file = files[question.video]
+        if file is None:
+            missing[question.video] += 1
+        elif limit is None or len(asked) < limit:
+            asked.append(_asked(annotation, question, file))
+    _refuse_nothing(path, asked, missing, unusable)
+    return Questions(asked=_shard(asked, *shard), missing=dict(missing), unusable=tuple(unusable))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`i/n` with 1 <= i <= n.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    index, _, count = text.partition("/")
+    if index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
+        return int(index), int(count)
+    raise ConfigError(f"--shard: found {text!r}, wanted i/n with 1 <= i <= n, for example 1/4")
+
+
+def _usable(path: Path) -> Iterator[tuple[Annotation, Question] | str]:
+    """Each annotation as a question, or why it cannot be one."""
+    positions: dict[str, str] = {}
+    for record in read(path):
+        if isinstance(record, BadRecord):
+            yield f"{record.position}: {record.reason}: {record.detail}"
+            continue
+        if problem := _problem_of(record):
+            yield f"{record.position}: {problem}"
+            continue
+        question = question_of(record, path=path)
+        if question.id in positions:
+            raise ConfigError(
+                f"{path}: found the id {question.id!r} at {positions[question.id]} and at "
+                f"{record.position}, wanted every id once"
+            )
+        positions[question.id] = record.position
+        yield record, question
+
+
+def _problem_of(annotation: Annotation) -> str | None:
+    """Why an annotation cannot be asked or scored; None if it can."""
+    if not annotation.spans:
+        return "no true span"
+    if not all(math.isfinite(time_s) for span in annotation.spans for time_s in span):
+        return f"the true spans {annotation.spans} are no numbers"
+    if not all(0 <= start_s <= end_s for start_s, end_s in annotation.spans):
+        return f"the true spans {annotation.spans} are not 0 <= start <= end"
+    if annotation.window is not None:
+        start_s, end_s = annotation.window
+        return f"asks about {start_s:.1f} to {end_s:.1f} s of a longer file, which must be cut out"
+    if annotation.query is None and annotation.problem is None:
+        return "neither query nor problem"
+    return None
+
+
+def _asked(annotation: Annotation, question: Question, file: Path) -> Asked:
+    duration_s = annotation.duration_s
+    known = duration_s is not None and math.isfinite(duration_s)
+    if not known:
+        question = _without_duration(question)
+    return Asked(
+        question=question,
+        problem=annotation.problem,
+        video=file,
+        longest_first=(
+            -duration_s if known and duration_s is not None else 0.0,
+            -float(file.stat().st_size),
+            question.video,
+        ),
+    )
+
+
+def _without_duration(question: Question) -> Question:
+    """NaN is no duration; the clip's own is used instead."""
+    return Question(
+        id=question.id, video=question.video, query=question.query, spans=question.spans
+    )
+
+
+def _shard(asked: Sequence[Asked], index: int, count: int) -> tuple[Asked, ...]:
+    numbers: dict[str, int] = {}
+    for one in asked:
+        numbers.setdefault(one.question.video, len(numbers))
+    return tuple(one for one in asked if numbers[one.question.video] % count == index - 1)
+
+
+def _refuse_nothing(
+    path: Path, asked: Sequence[Asked], missing: Counter[str], unusable: Sequence[str]
+) -> None:
+    if asked:
+        return
+    if missing:
+        raise ConfigError(
+            f"--video-root: found no file for any of {len(missing)} videos, wanted "
+            f"{_some(list(missing))}"
+        )
+    raise ConfigError(
+        f"{path}: found no annotation that can be asked and scored"
+        + (f": {_some(unusable)}" if unusable else ", wanted at least one")
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")

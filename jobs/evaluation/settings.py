@@ -1,0 +1,137 @@
+"""What decides an answer, saved beside the answers: `RunSettings` → fingerprint, differences.
+
+A run that goes on with other settings than it began with would be two halves of nothing, so it is
+refused with the difference (`agree_or_refuse`). What only decides how much is asked and how fast
+(--limit, --shard, --concurrency) is not part of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from common.errors import ConfigError
+from common.messages import Mode
+from common.video_sampling import VideoSampling
+from jobs.evaluation.journal import write_atomically
+from jobs.evaluation.predictions import AnswerMode
+
+FILE = "settings.json"
+NOT_IN_DIGEST = frozenset({"README.md", ".gitattributes"})
+
+
+class Record(BaseModel):
+    """Base of what is written to settings.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Checkpoint(Record):
+    """Weights on disk, served by our own replica."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    name: str
+    """Of its folder; two folders with the same content are the same checkpoint."""
+    sha256: str
+    """Over the names and contents of its files."""
+
+
+class Served(Record):
+    """Weights that running replicas serve."""
+
+    kind: Literal["served"] = "served"
+    version: int
+    """Policy version; 0 is the checkpoint that the replicas started from."""
+    sha256: str | None = None
+    """Of that checkpoint, when --model names it."""
+
+
+class AnswerSampling(Record):
+    """How answers are generated; the scored one is greedy."""
+
+    max_tokens: Mapping[Mode, int]
+    num_samples: int
+    """Further answers at temperature 1, for self-agreement."""
+    seed: int
+
+
+class RunSettings(Record):
+    """Everything that decides an answer to one benchmark."""
+
+    bench: str
+    annotations_sha256: str
+    model: Checkpoint | Served
+    mode: AnswerMode
+    prompt: str
+    """Name of the protocol's prompt."""
+    templates: Mapping[Mode, str]
+    """Its words."""
+    sampling: AnswerSampling
+    clip: VideoSampling
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the canonical JSON; stands on every line of predictions."""
+        content = self.model_dump(mode="json")
+        content["model"].pop("name", None)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Modes in which every query is asked."""
+        if self.mode == "answer" or self.mode == "think":
+            return (self.mode,)
+        return ("answer", "think")
+
+
+def agree_or_refuse(folder: Path, *, settings: RunSettings) -> None:
+    """Save the settings of a new run; compare with those of an interrupted one.
+
+    Raises:
+        ConfigError: they differ; names each difference.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, settings.model_dump_json(indent=1) + "\n")
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    wanted = settings.model_dump(mode="json")
+    for document in (found, wanted):
+        document.get("model", {}).pop("name", None)
+    if different := list(_differences(found, wanted)):
+        raise ConfigError(
+            f"{path}: this run began with other settings:\n  "
+            + "\n  ".join(different)
+            + "\nuse them again, or another --out"
+        )
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """Hex sha256 over names and contents of a checkpoint's files, read in pieces.
+
+    Raises:
+        ConfigError: no checkpoint there.
+    """
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"--model: found no {folder / 'config.json'}, wanted a checkpoint folder")
+    whole = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        if path.name in NOT_IN_DIGEST:
+            continue
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        whole.update(f"{path.name} {content}\n".encode())
+    return whole.hexdigest()
+
+
+def _differences(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted({*found, *wanted}):
+            inner = f"{where}.{key}" if where else key
+            yield from _differences(found.get(key), wanted.get(key), inner)
+    elif found != wanted:
+        yield f"{where}: found {found!r}, wanted {wanted!r}"
