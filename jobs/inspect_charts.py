@@ -30,11 +30,10 @@ FAINTEST_CELL = 0.12
 def histogram_chart(histogram: Histogram) -> Drawing:
     """Bars of equal width, labelled at their edges."""
     total = sum(histogram.counts)
-    unit = f", {histogram.unit}" if histogram.unit else ""
     is_open = math.isinf(histogram.edges[-1])
     more = f"; the last bar is {histogram.edges[-2]:g} and more" if is_open else ""
     return Drawing(
-        title=f"{histogram.title}{unit}",
+        title=histogram.heading,
         note=f"{total:,} {histogram.over}{more}.",
         svg=_svg(histogram.title, SIZE_IN, lambda axes: _draw_bars(axes, histogram)),
         legend=(),

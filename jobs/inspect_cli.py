@@ -7,7 +7,7 @@ Exit code 1 when no record can be read or a probed video is bad, 2 for a mistake
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,7 @@ import typer
 from rich import box
 from rich.bar import Bar
 from rich.columns import Columns
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -25,9 +25,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
+from common.errors import ConfigError
 from jobs.annotations.reading import read, schema_named
-from jobs.annotations.records import Annotation, BadRecord
+from jobs.annotations.records import SchemaName
 from jobs.crash_safe_pool import WorkersKeepDyingError
 from jobs.inspect_numbers import Histogram
 from jobs.inspect_rows import Inspection, NoRecordError, inspect
@@ -73,8 +75,8 @@ def command(
     if not check_videos and (failures or video_root):
         raise typer.BadParameter("--failures and --video-root need --check-videos")
     videos: dict[str, float | None] = {}
-    records = read(file, schema=None if schema is None else schema_named(schema))
-    inspection = _inspected(collect(records, into=videos) if check_videos else records, file=file)
+    known = None if schema is None else schema_named(schema)
+    inspection = _inspected(file, schema=known, videos=videos if check_videos else None)
     _show(inspection, source=file)
     checked = None
     if check_videos:
@@ -94,31 +96,37 @@ def command(
         raise typer.Exit(1)
 
 
-def _inspected(records: Iterable[Annotation | BadRecord], *, file: Path) -> Inspection:
+def _inspected(
+    file: Path, *, schema: SchemaName | None, videos: dict[str, float | None] | None
+) -> Inspection:
+    """Read the file; its videos are noted in `videos` if that is given."""
     try:
-        return inspect(records)
-    except NoRecordError as error:
-        errors.print(f"{escape(str(file))}: {escape(str(error))}", soft_wrap=True)
+        records = read(file, schema=schema)
+        return inspect(records if videos is None else collect(records, into=videos))
+    except (ConfigError, NoRecordError) as error:
+        errors.print(escape(f"{file}: {str(error).removeprefix(f'{file}: ')}"), soft_wrap=True)
         raise typer.Exit(1) from error
 
 
 def _show(inspection: Inspection, *, source: Path) -> None:
-    console.print(_counts(inspection, source=source))
+    _print(source.name, _counts(inspection))
     if inspection.problems:
-        console.print(_problems(inspection))
-    console.print(_quantiles(inspection))
-    console.print(Columns([_histogram(histogram) for histogram in inspection.histograms]))
+        _print("Problems", _problems(inspection))
+    _print("Distributions", _quantiles(inspection))
+    histograms = [_histogram(histogram) for histogram in inspection.histograms]
+    console.print()
+    console.print(Columns(histograms, padding=(1, 3)))
 
 
-def _counts(inspection: Inspection, *, source: Path) -> Table:
-    table = _table(escape(source.name), "", "count")
+def _counts(inspection: Inspection) -> Table:
+    table = _table("", "count")
     for name, count in inspection.counts:
         table.add_row(name, f"{count:,}")
     return table
 
 
 def _problems(inspection: Inspection) -> Table:
-    table = _table("Problems", "", "found", "of", "first at")
+    table = _table("", "found", "of", "first at")
     for problem in inspection.problems:
         found = f"[red]{problem.count:,}[/red]"
         table.add_row(escape(problem.reason), found, problem.total, escape(problem.first))
@@ -126,20 +134,19 @@ def _problems(inspection: Inspection) -> Table:
 
 
 def _quantiles(inspection: Inspection) -> Table:
-    table = _table("Distributions", "", "values", "min", "p10", "p50", "p90", "max", "mean")
+    table = _table("", "values", "min", "p10", "p50", "p90", "max", "mean")
     for row in inspection.quantiles:
-        table.add_row(row.name, f"{row.count:,} {row.over}", *row.texts)
+        table.add_row(row.name, f"{row.count:,}", *row.texts)
     return table
 
 
-def _histogram(histogram: Histogram) -> Table:
-    unit = f", {histogram.unit}" if histogram.unit else ""
-    table = _table(f"{histogram.title}{unit}", "", histogram.over, "", "share")
+def _histogram(histogram: Histogram) -> Group:
+    table = _table("", histogram.over, "", "share")
     highest, total = max(histogram.counts), sum(histogram.counts)
     for label, count in zip(histogram.labels, histogram.counts, strict=True):
         bar = Bar(highest, 0, count, width=BAR_WIDTH, color="blue")
         table.add_row(label, f"{count:,}", bar, f"{count / total:.1%}")
-    return table
+    return Group(Text(histogram.heading, style="bold"), table)
 
 
 def _checked(
@@ -167,12 +174,12 @@ def _progress() -> Progress:
 
 
 def _show_health(checked: Health) -> None:
-    table = _table("Videos", "", "count")
+    table = _table("", "count")
     table.add_row("fine", f"{checked.num_fine:,}")
     for reason, count in checked.reasons:
         table.add_row(escape(reason), f"[red]{count:,}[/red]")
     table.add_row("fine, but duration off by more than 1 s", f"{len(checked.off):,}")
-    console.print(table)
+    _print("Videos", table)
     for bad in checked.failures[:MAX_LISTED]:
         console.print(f"[red]bad[/red] {escape(bad.detail)}", highlight=False, soft_wrap=True)
     for off in checked.off[:MAX_LISTED]:
@@ -190,9 +197,15 @@ def _write_failures(path: Path, checked: Health) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column(first, overflow="fold")
     for name in others:
         table.add_column(name, justify="right")
     return table
+
+
+def _print(title: str, content: Table) -> None:
+    console.print()
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(content)

@@ -17,7 +17,7 @@ GT_LEN_EDGES_S = (0.0, 2.0, 5.0, 10.0, 20.0, math.inf)
 COVERAGE_EDGES = (0.0, 0.05, 0.1, 0.2, 0.4, math.inf)
 """Buckets of stratified sampling (SPEC A2)."""
 TENTHS = tuple(k / 10 for k in range(11))
-RELATIVE = "of the duration"
+RELATIVE = "share of duration"
 """Unit of what is measured against the video."""
 DENSITY_CELLS = 32
 """Cells along each side of the map of starts and ends."""
@@ -95,7 +95,7 @@ class Videos:
         if not differ.any():
             return []
         first = f"record {self.first[differ].min()}"
-        total = f"{differ.size} videos"
+        total = f"{differ.size:,} videos"
         return [Problem("durations of one video differ", int(differ.sum()), total, first)]
 
 
@@ -105,7 +105,7 @@ def repeats(columns: Columns) -> list[Problem]:
     repeats = np.delete(np.asarray(columns.number), first)
     if not repeats.size:
         return []
-    total = f"{len(columns.number)} records"
+    total = f"{len(columns.number):,} records"
     where = f"record {repeats.min()}"
     return [Problem("same video and query as an earlier record", repeats.size, total, where)]
 
@@ -137,7 +137,7 @@ def all_quantiles(columns: Columns, videos: Videos) -> tuple[Quantiles, ...]:
         ("duration, s", _known(videos.shortest_s), "videos"),
         ("span length, s", _lengths_s(columns), "spans"),
         ("coverage", _coverages(columns), "records"),
-        ("middle of span / duration", _middles(columns), "spans"),
+        ("relative middle", _middles(columns), "spans"),
         ("difficulty", _known(columns.difficulty), "records"),
     )
     return tuple(quantiles(name, values, over=over) for name, values, over in table if values.size)
@@ -149,9 +149,9 @@ def all_histograms(columns: Columns, videos: Videos) -> tuple[Histogram, ...]:
     table: tuple[tuple[str, Values, str, str, Sequence[float] | None], ...] = (
         ("Video duration", _known(videos.shortest_s), "s", "videos", None),
         ("Span length", _lengths_s(columns), "s", "spans", None),
-        ("Length of all spans of a record", gt_len_s, "s", "records", GT_LEN_EDGES_S),
+        ("Spans of a record together", gt_len_s, "s", "records", GT_LEN_EDGES_S),
         ("Coverage", coverages, RELATIVE, "records", COVERAGE_EDGES),
-        ("Middle of the span", _middles(columns), RELATIVE, "spans", TENTHS),
+        ("Middle of a span", _middles(columns), RELATIVE, "spans", TENTHS),
         ("Difficulty", _known(columns.difficulty), "", "records", TENTHS),
     )
     return tuple(

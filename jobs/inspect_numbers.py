@@ -54,6 +54,11 @@ class Histogram:
     counts: tuple[int, ...]
 
     @property
+    def heading(self) -> str:
+        """Title and unit."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+    @property
     def labels(self) -> list[str]:
         """Such as `2 to 5` and `20 and more`."""
         return [

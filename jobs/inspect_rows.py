@@ -9,15 +9,18 @@ distribution says over how many values it is taken.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from common.rows import CLIP_END_TOLERANCE_S
-from common.spans import Span, length_s, merge
+from common.spans import Span, length_s
+from jobs.annotations.durations import is_duration
 from jobs.annotations.records import Annotation, BadRecord
+from jobs.annotations.trainer_rows import PAST_THE_END
 from jobs.inspect_columns import (
     Columns,
     Problem,
@@ -34,10 +37,8 @@ NUM_EXAMPLES = 3
 ONE_SPAN, SEVERAL_SPANS = "one span", "several spans"
 HIGHLIGHTS, NO_TARGET = "highlights without spans", "no target"
 KINDS = (ONE_SPAN, SEVERAL_SPANS, HIGHLIGHTS, NO_TARGET)
-PART_OF_A_FILE = "question is about a part of its video"
-LEAVES = "span leaves its video"
-SLIGHTLY_LATE = f"span ends up to {CLIP_END_TOLERANCE_S:g} s after its video"
-MEASURED = frozenset({None, LEAVES, SLIGHTLY_LATE})
+SLIGHTLY_PAST = f"span up to {CLIP_END_TOLERANCE_S:g} s past the end"
+MEASURED = frozenset({None, PAST_THE_END, SLIGHTLY_PAST})
 """Faults whose spans have a length all the same; spans with another enter no distribution."""
 
 
@@ -109,19 +110,23 @@ def inspect(records: Iterable[Annotation | BadRecord]) -> Inspection:
 
 
 def span_fault(span: Span, *, duration_s: float | None) -> str | None:
-    """What is wrong with an annotated span, None if nothing is."""
+    """What is wrong with an annotated span, None if nothing is.
+
+    The reasons are those of conversion, which cuts a span that ends slightly past the end and
+    rejects the others.
+    """
     start_s, end_s = span
     if not (math.isfinite(start_s) and math.isfinite(end_s)):
-        return "span is not finite"
+        return "span not finite"
     if start_s < 0:
-        return "span starts before 0 s"
+        return "span negative"
     if end_s <= start_s:
-        return "span ends at or before its start"
+        return "span empty" if start_s == end_s else "span reversed"
     if duration_s is None or end_s <= duration_s:
         return None
-    if start_s < duration_s and end_s <= duration_s + CLIP_END_TOLERANCE_S:
-        return SLIGHTLY_LATE
-    return LEAVES
+    if start_s < duration_s and end_s - duration_s <= CLIP_END_TOLERANCE_S:
+        return SLIGHTLY_PAST
+    return PAST_THE_END
 
 
 def _or_nan(value: float | None) -> float:
@@ -150,27 +155,16 @@ class _Census:
             self._bad_records[record.reason] += 1
             self._fault(record.reason, record, of="records", note=record.detail)
             return
-        if record.window is not None:
-            note = f"found {record.window[0]:g} to {record.window[1]:g} s"
-            self._fault(PART_OF_A_FILE, record, of="records", note=note)
-        duration_s = self._duration_s(record)
+        for reason, note in _record_faults(record):
+            self._fault(reason, record, of="records", note=note)
+        duration_s = record.duration_s if is_duration(record.duration_s) else None
         spans = self._measured_spans(record, duration_s=duration_s)
-        if duration_s is not None and any(h.time_s > duration_s for h in record.highlights):
-            note = f"found one at {max(h.time_s for h in record.highlights):g} s"
-            self._fault("highlight after its video", record, of="records", note=note)
         kind = _kind(record)
         self._kinds[kind] += 1
         self._with_highlights += bool(record.highlights)
         note = f"{len(record.highlights)} highlights" if record.highlights else ""
         self._keep(kind, record, spans=spans, note=note)
         self._add_numbers(record, duration_s=duration_s, spans=spans)
-
-    def _duration_s(self, record: Annotation) -> float | None:
-        if record.duration_s is None or 0 < record.duration_s < math.inf:
-            return record.duration_s
-        note = f"found {record.duration_s:g} s"
-        self._fault("duration is not above 0 s", record, of="records", note=note)
-        return None
 
     def _measured_spans(self, record: Annotation, *, duration_s: float | None) -> list[Span]:
         self._num_spans += len(record.spans)
@@ -220,8 +214,8 @@ class _Census:
         columns.duration_s.append(_or_nan(duration_s))
         whole_s = duration_s if record.window is None else None
         columns.file_duration_s.append(_or_nan(whole_s))
-        columns.difficulty.append(_or_nan(record.difficulty))
-        columns.gt_len_s.append(length_s(merge(spans)) if spans else math.nan)
+        columns.difficulty.append(record.difficulty if _is_share(record.difficulty) else math.nan)
+        columns.gt_len_s.append(length_s(spans) if spans else math.nan)
         for start_s, end_s in spans:
             columns.start_s.append(start_s)
             columns.end_s.append(end_s)
@@ -259,11 +253,31 @@ class _Census:
         return tuple(example for kind in kinds + faults for example in self._examples[kind])
 
     def _counted_problems(self) -> list[Problem]:
-        totals = {"records": f"{self._num_read} records", "spans": f"{self._num_spans} spans"}
+        totals = {"records": f"{self._num_read:,} records", "spans": f"{self._num_spans:,} spans"}
         return [
             Problem(reason, count, totals[of], self._first[reason])
             for (reason, of), count in self._faults.most_common()
         ]
+
+
+def _record_faults(record: Annotation) -> Iterator[tuple[str, str]]:
+    """Reason and what was found, for what is wrong beside spans; reasons as in conversion."""
+    if not _question(record):
+        yield "no query", f"found {record.query!r}"
+    if record.window is not None:
+        yield "part of a longer file", f"found {record.window[0]:g} to {record.window[1]:g} s"
+    if record.difficulty is not None and not _is_share(record.difficulty):
+        yield "bad difficulty", f"found {record.difficulty:g}"
+    if record.duration_s is None:
+        return
+    if not is_duration(record.duration_s):
+        yield "bad duration", f"found {record.duration_s:g} s"
+    elif (last_s := max((h.time_s for h in record.highlights), default=0.0)) >= record.duration_s:
+        yield "highlight past the end", f"found one at {last_s:g} s"
+
+
+def _is_share(value: float | None) -> TypeGuard[float]:
+    return value is not None and 0 <= value <= 1
 
 
 def _question(record: Annotation) -> str:

@@ -12,7 +12,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 from common.messages import Highlight
+from common.rows import UnusableRowError
 from jobs.annotations.records import Annotation, BadRecord
+from jobs.annotations.trainer_rows import RowRules, make_row
 from jobs.inspect_cli import command
 from jobs.inspect_columns import DENSITY_CELLS
 from jobs.inspect_numbers import MAX_BINS, Histogram, Quantiles, even_edges, histogram
@@ -96,9 +98,9 @@ def test_every_problem_is_counted_with_its_first_place(inspection: Inspection) -
     found = {problem.reason: problem for problem in inspection.problems}
     assert {(p.reason, p.count, p.total, p.first) for p in found.values()} == {
         ("bad JSON", 1, "8 records", "line 3"),
-        ("span leaves its video", 1, "7 spans", "line 5"),
-        ("span ends up to 1 s after its video", 1, "7 spans", "line 6"),
-        ("span ends at or before its start", 1, "7 spans", "line 7"),
+        ("span past the end", 1, "7 spans", "line 5"),
+        ("span up to 1 s past the end", 1, "7 spans", "line 6"),
+        ("span empty", 1, "7 spans", "line 7"),
         ("same video and query as an earlier record", 1, "7 records", "record 2"),
     }
 
@@ -112,14 +114,14 @@ def test_quantiles_equal_those_taken_by_hand(inspection: Inspection) -> None:
     assert (durations.count, durations.low, durations.high) == (2, 10, 20)
     coverage = row(inspection, "coverage")  # .2, .2, .4, .5, .525
     assert (coverage.count, coverage.p50) == (5, 0.4)
-    middle = row(inspection, "middle of span / duration")
+    middle = row(inspection, "relative middle")
     assert (middle.low, middle.high) == (0.05, 1.0)
     assert row(inspection, "queries per video").mean == pytest.approx(7 / 3)
     assert row(inspection, "difficulty").mean == 0.25
 
 
 def test_gt_len_and_coverage_fall_into_the_published_buckets(inspection: Inspection) -> None:
-    lengths = bins(inspection, "Length of all spans of a record")  # 2, 2, 4, 10, 10.5
+    lengths = bins(inspection, "Spans of a record together")  # 2, 2, 4, 10, 10.5
     assert lengths.edges == (0, 2, 5, 10, 20, math.inf)
     assert lengths.counts == (0, 3, 0, 2, 0)
     assert lengths.labels[-2:] == ["10 to 20", "20 and more"]
@@ -136,11 +138,6 @@ def test_map_of_starts_and_ends_keeps_every_span_of_a_known_duration(
     assert inspection.density[:, -1].sum() == 2, "spans past the end are drawn at the edge"
 
 
-def test_overlapping_spans_of_a_record_are_covered_once() -> None:
-    found = inspect([asked(1, "a", "q", (0, 6), (4, 8), duration_s=10)])
-    assert row(found, "coverage").high == 0.8
-
-
 def test_durations_that_differ_for_one_video_are_a_problem() -> None:
     records = [
         asked(n, "a", f"q{n}", (0, 1), duration_s=duration)
@@ -155,26 +152,59 @@ def test_questions_about_parts_of_a_file_do_not_contradict_its_duration() -> Non
         position="[0]", video="a", query="q", spans=((0, 1),), duration_s=5, window=(10, 15)
     )
     found = inspect([part, asked(2, "a", "r", (0, 1), duration_s=60)])
-    assert [p.reason for p in found.problems] == ["question is about a part of its video"]
+    assert [p.reason for p in found.problems] == ["part of a longer file"]
     assert row(found, "duration, s").low == 60
 
 
 @pytest.mark.parametrize(
-    ("span", "duration_s", "reason"),
+    ("span", "reason"),
     [
-        ((math.nan, 2.0), 10.0, "span is not finite"),
-        ((-1.0, 2.0), 10.0, "span starts before 0 s"),
-        ((3.0, 2.0), 10.0, "span ends at or before its start"),
-        ((1.0, 2.0), -3.0, "duration is not above 0 s"),
-        ((1.0, 2.0), math.nan, "duration is not above 0 s"),
-        ((10.0, 10.5), 10.0, "span leaves its video"),
+        ((math.nan, 2.0), "span not finite"),
+        ((-1.0, 2.0), "span negative"),
+        ((3.0, 2.0), "span reversed"),
+        ((2.0, 2.0), "span empty"),
+        ((10.0, 10.5), "span past the end"),
+        ((2.0, 11.5), "span past the end"),
     ],
 )
-def test_impossible_numbers_are_named(
-    span: tuple[float, float], duration_s: float, reason: str
+def test_faults_of_spans_are_named_as_conversion_names_them(
+    span: tuple[float, float], reason: str
 ) -> None:
-    found = inspect([asked(1, "a", "q", span, duration_s=duration_s)])
-    assert [problem.reason for problem in found.problems] == [reason]
+    record = asked(1, "a.mp4", "q", span, duration_s=10.0)
+    assert [problem.reason for problem in inspect([record]).problems] == [reason]
+    with pytest.raises(UnusableRowError) as rejected:
+        make_row(record, rules=RowRules())
+    assert rejected.value.reason == reason
+
+
+def test_what_conversion_takes_is_no_problem_and_what_it_cuts_is_named() -> None:
+    whole, late = (asked(1, "a.mp4", "q", (2, end), duration_s=10.0) for end in (10.0, 11.0))
+    assert inspect([whole]).problems == ()
+    assert [p.reason for p in inspect([late]).problems] == ["span up to 1 s past the end"]
+    assert make_row(late, rules=RowRules()).clipped
+
+
+@pytest.mark.parametrize("duration_s", [-3.0, 0.0, math.nan, math.inf])
+def test_impossible_duration_is_a_problem_and_measures_nothing(duration_s: float) -> None:
+    found = inspect([asked(1, "a", "q", (1, 2), duration_s=duration_s)])
+    assert [problem.reason for problem in found.problems] == ["bad duration"]
+    assert {quantiles.name for quantiles in found.quantiles} == {
+        "queries per video",
+        "span length, s",
+    }
+
+
+@pytest.mark.parametrize("difficulty", [-0.1, 50.0, math.nan])
+def test_impossible_difficulty_is_a_problem_and_measures_nothing(difficulty: float) -> None:
+    record = Annotation(position="line 1", video="a", query="q", difficulty=difficulty)
+    found = inspect([record])
+    assert [problem.reason for problem in found.problems] == ["bad difficulty"]
+    assert not found.histograms
+
+
+def test_record_without_a_question_is_a_problem() -> None:
+    found = inspect([Annotation(position="line 1", video="a", query="")])
+    assert [problem.reason for problem in found.problems] == ["no query"]
 
 
 def test_highlight_after_its_video_is_a_problem() -> None:
@@ -185,7 +215,7 @@ def test_highlight_after_its_video_is_a_problem() -> None:
         duration_s=10,
         highlights=(Highlight(time_s=12, score=1),),
     )
-    assert [problem.reason for problem in inspect([late]).problems] == ["highlight after its video"]
+    assert [problem.reason for problem in inspect([late]).problems] == ["highlight past the end"]
 
 
 def test_file_without_a_usable_record_says_why() -> None:
@@ -218,8 +248,8 @@ def test_terminal_shows_counts_problems_and_distributions(tmp_path: Path) -> Non
     for line in (
         r"records +2\b",
         r"unreadable records +1\b",
-        r"span leaves its video +1 +2 spans +line 2",
-        r"span length, s +2 spans +2 +2\.8 +6 +9\.2 +10\.0 +6",
+        r"span past the end +1 +2 spans +line 2",
+        r"span length, s +2 +2 +2\.8 +6 +9\.2 +10\.0 +6",
         r"2 to 5 +1 .* 50\.0%",
     ):
         assert re.search(line, result.output), line
@@ -230,6 +260,18 @@ def test_file_of_bad_records_exits_1_and_says_why(tmp_path: Path) -> None:
     result = run(file, "--schema", "rows")
     assert result.exit_code == 1
     assert "found no usable record: 2 x" in result.output
+
+
+@pytest.mark.parametrize("content", ["", "a file of something else\n", '{"key": 1}\n'])
+def test_file_of_no_known_schema_exits_1_and_says_what_was_found(
+    tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "unknown"
+    file.write_text(content, encoding="utf-8")
+    result = run(file)
+    assert result.exit_code == 1
+    assert "found" in result.output
+    assert "wanted one of the schemas" in result.output
 
 
 @pytest.mark.parametrize("option", ["--html", "--failures"])
@@ -272,7 +314,7 @@ def test_page_loads_nothing_and_has_every_table_and_chart(
     assert not {"script", "link", "iframe", "img", "object"} & set(loaded.tags)
     assert not re.search(r"@import|url\((?!#)|https?://", page)
     assert loaded.tags.count("svg") == len(inspection.histograms) + 1
-    for text in ("span leaves its video", "several spans", "line 5", "Start against end", "10.2<"):
+    for text in ("span past the end", "several spans", "line 5", "Start against end", "10.2<"):
         assert text in page
 
 

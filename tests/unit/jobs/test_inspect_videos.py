@@ -97,7 +97,7 @@ def test_options_of_the_check_are_refused_without_it(clips: Path, tmp_path: Path
 def test_decoder_that_dies_or_hangs_costs_only_its_own_file(tmp_path: Path) -> None:
     names = ("a", "crash1", "b", "hang", "c", "crash2", "bad", "d")
     checks = list(
-        check(files(tmp_path, *names), root=tmp_path, workers=2, timeout_s=5, probe=probe_or_die)
+        check(files(tmp_path, *names), root=tmp_path, workers=2, timeout_s=4, probe=probe_or_die)
     )
     assert sorted(one.video for one in checks) == sorted(names)
     reasons = {one.video: one.reason for one in checks if one.reason is not None}
