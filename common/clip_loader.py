@@ -34,6 +34,7 @@ from common.clip_cache import (
     SourceFile,
     describe,
 )
+from common.config import Video
 from common.errors import VideoError
 from common.messages import ClipRef
 from common.video import decode, file_digest, load_frames, sample_clip
@@ -85,6 +86,16 @@ class ClipLoader:
         self._warned: set[str] = set()
         self.counts = Counter(hits=0, decoded=0, mismatches=0, corrupt=0)
         """Loads by source (hits, decoded); entries refused (mismatches) or damaged (corrupt)."""
+
+    @classmethod
+    def of(cls, video: Video) -> "ClipLoader":
+        """The loader of the run that `[shared.video]` describes."""
+        return cls(
+            sampling=video.sampling,
+            roots=VideoRoots(video.roots, allow_urls=video.allow_urls, downloads=video.downloads),
+            cache=ClipCache(video.cache) if video.cache else None,
+            mode=video.cache_mode if video.cache else "off",
+        )
 
     def sample(self, path: str | os.PathLike[str]) -> ClipRef:
         """The clip that stands for a video; from a cached header where there is one.

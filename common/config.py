@@ -35,7 +35,37 @@ class Section(BaseModel):
 
 
 class Video(VideoSampling):
-    """`[shared.video]`: which frames stand for a clip."""
+    """`[shared.video]`: where videos lie, and which frames stand for a clip."""
+
+    roots: Annotated[tuple[Path, ...], Field(min_length=1)] = (Path(),)
+    """Folders below which videos may be opened, all links followed. A row's relative path starts
+    from the first one. The default is the working directory."""
+    allow_urls: bool = False
+    """Whether rows may name http and https addresses, which are downloaded once."""
+    downloads: Path | None = None
+    """Where to; needed with `allow_urls`."""
+    cache: Path | None = None
+    """Clip cache that `tempsamp data preprocess` filled; None decodes every clip on both sides."""
+    cache_mode: Literal["prefer", "strict"] = "prefer"
+    """prefer: what the cache lacks is decoded, counted and warned of. strict: it is an error, and
+    the source files need not be there."""
+
+    @property
+    def sampling(self) -> VideoSampling:
+        """The part that decides pixels."""
+        return VideoSampling(**self.model_dump(include=set(VideoSampling.model_fields)))
+
+    @model_validator(mode="after")
+    def _has_folders(self) -> Self:
+        if self.allow_urls and self.downloads is None:
+            raise ValueError(
+                "shared.video.allow_urls: found true, wanted shared.video.downloads, a folder"
+            )
+        if self.cache_mode == "strict" and self.cache is None:
+            raise ValueError(
+                "shared.video.cache_mode: found 'strict', wanted shared.video.cache, a folder"
+            )
+        return self
 
 
 class Scoring(Section):
@@ -205,8 +235,6 @@ class Learner(Section):
 
     rows: Path
     """Trainer rows, JSONL (SPEC A1.1)."""
-    video_root: Path = Path()
-    """Relative video paths of the rows start here."""
     run_dir: Path
     """Checkpoints, metrics.jsonl, the resolved config."""
     host: str = "127.0.0.1"

@@ -206,7 +206,7 @@ class TrainerRow(BaseModel):
             raise UnusableRowError("bad row", "found neither problem nor query")
         row = Row(
             row_id=row_id,
-            video=os.fspath(Path(video_root) / self.videos[0]),
+            video=_located(self.videos[0], video_root=video_root),
             problem=self.problem,
             query=self.query,
             target=self.target,
@@ -214,6 +214,11 @@ class TrainerRow(BaseModel):
         if row.problem is not None:
             row.messages("answer")
         return row
+
+
+def _located(video: str, *, video_root: str | os.PathLike[str]) -> str:
+    """A path from the root; an address stays one."""
+    return video if "://" in video else os.fspath(Path(video_root) / video)
 
 
 def _spans_target(spans: list[tuple[float, float]]) -> SpansTarget:

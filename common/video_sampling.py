@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from common import torchvision_cpu
 from common.errors import VideoError
 
 MIN_SIDE_PX = 2
@@ -131,7 +130,6 @@ def _frame_budget_px(frames: int, *, sampling: VideoSampling) -> float:
 
 
 def _library() -> Any:
-    torchvision_cpu.install()
     from qwen_vl_utils import vision_process
 
     return vision_process

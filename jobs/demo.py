@@ -99,7 +99,7 @@ class Demo:
             "shared.strategy": METHODS[self.method],
             "reward.port": self.reward_port,
             "learner.rows": str(self.data / "train" / "rows.jsonl"),
-            "learner.video_root": str(self.data),
+            "shared.video.roots": [str(self.data)],
             "learner.run_dir": str(self.run_dir),
         }
         if self.steps is not None:

@@ -16,11 +16,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from common.broker import Broker
+from common.clip_loader import ClipLoader
 from common.config import Learner, Shared
 from common.errors import ConfigError, VideoError
 from common.messages import Mode, PromptRequest, Sampling
 from common.rows import Row, UnusableRowError
-from common.video import sample_clip
 from services.learner.rows import RejectedRows, Rejection, load_rows
 
 log = logging.getLogger(__name__)
@@ -64,9 +64,11 @@ class Feed:
         self._shared = shared
         self._learner = learner
         self._runner = runner
-        self._sampling = shared.video
+        self._loader = ClipLoader.of(shared.video)
         self._rejected = RejectedRows(learner.run_dir / "rejected_rows.jsonl")
-        self._rows = load_rows(learner.rows, video_root=learner.video_root, rejected=self._rejected)
+        self._rows = load_rows(
+            learner.rows, video_root=shared.video.roots[0], rejected=self._rejected
+        )
         state = state or FeedState(
             tag=secrets.token_hex(3),
             rows_sha256=_file_digest(learner.rows),
@@ -196,7 +198,7 @@ class Feed:
         mode = self._mode(epoch)
         messages = row.messages(mode)
         try:
-            clip = sample_clip(row.video, sampling=self._sampling)
+            clip = self._loader.sample(row.video)
         except VideoError as error:
             raise UnusableRowError("unreadable video", str(error)) from error
         row.check_against(clip)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common import torchvision_cpu
+from common import torchvision_cpu, video
 from common.messages import ScoredGroup
 from services.learner import prefix, vision
 from services.learner.batch import MicroBatch
@@ -52,6 +52,7 @@ class Policy(nn.Module):
         *,
         freeze_vision: bool,
         feature_cache_bytes: int = vision.FEATURE_CACHE_BYTES,
+        load_frames: vision.LoadFrames = video.load_frames,
     ) -> None:
         """See `load_policy`."""
         super().__init__()
@@ -60,7 +61,11 @@ class Policy(nn.Module):
         self.tower.requires_grad_(not freeze_vision)
         prefix.install(model.model)
         self.clips = vision.ClipEncoder(
-            model.model, video_processor, frozen=freeze_vision, max_bytes=feature_cache_bytes
+            model.model,
+            video_processor,
+            frozen=freeze_vision,
+            max_bytes=feature_cache_bytes,
+            load_frames=load_frames,
         )
 
     @property
@@ -190,6 +195,7 @@ def load_policy(
     freeze_vision: bool = True,
     gradient_checkpointing: bool = False,
     attention: Attention | None = None,
+    load_frames: vision.LoadFrames = video.load_frames,
 ) -> Policy:
     """Load a checkpoint to train it.
 
@@ -202,6 +208,7 @@ def load_policy(
         gradient_checkpointing: recompute each layer in backward instead of keeping activations.
         attention: kernel of the vision tower; default flash_attention_2 on CUDA if importable, else
             sdpa. The language model always uses PyTorch's sdpa, which brings FlashAttention-2.
+        load_frames: where the frames of a clip come from.
 
     Raises:
         ValueError: the checkpoint's architecture is not one of ARCHITECTURES.
@@ -221,7 +228,12 @@ def load_policy(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.to(device).train()
-    return Policy(model, vision.load_video_processor(str(path)), freeze_vision=freeze_vision)
+    return Policy(
+        model,
+        vision.load_video_processor(str(path)),
+        freeze_vision=freeze_vision,
+        load_frames=load_frames,
+    )
 
 
 def _default_attention(device: torch.device) -> Attention:

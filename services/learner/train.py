@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch.distributed.tensor import DTensor
 
+from common.clip_loader import ClipLoader
 from common.config import Run
 from common.logs import configure
 from common.messages import ScoredGroup
@@ -240,12 +241,14 @@ def open_learner(run: Run, *, resume: bool) -> Iterator[Learner]:
     torch.manual_seed(run.shared.seed)
     ranks = parallel.start_ranks(settings.device, timeout_s=settings.collective_timeout_s)
     configure("learner", run_id=run.shared.run_id)
+    loader = ClipLoader.of(run.shared.video)
     policy = parallel.shard_model(
         load_policy(
             run.shared.model,
             device=ranks.device,
             freeze_vision=settings.freeze_vision,
             gradient_checkpointing=settings.gradient_checkpointing,
+            load_frames=loader.load,
         ),
         ranks=ranks,
         compute_dtype=getattr(torch, run.shared.dtype),
@@ -273,7 +276,7 @@ def open_learner(run: Run, *, resume: bool) -> Iterator[Learner]:
             run=run,
             ranks=ranks,
             policy=policy,
-            reference=_reference(run, ranks),
+            reference=_reference(run, ranks, loader),
             optimizer=optimizer,
             checkpoints=checkpoints,
             publisher=publisher,
@@ -283,12 +286,15 @@ def open_learner(run: Run, *, resume: bool) -> Iterator[Learner]:
         )
 
 
-def _reference(run: Run, ranks: Ranks) -> Policy | None:
+def _reference(run: Run, ranks: Ranks, loader: ClipLoader) -> Policy | None:
     """A frozen copy of the start checkpoint, when the loss has a KL term."""
     if run.learner.loss.kl_coef == 0:
         return None
     reference = load_policy(
-        run.shared.model, dtype=getattr(torch, run.shared.dtype), device=ranks.device
+        run.shared.model,
+        dtype=getattr(torch, run.shared.dtype),
+        device=ranks.device,
+        load_frames=loader.load,
     )
     return reference.requires_grad_(False)
 

@@ -1,6 +1,6 @@
 """ClipRef → visual features of one clip, computed once per clip while the tower is frozen.
 
-`policy.py` asks for the clips of a micro-batch; frames come from `common/video.py` and pass the
+`policy.py` asks for the clips of a micro-batch; frames come from the run's clip loader and pass the
 checkpoint's own video processor, which neither samples nor resizes again.
 
 Shapes: M merged visual tokens of a clip, H hidden size of the language model, D deepstack levels.
@@ -8,11 +8,13 @@ Shapes: M merged visual tokens of a clip, H hidden size of the language model, D
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,6 +26,10 @@ FEATURE_CACHE_BYTES = 4 * 2**30
 """Host memory for features of frozen towers; a 14k-token clip of an 8B model takes about 0.5 GB."""
 CLIPS_AHEAD = 32
 """Decoded clips that wait for their turn: at most this many."""
+
+
+LoadFrames = Callable[[ClipRef], npt.NDArray[np.uint8]]
+"""`ClipLoader.load` of the run, or `common.video.load_frames`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +84,17 @@ class FeatureCache:
 class ClipEncoder:
     """The vision tower of a checkpoint with its video processor in front and a cache behind it."""
 
-    def __init__(self, model: Any, video_processor: Any, *, frozen: bool, max_bytes: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        video_processor: Any,
+        *,
+        frozen: bool,
+        max_bytes: int,
+        load_frames: LoadFrames,
+    ) -> None:
         """`model` is a checkpoint's inner model: it has `visual` and `get_video_features`."""
+        self._load_frames = load_frames
         self._model = model
         self._processor = video_processor
         self._cache = FeatureCache(max_bytes=max_bytes)
@@ -190,7 +205,7 @@ class ClipEncoder:
         metadata = video.processor_metadata(clip)
         metadata.pop("do_sample_frames")
         inputs = self._processor(
-            videos=[video.load_frames(clip)],
+            videos=[self._load_frames(clip)],
             video_metadata=[metadata],
             do_sample_frames=False,
             do_resize=False,

@@ -23,9 +23,9 @@ import uvicorn
 from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from common import video
 from common.auth import BearerAuth, refuse_open_port
 from common.broker import Broker
+from common.clip_loader import ClipLoader
 from common.config import Rollout, Run, Shared
 from common.errors import EngineError, TempSampError, VideoError, WeightError
 from common.logs import configure
@@ -62,6 +62,7 @@ class Replica:
         self.shared: Shared = run.shared
         self.rollout: Rollout = run.rollout
         self.url = url
+        self.loader = ClipLoader.of(run.shared.video)
         self.name = f"{run.rollout.replica or socket.gethostname()}-{secrets.token_hex(3)}"
         self.phase: ReplicaPhase = "starting"
         self.failure: BaseException | None = None
@@ -102,6 +103,7 @@ class Replica:
                 weights=weights,
                 shared=self.shared,
                 rollout=self.rollout,
+                loader=self.loader,
                 replica=self.name,
             )
             owned.push_async_callback(self._withdraw, broker)
@@ -196,7 +198,7 @@ def create_app(replica: Replica) -> FastAPI:
     app = FastAPI(title="TempSamp rollout", version="1", lifespan=lifespan)
     install_problem_handlers(app)
     registry = CollectorRegistry()
-    registry.register(ReplicaCollector(lambda: replica.status))
+    registry.register(ReplicaCollector(lambda: replica.status, clips=replica.loader.counts))
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     if replica.shared.token is not None:
         app.add_middleware(BearerAuth, token=replica.shared.token)
@@ -222,7 +224,7 @@ def create_app(replica: Replica) -> FastAPI:
         """Answers to one prompt; 422 when the clip or the prompt cannot be used."""
         engine = _engine_or_503(replica)
         try:
-            frames = await asyncio.to_thread(video.load_frames, body.clip)
+            frames = await asyncio.to_thread(replica.loader.load, body.clip)
             made = await engine.generate(
                 body.messages,
                 clip=body.clip,

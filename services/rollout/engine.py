@@ -115,7 +115,7 @@ class Engine:
         """Sample answers.
 
         Args:
-            frames: [F, H, W, 3] uint8, what `video.load_frames(clip)` returns.
+            frames: [F, H, W, 3] uint8, what `ClipLoader.load(clip)` returns.
 
         Raises:
             EngineError: the prompt cannot be used, for example because it is too long.

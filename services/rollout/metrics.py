@@ -1,6 +1,6 @@
 """Prometheus figures of a replica, read from its status when scraped."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -11,8 +11,12 @@ from common.messages import ReplicaStatus
 class ReplicaCollector(Collector):
     """Turns a `ReplicaStatus` into metric families."""
 
-    def __init__(self, read_status: Callable[[], ReplicaStatus]) -> None:
+    def __init__(
+        self, read_status: Callable[[], ReplicaStatus], *, clips: Mapping[str, int]
+    ) -> None:
+        """`clips`: the live counts of the replica's `ClipLoader`."""
         self._read_status = read_status
+        self._clips = clips
 
     def collect(self) -> Iterator[Metric]:
         """Called at each scrape."""
@@ -36,3 +40,11 @@ class ReplicaCollector(Collector):
             "Weight group this replica is in; 0 for none.",
             value=status.generation or 0,
         )
+        clips = CounterMetricFamily(
+            "tempsamp_rollout_clips",
+            "Clips by source (hits, decoded) and cache entries refused (mismatches, corrupt).",
+            labels=["kind"],
+        )
+        for kind, count in self._clips.items():
+            clips.add_metric([kind], count)
+        yield clips

@@ -14,8 +14,8 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from common import video
 from common.broker import Broker, ClaimedPrompt
+from common.clip_loader import ClipLoader
 from common.config import Rollout, Shared
 from common.errors import TempSampError
 from common.messages import PromptRequest, Sample, ScoredGroup, Timings, Verdict
@@ -55,6 +55,7 @@ class Worker:
         weights: Weights,
         shared: Shared,
         rollout: Rollout,
+        loader: ClipLoader,
         replica: str,
     ) -> None:
         self._broker = broker
@@ -63,6 +64,7 @@ class Worker:
         self._weights = weights
         self._shared = shared
         self._rollout = rollout
+        self._loader = loader
         self._replica = replica
         self._stopping = asyncio.Event()
         self.counters = Counters()
@@ -111,7 +113,7 @@ class Worker:
     async def answer(self, request: PromptRequest) -> ScoredGroup:
         """The page: one prompt becomes one scored group."""
         started = time.monotonic()
-        frames = await asyncio.to_thread(video.load_frames, request.clip)
+        frames = await asyncio.to_thread(self._loader.load, request.clip)
         decoded = time.monotonic()
         await self._wait_for_fresh_weights(request)
         generation = await self._engine.generate(

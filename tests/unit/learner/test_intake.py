@@ -53,11 +53,16 @@ class Ring:
             run_id=self.run_id,
             model=self.folder,
             group_size=3,
-            video=Video(fps=1.0, max_frames=4, min_pixels=32 * 32, max_pixels=64 * 64),
+            video=Video(
+                roots=(self.folder,),
+                fps=1.0,
+                max_frames=4,
+                min_pixels=32 * 32,
+                max_pixels=64 * 64,
+            ),
         )
         learner = Learner(
             rows=self.folder / "rows.jsonl",
-            video_root=self.folder,
             run_dir=self.folder / "run",
             steps=1,
             groups_per_step=GROUPS_PER_STEP,
