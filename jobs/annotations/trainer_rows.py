@@ -114,7 +114,7 @@ def make_row(annotation: Annotation, *, rules: RowRules) -> MadeRow:
         **_present(duration=duration_s, difficulty=difficulty, gt_len=truth.gt_len_s),
         **truth.typed,
         **_present(query=annotation.query if annotation.problem else None),
-        **(annotation.extras if rules.keep_extras else {}),
+        **(_extras(annotation) if rules.keep_extras else {}),
     }
     return MadeRow(fields, truth.clipped, difficulty, duration_s, truth.gt_len_s)
 
@@ -211,6 +211,15 @@ def _difficulty(value: float | None) -> float | None:
     if value is None or 0 <= value <= 1:
         return value
     raise UnusableRowError("bad difficulty", f"found {value}, wanted 0 (easy) to 1")
+
+
+def _extras(annotation: Annotation) -> Mapping[str, Any]:
+    """Keys that are not ours; NaN is readable here and in no other program's JSON."""
+    try:
+        json.dumps(annotation.extras, allow_nan=False)
+    except ValueError as error:
+        raise UnusableRowError("bad record", f"further keys: {error}") from error
+    return annotation.extras
 
 
 def _present(**values: object) -> dict[str, object]:

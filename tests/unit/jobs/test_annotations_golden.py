@@ -58,6 +58,19 @@ def test_rows_and_rejections_of_a_schema_are_the_golden_ones(
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
+def test_rows_convert_to_themselves(schema: SchemaName, tmp_path: Path) -> None:
+    rows, _ = expected_paths(schema)
+    again = tmp_path / "again.jsonl"
+    report = convert(
+        rows,
+        output=again,
+        conversion=Conversion(schema=sniff(rows), rules=RowRules(keep_extras=True)),
+    )
+    assert again.read_bytes() == rows.read_bytes()
+    assert not report.rejected
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
 def test_schema_is_sniffed_from_the_content_under_any_name(
     schema: SchemaName, tmp_path: Path
 ) -> None:

@@ -98,7 +98,7 @@ def test_what_is_left_out_is_known_by_reason(
 def test_charades_spans_end_up_to_a_second_and_a_half_late(
     tmp_path: Path, split: str, rows: int, clipped: int, rejected: dict[str, int]
 ) -> None:
-    """Annotators saw whole seconds: no end is more than 1.54 s late, so 2 s keep all but 4."""
+    """No end is more than 1.54 s late, so a tolerance of 2 s keeps all but the reversed ones."""
     name, durations = (
         f"charades_sta/charades_sta_{split}.txt",
         read_durations(DATA / CHARADES_DURATIONS),

@@ -119,6 +119,14 @@ def test_record_without_question_or_truth_is_rejected(changed: Any, reason: str)
         make_row(annotation(**changed), rules=RowRules())
 
 
+def test_further_keys_ride_along_unless_they_are_no_json() -> None:
+    rules = RowRules(keep_extras=True)
+    made = make_row(annotation(extras={"offline_output": ""}), rules=rules)
+    assert list(made.fields)[-1] == "offline_output"
+    with pytest.raises(UnusableRowError, match="bad record: further keys"):
+        make_row(annotation(extras={"score": math.nan}), rules=rules)
+
+
 HIGHLIGHTED = (Highlight(time_s=4.0, score=1.3), Highlight(time_s=6.0, score=2.0))
 
 
