@@ -126,7 +126,9 @@ def _open(path: str | os.PathLike[str]) -> Any:
     import av
 
     # An absolute path cannot be taken for a protocol, as "concat:a|b" would be.
-    return av.open(os.path.abspath(path), options={"format_whitelist": CONTAINERS})
+    return av.open(
+        os.path.abspath(path), options={"format_whitelist": CONTAINERS}, metadata_errors="replace"
+    )
 
 
 def _video_stream(container: Any) -> Any:
