@@ -190,8 +190,8 @@ def _load(path: Path) -> Mapping[str, Any]:
             f"{path}: found a pickle with more than tensors and plain values, which could run "
             f"code; it was not loaded: {str(error).splitlines()[0]}"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise RefusedPtError(f"{path}: not a readable .pt file: {error}") from error
+    except Exception as error:  # torch's unpickler raises whatever broken bytes lead it to
+        raise RefusedPtError(f"{path}: not a readable .pt file: {error!r}") from error
     if not isinstance(content, Mapping):
         raise RefusedPtError(f"{path}: found a {type(content).__name__}, wanted a dict of frames")
     return content
