@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.errors import VideoError
+from common.errors import ConfigError, VideoError
 from common.pyav_reader import CONTAINERS
 from common.spans import Span
 
@@ -83,15 +83,17 @@ def check_output(source: str | os.PathLike[str], *, output: Path) -> None:
     """Refuse an output that cannot be written, before anything slow is done.
 
     Raises:
-        ValueError: it is the source itself, its folder is missing, or its suffix is unknown.
+        ConfigError: it is the source itself, its folder is missing, or its suffix is unknown.
     """
     if output.exists() and os.path.exists(source) and output.samefile(source):
-        raise ValueError(f"found {output}, the video itself, wanted another file")
+        raise ConfigError(f"found {output}, the video itself, wanted another file")
     if not output.parent.is_dir():
-        raise ValueError(f"found no folder {output.parent}, wanted one to write {output.name} in")
+        raise ConfigError(f"found no folder {output.parent}, wanted one to write {output.name} in")
     if output.suffix.lower() not in SUFFIXES:
         wanted = ", ".join(SUFFIXES)
-        raise ValueError(f"found suffix {output.suffix!r} in {output.name}, wanted one of {wanted}")
+        raise ConfigError(
+            f"found suffix {output.suffix!r} in {output.name}, wanted one of {wanted}"
+        )
 
 
 def cut(source: str | os.PathLike[str], *, span: Span, output: Path) -> Cut:
@@ -104,15 +106,15 @@ def cut(source: str | os.PathLike[str], *, span: Span, output: Path) -> Cut:
             once the new one is complete.
 
     Raises:
-        ValueError: an empty span, or an output that `check_output` refuses.
-        VideoError: the source cannot be read, the span lies wholly outside it, or the container
-            cannot hold its streams.
+        ConfigError: an output that `check_output` refuses.
+        VideoError: the span is empty or lies wholly outside the video, the source cannot be read,
+            or the container cannot hold its streams.
     """
     import av
 
     check_output(source, output=output)
     if not span[0] < span[1]:
-        raise ValueError(f"found span {_shown(span)}, wanted a start before its end")
+        raise VideoError(f"{source}: found span {_shown(span)}, wanted a start before its end")
     partial = output.with_name(f".{output.stem}.{os.getpid()}.partial{output.suffix}")
     try:
         part = _part(source, span=span)
