@@ -1,8 +1,9 @@
 """The `tempsamp` command; commands import what they run when they run, so `--help` is instant."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,8 +17,16 @@ app = typer.Typer(
 )
 reward = typer.Typer(no_args_is_help=True, help="The reward service.")
 rollout = typer.Typer(no_args_is_help=True, help="Rollout replicas.")
+data = typer.Typer(no_args_is_help=True, help="From annotation files and videos to a cache.")
 app.add_typer(reward, name="reward")
 app.add_typer(rollout, name="rollout")
+app.add_typer(data, name="data")
+
+PASSED_ON: dict[str, Any] = {
+    "add_help_option": False,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+}
+"""For commands whose options are read by the job itself."""
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]
 OptionalConfigFile = Annotated[
@@ -81,16 +90,51 @@ def learner(
     train(run, resume=resume)
 
 
-@app.command(
-    "demo",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
+@app.command("demo", **PASSED_ON)
 def demo(context: typer.Context) -> None:
     """Run the whole ring on this machine: clips, services, training, report."""
     from jobs.demo import command_line
 
     command_line(context.args)
+
+
+@data.command("convert", **PASSED_ON)
+def data_convert(context: typer.Context) -> None:
+    """Turn published annotation files into trainer rows."""
+    from jobs.convert_cli import command
+
+    _run(command, context)
+
+
+@data.command("inspect", **PASSED_ON)
+def data_inspect(context: typer.Context) -> None:
+    """Show what an annotation file holds, and check its videos."""
+    from jobs.inspection.cli import command
+
+    _run(command, context)
+
+
+@data.command("preprocess", **PASSED_ON)
+def data_preprocess(context: typer.Context) -> None:
+    """Decode the videos of trainer rows into a clip cache."""
+    from jobs.preprocess import command
+
+    _run(command, context)
+
+
+@data.command("import-pt", **PASSED_ON)
+def data_import_pt(context: typer.Context) -> None:
+    """Bring an old cache of .pt files into a clip cache."""
+    from jobs.import_pt import command
+
+    _run(command, context)
+
+
+def _run(command: Callable[..., None], context: typer.Context) -> None:
+    """A job reads its own options: importing it for `--help` of another would take a second."""
+    job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    job.command()(command)
+    job(context.args, prog_name=context.command_path)
 
 
 def main() -> None:

@@ -119,7 +119,7 @@ def _drawing(chart: Chart, metrics: Sequence[StepMetrics]) -> Drawing | None:
         axes.yaxis.set_major_locator(MaxNLocator(4))
         chart.draw(axes, metrics, present)
         axes.set_xlim(metrics[0]["step"], max(metrics[-1]["step"], metrics[0]["step"] + 1))
-        svg = _inline_svg(figure, label=chart.title)
+        svg = inline_svg(figure, label=chart.title)
     legend = tuple((THEME[SERIES[k]], series.label) for k, series in enumerate(present))
     return Drawing(title=chart.title, note=chart.note, svg=svg, legend=legend)
 
@@ -228,7 +228,7 @@ CHARTS = (
 )
 
 
-def _inline_svg(figure: Figure, *, label: str) -> str:
+def inline_svg(figure: Figure, *, label: str) -> str:
     """The figure as an element of the page: no prolog, fluid width, colours of the theme."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

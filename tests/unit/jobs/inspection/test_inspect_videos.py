@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 
 from common.errors import VideoError
 from jobs.annotations.records import Annotation
-from jobs.inspect_cli import command
-from jobs.inspect_videos import Check, Video, below, check, collect, health, reason_of
+from jobs.inspection.cli import command
+from jobs.inspection.videos import Check, Video, below, check, collect, health, reason_of
 from tests.fixtures.clips import make_clip
 
 

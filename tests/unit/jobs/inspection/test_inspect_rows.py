@@ -15,11 +15,11 @@ from common.messages import Highlight
 from common.rows import UnusableRowError
 from jobs.annotations.records import Annotation, BadRecord
 from jobs.annotations.trainer_rows import RowRules, make_row
-from jobs.inspect_cli import command
-from jobs.inspect_columns import DENSITY_CELLS
-from jobs.inspect_numbers import MAX_BINS, Histogram, Quantiles, even_edges, histogram
-from jobs.inspect_page import write_page
-from jobs.inspect_rows import Inspection, NoRecordError, inspect
+from jobs.inspection.cli import command
+from jobs.inspection.columns import DENSITY_CELLS
+from jobs.inspection.numbers import MAX_BINS, Histogram, Quantiles, even_edges, histogram
+from jobs.inspection.page import write_page
+from jobs.inspection.rows import Inspection, NoRecordError, inspect
 
 TIMELENS = Path("../shared/data/timelens/timelens100k_over180.derived.jsonl")
 ATTACK = "<script>alert(1)</script>"
