@@ -25,7 +25,7 @@ from tenacity import (
 
 from common.config import bearer
 from common.errors import EngineError
-from common.messages import GenerateRequest, GenerateResponse
+from common.messages import GenerateRequest, GenerateResponse, ReplicaStatus
 
 TIMEOUT = httpx.Timeout(10.0, read=120.0)
 FLEET_TIMEOUT = httpx.Timeout(10.0, read=600.0, pool=None)
@@ -36,6 +36,7 @@ UNAUTHORIZED = (401, 403)
 MAX_DELIVERIES = 3
 """A question during which so many connections broke is given up: it may be what breaks them."""
 MAX_PAUSE_S = 5.0
+POLL_S = 0.2
 
 Job = TypeVar("Job")
 Ask = Callable[[GenerateRequest], Awaitable[GenerateResponse]]
@@ -194,6 +195,35 @@ def one_version(replies: Iterable[GenerateResponse], *, wanted: int | None = Non
             "wait until every replica serves the last version and evaluate again"
         )
     return versions.pop()
+
+
+async def served_version(clients: Sequence[httpx.AsyncClient], *, retry_s: float = RETRY_S) -> int:
+    """The weight version that the first replica to be ready serves; `one_version` checks the rest.
+
+    Raises:
+        EngineError: no replica is ready within `retry_s`.
+    """
+    try:
+        async with asyncio.timeout(retry_s):
+            for client in itertools.cycle(clients):
+                version = await _version(client)
+                if version is not None:
+                    return version
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        pass
+    raise EngineError(
+        f"found no replica ready within {retry_s:.0f} s, wanted one of "
+        f"{', '.join(str(client.base_url) for client in clients)}: --endpoint"
+    )
+
+
+async def _version(client: httpx.AsyncClient) -> int | None:
+    with contextlib.suppress(httpx.TransportError):
+        answer = await client.get("/readyz")
+        if answer.is_success:
+            return ReplicaStatus.model_validate_json(answer.content).version
+    return None
 
 
 class _Lane:

@@ -73,6 +73,13 @@ class Questions:
     unusable: tuple[str, ...]
     """`position: reason` of annotations that cannot be asked or scored."""
 
+    def shard(self, index: int, count: int) -> list[Asked]:
+        """The `index`-th of `count` parts, from 1; the queries of a clip stay together."""
+        numbers: dict[str, int] = {}
+        for one in self.asked:
+            numbers.setdefault(one.question.video, len(numbers))
+        return [one for one in self.asked if numbers[one.question.video] % count == index - 1]
+
     def refuse_gaps(self) -> None:
         """Stop before anything is asked if the benchmark would not be whole.
 
@@ -97,7 +104,6 @@ def read_questions(
     *,
     find: Callable[[str], Path | None],
     limit: int | None = None,
-    shard: tuple[int, int] = (1, 1),
 ) -> Questions:
     """The questions of an annotation file.
 
@@ -105,7 +111,6 @@ def read_questions(
         path: of any schema of `jobs.annotations`.
         find: video as the annotation names it → file, or None.
         limit: only the first queries whose videos are there.
-        shard: (i, n) takes the i-th of n parts, i from 1; the queries of a clip stay together.
 
     Raises:
         ConfigError: an id stands twice, or there is no annotation with a truth at all.
@@ -127,7 +132,7 @@ def read_questions(
         elif limit is None or len(asked) < limit:
             asked.append(_asked(annotation, question, file))
     _refuse_nothing(path, asked, missing, unusable)
-    return Questions(asked=_shard(asked, *shard), missing=dict(missing), unusable=tuple(unusable))
+    return Questions(asked=tuple(asked), missing=dict(missing), unusable=tuple(unusable))
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -200,13 +205,6 @@ def _without_duration(question: Question) -> Question:
     return Question(
         id=question.id, video=question.video, query=question.query, spans=question.spans
     )
-
-
-def _shard(asked: Sequence[Asked], index: int, count: int) -> tuple[Asked, ...]:
-    numbers: dict[str, int] = {}
-    for one in asked:
-        numbers.setdefault(one.question.video, len(numbers))
-    return tuple(one for one in asked if numbers[one.question.video] % count == index - 1)
 
 
 def _refuse_nothing(

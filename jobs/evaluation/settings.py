@@ -82,9 +82,14 @@ class RunSettings(Record):
     @property
     def modes(self) -> tuple[Mode, ...]:
         """Modes in which every query is asked."""
-        if self.mode == "answer" or self.mode == "think":
-            return (self.mode,)
-        return ("answer", "think")
+        return asked_modes(self.mode)
+
+
+def asked_modes(mode: AnswerMode) -> tuple[Mode, ...]:
+    """The modes in which every query is asked: mixing needs both."""
+    if mode == "answer" or mode == "think":
+        return (mode,)
+    return ("answer", "think")
 
 
 def agree_or_refuse(folder: Path, *, settings: RunSettings) -> None:

@@ -1,0 +1,305 @@
+"""`tempsamp eval`: checkpoint or running replicas → the tables of the field (SPEC A5, A9, B4).
+
+    options -> Plan -> jobs.evaluation.session -> answers, summary.json, terminal tables
+
+With --endpoint, running replicas answer; without, one of our own is started and ended in any case.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import SecretStr
+
+from common import config
+from common.config import Run, Video
+from common.errors import ConfigError
+from jobs.evaluation.benchmarks import BENCHMARKS, benchmarks_named
+from jobs.evaluation.questions import parse_shard
+from jobs.evaluation.settings import (
+    AnswerSampling,
+    Checkpoint,
+    RunSettings,
+    Served,
+    checkpoint_digest,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jobs.evaluation.local_engine import LocalReplica
+    from jobs.evaluation.session import Plan, Prepared
+
+MAX_TOKENS = 512
+"""SPEC A9."""
+MAX_TOKENS_THINK = 2048
+"""The paper's."""
+AGREEMENT_SAMPLES = 8
+MIN_AGREEMENT_SAMPLES = 2
+
+
+class ModeName(StrEnum):
+    """`--mode`."""
+
+    answer = "answer"
+    think = "think"
+    mixed_selected = "mixed_selected"
+    mixed_oracle = "mixed_oracle"
+
+
+class SelectorName(StrEnum):
+    """`--selector`."""
+
+    logprob = "logprob"
+    agreement = "agreement"
+
+
+class PromptName(StrEnum):
+    """`--protocol-prompt`: keys of `common.prompts.EVALUATION_PROMPTS`."""
+
+    ours = "ours"
+    published = "published"
+    paper = "paper"
+    timelens = "timelens"
+
+
+def command(
+    bench: Annotated[
+        str,
+        typer.Option(
+            help=f"Comma-separated: {', '.join(BENCHMARKS)}, or paths of trainer rows (JSONL)."
+        ),
+    ],
+    video_root: Annotated[Path, typer.Option(help="Folder of the videos, in any usual layout.")],
+    out: Annotated[Path, typer.Option(help="One folder a benchmark; an interrupted run goes on.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint folder; with --endpoint, what the replicas started from."),
+    ] = None,
+    endpoint: Annotated[
+        list[str] | None, typer.Option(help="URL of a running replica; may be repeated.")
+    ] = None,
+    bench_dir: Annotated[Path | None, typer.Option(help="Folder of annotation files.")] = None,
+    run_config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Run file, for [shared] and [rollout].")
+    ] = None,
+    mode: Annotated[
+        ModeName, typer.Option(help="mixed_oracle looks at the truth: an upper bound, no result.")
+    ] = ModeName.answer,
+    selector: Annotated[
+        SelectorName, typer.Option(help="How mixed_selected chooses, without the truth.")
+    ] = SelectorName.logprob,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=0, help="Further answers a query at temperature 1, for agreement."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest answer; default: the run file's, else 512, 2048 think."),
+    ] = None,
+    protocol_prompt: Annotated[
+        PromptName, typer.Option(help="Words of the question.")
+    ] = PromptName.ours,
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing", help="Go on without videos and annotations that are not usable."
+        ),
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first queries.")] = None,
+    shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts.")] = "1/1",
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Questions in work in each replica.")
+    ] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of --samples.")] = 0,
+) -> None:
+    """Answer benchmarks and score the answers under every protocol."""
+    from rich.console import Console
+
+    from jobs.evaluation.session import Plan
+
+    if model is None and not endpoint:
+        raise ConfigError("found neither --model nor --endpoint, wanted a checkpoint or replicas")
+    run = config.load(run_config) if run_config is not None else None
+    plan = Plan(
+        benchmarks=benchmarks_named(bench),
+        bench_dir=bench_dir,
+        video_root=video_root.resolve(),
+        out=out,
+        mode=mode.value,
+        selector=selector.value,
+        prompt=protocol_prompt.value,
+        sampling=_sampling(
+            run, max_tokens=max_tokens, samples=samples, selector=selector, seed=seed
+        ),
+        video=_video(run, checkpoint=model),
+        allow_missing=allow_missing,
+        limit=limit,
+        shard=parse_shard(shard),
+        concurrency=concurrency,
+    )
+    console = Console()
+    try:
+        with _interruptible():
+            if endpoint:
+                _with_endpoints(plan, endpoint, checkpoint=model, console=console)
+            else:
+                assert model is not None
+                _with_own_replica(plan, model, run_file=run_config, console=console)
+    except KeyboardInterrupt:
+        console.print(f"interrupted; {out} keeps every answer, and the same command goes on")
+        raise typer.Exit(130) from None
+
+
+def _with_endpoints(
+    plan: "Plan", endpoints: Sequence[str], *, checkpoint: Path | None, console: "Console"
+) -> None:
+    from jobs.evaluation.session import prepare
+    from jobs.replicas import connected, served_version
+
+    prepared = prepare(plan)
+    digest = None if checkpoint is None else checkpoint_digest(checkpoint)
+    token = config.token()
+
+    async def version() -> int:
+        async with connected(endpoints, token=token) as clients:
+            return await served_version(clients)
+
+    with console.status("waiting for a replica"):
+        model = Served(version=asyncio.run(version()), sha256=digest)
+    runs = _open_all(plan, prepared, model=model)
+    _ask_all(plan, runs, endpoints=endpoints, token=token, console=console)
+
+
+def _with_own_replica(
+    plan: "Plan", checkpoint: Path, *, run_file: Path | None, console: "Console"
+) -> None:
+    from jobs.evaluation.local_engine import started
+    from jobs.evaluation.session import prepare
+
+    prepared = prepare(plan)
+    with console.status("reading the checkpoint"):
+        model = Checkpoint(name=checkpoint.resolve().name, sha256=checkpoint_digest(checkpoint))
+    runs = _open_all(plan, prepared, model=model)
+    if not any(left for _, _, left in runs):
+        console.print("every question is answered already")
+        _finish_all(plan, runs, console=console)
+        return
+    with started(checkpoint, run_file=run_file, folder=plan.out / "replica") as replica:
+        with console.status(f"loading {checkpoint}, log in {replica.child.log}"):
+            replica.wait_until_ready()
+        _ask_all(
+            plan,
+            runs,
+            endpoints=[replica.url],
+            token=replica.token,
+            console=console,
+            replica=replica,
+        )
+
+
+Runs = Sequence[tuple["Prepared", RunSettings, int]]
+"""Benchmarks, their settings, and how much is left to ask."""
+
+
+def _open_all(
+    plan: "Plan", prepared: Sequence["Prepared"], *, model: Checkpoint | Served
+) -> list[tuple["Prepared", RunSettings, int]]:
+    from jobs.evaluation.session import open_run
+
+    return [(one, *open_run(plan, one, model=model)) for one in prepared]
+
+
+def _ask_all(
+    plan: "Plan",
+    runs: Runs,
+    *,
+    endpoints: Sequence[str],
+    token: SecretStr | None,
+    console: "Console",
+    replica: "LocalReplica | None" = None,
+) -> None:
+    from jobs.evaluation.session import ask
+    from jobs.evaluation.terminal import Bar, progress_on
+    from jobs.replicas import FLEET_TIMEOUT, connected
+
+    async def ask_each() -> None:
+        async with connected(endpoints, token=token, patience=FLEET_TIMEOUT) as clients:
+            for prepared, settings, _ in runs:
+                await ask(
+                    plan,
+                    prepared,
+                    settings=settings,
+                    clients=clients,
+                    tally=Bar(progress, prepared.benchmark.name, settings.mode),
+                    watch=None if replica is None else replica.watch,
+                )
+
+    with progress_on(console) as progress:
+        asyncio.run(ask_each())
+    _finish_all(plan, runs, console=console)
+
+
+def _finish_all(plan: "Plan", runs: Runs, *, console: "Console") -> None:
+    from jobs.evaluation.session import finish
+    from jobs.evaluation.terminal import show
+
+    for prepared, settings, _ in runs:
+        summary = finish(plan, prepared, settings=settings)
+        show(summary, bench=prepared.benchmark.name, console=console)
+        console.print(f"written: {prepared.folder / 'summary.json'}")
+
+
+def _video(run: Run | None, *, checkpoint: Path | None) -> Video:
+    """Frames as the run has them, else as SPEC A9 evaluates; any file may be sampled."""
+    from jobs.evaluation.local_engine import evaluation_sampling, sampling_of
+
+    if run is not None:
+        return run.shared.video.model_copy(update={"roots": (Path("/"),)})
+    sampling = evaluation_sampling() if checkpoint is None else sampling_of(checkpoint)
+    return Video(**sampling.model_dump(), roots=(Path("/"),))
+
+
+def _sampling(
+    run: Run | None,
+    *,
+    max_tokens: int | None,
+    samples: int | None,
+    selector: SelectorName,
+    seed: int,
+) -> AnswerSampling:
+    """Lengths from the option, else the run file, else SPEC A9 and the paper."""
+    length = max_tokens or (run.shared.sampling.max_tokens if run is not None else None)
+    by_agreement = selector is SelectorName.agreement
+    if samples is None:
+        samples = AGREEMENT_SAMPLES if by_agreement else 0
+    if by_agreement and samples < MIN_AGREEMENT_SAMPLES:
+        raise ConfigError(
+            f"--samples: found {samples}, wanted at least {MIN_AGREEMENT_SAMPLES} for "
+            "--selector agreement"
+        )
+    return AnswerSampling(
+        max_tokens={"answer": length or MAX_TOKENS, "think": length or MAX_TOKENS_THINK},
+        num_samples=samples,
+        seed=seed,
+    )
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does, so that our replica is ended too."""
+    # SIGINT too: a shell starts background jobs with it ignored, and Python leaves that alone.
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,182 @@
+"""A rollout replica of our own for one evaluation: checkpoint → URL, ended in any case.
+
+    with started(LocalReplica(checkpoint, …)) as replica: replica.url, replica.token
+
+It is `tempsamp rollout serve` with `rollout.weights = "checkpoint"`: the same engine that trains,
+without Redis or a learner. Without a run file its settings are those of SPEC A9, fitted to the
+checkpoint's own config.json.
+"""
+
+import asyncio
+import contextlib
+import json
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pydantic import SecretStr
+
+from common.errors import ConfigError, EngineError
+from common.video_sampling import VideoSampling
+from jobs.local_redis import free_port
+from jobs.processes import Child, Children
+
+MAX_PROMPT_TOKENS = 20_480
+MAX_MODEL_LEN = 24_000
+"""SPEC A9."""
+READY_TIMEOUT_S = 1800.0
+"""A large checkpoint on a cold disk."""
+MAX_RESTARTS = 2
+"""A crash costs a reload; the questions it had in work are asked again."""
+POLL_S = 0.5
+CUDA_DEVICE = Path("/dev/nvidiactl")
+KV_CACHE_BYTES_CPU = 2**30
+
+
+@dataclass(frozen=True)
+class LocalReplica:
+    """A running replica."""
+
+    url: str
+    token: SecretStr
+    children: Children
+    child: Child
+
+    def wait_until_ready(self) -> None:
+        """Until the model is loaded.
+
+        Raises:
+            ChildError: it ended instead; carries the end of its log.
+            EngineError: not within half an hour.
+        """
+        asyncio.run(self._wait_until_ready())
+
+    async def watch(self) -> None:
+        """Start it again when it dies; for ever.
+
+        Raises:
+            ChildError: it died too often.
+        """
+        while True:
+            self.children.check()
+            await asyncio.sleep(POLL_S)
+
+    async def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        async with httpx.AsyncClient() as client:
+            while time.monotonic() < deadline:
+                self.children.check()
+                with contextlib.suppress(httpx.TransportError):
+                    if (await client.get(f"{self.url}/readyz")).is_success:
+                        return
+                await asyncio.sleep(POLL_S)
+        raise EngineError(
+            f"found no loaded model after {READY_TIMEOUT_S:.0f} s; {self.child.log} closes with:\n"
+            f"{self.child.tail}"
+        )
+
+
+@contextlib.contextmanager
+def started(checkpoint: Path, *, run_file: Path | None, folder: Path) -> Iterator[LocalReplica]:
+    """A replica that loads a checkpoint and opens any video; ended with its own children.
+
+    Args:
+        checkpoint: Hugging Face folder.
+        run_file: TOML of a run, for `[shared]` and `[rollout]`; None makes one.
+        folder: for its log and the made run file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if run_file is None:
+        run_file = folder / "run.toml"
+        run_file.write_text(run_toml(checkpoint), encoding="utf-8")
+    port, token = free_port(), secrets.token_hex(16)
+    with Children(folder) as children:
+        child = children.start(
+            "replica",
+            _command(run_file, checkpoint=checkpoint, port=port),
+            environ={"TEMPSAMP_TOKEN": token},
+            restarts=MAX_RESTARTS,
+        )
+        yield LocalReplica(f"http://127.0.0.1:{port}", SecretStr(token), children, child)
+
+
+def run_toml(checkpoint: Path) -> str:
+    """A run file for a checkpoint alone: sizes of SPEC A9, within what the checkpoint can hold.
+
+    Raises:
+        ConfigError: no config.json that can be read.
+    """
+    model_config = _model_config(checkpoint)
+    text_config = model_config.get("text_config", model_config)
+    max_model_len = min(MAX_MODEL_LEN, text_config.get("max_position_embeddings", MAX_MODEL_LEN))
+    on_gpu = CUDA_DEVICE.exists()
+    sections: dict[str, dict[str, Any]] = {
+        "shared": {
+            "run_id": "eval",
+            "model": str(checkpoint),
+            "max_prompt_tokens": min(MAX_PROMPT_TOKENS, max_model_len - 1),
+            "dtype": "bfloat16" if on_gpu else "float32",
+        },
+        "shared.video": sampling_of(checkpoint).model_dump(),
+        "rollout": {
+            "device": "cuda" if on_gpu else "cpu",
+            "max_model_len": max_model_len,
+            "max_num_batched_tokens": max_model_len,
+            **({} if on_gpu else {"kv_cache_bytes": KV_CACHE_BYTES_CPU}),
+        },
+        # A run file has a learner's section; nothing of it is read here.
+        "learner": {"rows": "none.jsonl", "run_dir": "none", "steps": 1},
+    }
+    return "".join(
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+        for name, keys in sections.items()
+    )
+
+
+def sampling_of(checkpoint: Path) -> VideoSampling:
+    """Frames as SPEC A9 evaluates, with sides that fit the checkpoint's patches."""
+    vision = _model_config(checkpoint).get("vision_config", {})
+    factor = vision.get("patch_size", 16) * vision.get(
+        "spatial_merge_size", vision.get("merge_size", 2)
+    )
+    return evaluation_sampling(factor)
+
+
+def evaluation_sampling(factor: int = 32) -> VideoSampling:
+    """SPEC A9: 2 fps, at least 64 visual tokens a frame pair, 14,336 a clip."""
+    return VideoSampling(
+        min_pixels=64 * factor**2,
+        max_pixels=768 * factor**2,
+        total_pixels=14_336 * factor**2,
+        factor=factor,
+    )
+
+
+def _command(run_file: Path, *, checkpoint: Path, port: int) -> list[str]:
+    settings = {
+        "shared.model": str(checkpoint.resolve()),
+        # Links out of --video-root are common, and nobody but this evaluation has the token.
+        "shared.video.roots": ["/"],
+        "rollout.weights": "checkpoint",
+        "rollout.host": "127.0.0.1",
+        "rollout.port": port,
+    }
+    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    return [
+        *(sys.executable, "-m", "tempsamp", "rollout", "serve", "--config", str(run_file)),
+        *(argument for override in overrides for argument in ("--set", override)),
+    ]
+
+
+def _model_config(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / "config.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model: {path}: {error}: wanted a checkpoint folder") from error
+    return found

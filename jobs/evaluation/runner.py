@@ -1,0 +1,211 @@
+"""Questions → records, asked of a fleet of replicas: one benchmark of one run.
+
+    Asked + mode -> GenerateRequest -> [replica] -> PredictionRecord -> Journal, Tally
+
+The scored answer is greedy; further samples are asked for only when a selector wants them. A
+failure is a record with its kind, never an answer. Neighbours: `jobs.evaluation.questions` before,
+`jobs.evaluation.journal` and `jobs.evaluation.score` after; `jobs.replicas` carries.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.answers import read_spans
+from common.errors import EngineError, VideoError
+from common.messages import ClipRef, GeneratedAnswer, GenerateRequest, Mode, Sampling
+from jobs.evaluation.journal import Journal
+from jobs.evaluation.modes import answer_logprob, true_iou
+from jobs.evaluation.predictions import FailureKind, PredictionRecord
+from jobs.evaluation.questions import Asked
+from jobs.evaluation.settings import RunSettings
+from jobs.replicas import Ask, Fleet, Refused, one_version
+
+SEED_STEP = 1_000_003
+"""Sampled query k has seed k times this: modes share their randomness, queries do not."""
+MAX_REFUSED_IN_A_ROW = 20
+"""So many refusals without an answer in between are a wrong setting, not bad questions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One query in one mode."""
+
+    asked: Asked
+    mode: Mode
+    seed: int
+
+
+class Tally:
+    """What is known while a run is under way."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.done = 0
+        self.failures: Counter[str] = Counter()
+        self._iou_sum = 0.0
+
+    def start(self, *, total: int) -> None:
+        """So many records are wanted."""
+        self.total = total
+
+    def add(self, record: PredictionRecord) -> None:
+        """Count one record: its IoU, or why there is none."""
+        self.done += 1
+        if record.failure is not None:
+            self.failures[record.failure] += 1
+            return
+        self._iou_sum += true_iou(record)
+        self.failures["parse"] += not read_spans(record.text or "").used
+
+    @property
+    def miou(self) -> float | None:
+        """Mean IoU of the answers so far, in percent; None before the first."""
+        answered = self.done - self.failures["video"] - self.failures["engine"]
+        return 100 * self._iou_sum / answered if answered else None
+
+
+class Runner:
+    """Asks one benchmark."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        *,
+        journals: Mapping[Mode, Journal],
+        sample_clip: Callable[[Path], ClipRef],
+        version: int,
+        on_record: Callable[[PredictionRecord], None],
+    ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            settings: of the run.
+            journals: where each mode's records go.
+            sample_clip: file → frames that stand for it; raises VideoError.
+            version: the weights that must answer.
+            on_record: told about every record.
+        """
+        self._settings = settings
+        self._journals = journals
+        self._sample_clip = sample_clip
+        self._version = version
+        self._on_record = on_record
+        self._clips: dict[Path, asyncio.Task[ClipRef]] = {}
+        self._refused_in_a_row = 0
+
+    def jobs(self, asked: Iterable[Asked]) -> list[Job]:
+        """What is left to ask, the longest clips first."""
+        numbered = sorted(enumerate(asked), key=lambda entry: entry[1].longest_first)
+        return [
+            Job(asked=one, mode=mode, seed=self._settings.sampling.seed + number * SEED_STEP)
+            for number, one in numbered
+            for mode, journal in self._journals.items()
+            if one.question.id not in journal.answered
+        ]
+
+    async def run(self, jobs: Iterable[Job], *, fleet: Fleet) -> None:
+        """Ask everything.
+
+        Raises:
+            EngineError: no replica can be reached, other weights answered, or question after
+                question was refused.
+        """
+        await fleet.work(
+            jobs,
+            do=self._do,
+            give_up=lambda job, error: self._record_failure(job, kind="engine", error=error),
+        )
+
+    async def _do(self, job: Job, ask: Ask) -> None:
+        try:
+            clip = await self._clip(job.asked.video)
+        except VideoError as error:
+            self._record_failure(job, kind="video", error=str(error))
+            return
+        try:
+            answer, samples = await self._answers(job, clip, ask)
+        except Refused as error:
+            self._record_failure(
+                job, kind="video" if error.field == "clip" else "engine", error=str(error)
+            )
+            self._check_refusals(error)
+            return
+        self._refused_in_a_row = 0
+        self._record(job, clip, answer, samples)
+
+    async def _answers(
+        self, job: Job, clip: ClipRef, ask: Ask
+    ) -> tuple[GeneratedAnswer, tuple[str, ...]]:
+        """The greedy answer, and the texts of further samples."""
+        settings = self._settings.sampling
+        greedy = GenerateRequest(
+            clip=clip,
+            messages=job.asked.messages(self._settings.prompt, job.mode),
+            sampling=Sampling(temperature=0.0, max_tokens=settings.max_tokens[job.mode]),
+        )
+        replies = [await ask(greedy)]
+        if settings.num_samples:
+            sampling = Sampling(max_tokens=settings.max_tokens[job.mode], seed=job.seed)
+            update = {"num_samples": settings.num_samples, "sampling": sampling}
+            replies.append(await ask(greedy.model_copy(update=update)))
+        one_version(replies, wanted=self._version)
+        samples = tuple(answer.text for reply in replies[1:] for answer in reply.answers)
+        return replies[0].answers[0], samples
+
+    async def _clip(self, video: Path) -> ClipRef:
+        """Probed once, however many queries share it and wait for it."""
+        if video not in self._clips:
+            self._clips[video] = asyncio.create_task(asyncio.to_thread(self._sample_clip, video))
+        return await asyncio.shield(self._clips[video])
+
+    def _record(
+        self, job: Job, clip: ClipRef, answer: GeneratedAnswer, samples: tuple[str, ...]
+    ) -> None:
+        question = job.asked.question
+        self._add(
+            job,
+            PredictionRecord(
+                id=question.id,
+                video=question.video,
+                query=question.query,
+                gt=question.spans,
+                duration_s=clip.duration_s if question.duration_s is None else question.duration_s,
+                mode=job.mode,
+                text=answer.text,
+                answer_logprob=answer_logprob(answer),
+                samples=samples,
+                fingerprint=self._settings.fingerprint,
+            ),
+        )
+
+    def _record_failure(self, job: Job, *, kind: FailureKind, error: str) -> None:
+        question = job.asked.question
+        self._add(
+            job,
+            PredictionRecord(
+                id=question.id,
+                video=question.video,
+                query=question.query,
+                gt=question.spans,
+                duration_s=question.duration_s,
+                mode=job.mode,
+                failure=kind,
+                error=error,
+                fingerprint=self._settings.fingerprint,
+            ),
+        )
+
+    def _add(self, job: Job, record: PredictionRecord) -> None:
+        self._journals[job.mode].append(record)
+        self._on_record(record)
+
+    def _check_refusals(self, error: Refused) -> None:
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
+            raise EngineError(
+                f"found {self._refused_in_a_row} questions in a row refused, wanted answers; the "
+                f"last: {error}"
+            ) from error

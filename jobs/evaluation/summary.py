@@ -1,0 +1,162 @@
+"""What a run came to: records of one benchmark → `summary.json`, and the mixed predictions.
+
+    journals of both modes -> mix() -> predictions.jsonl -> summarize() -> Summary
+
+Neighbours: `jobs.evaluation.command` calls; `jobs.evaluation.score` computes the figures.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from pydantic import BaseModel, ConfigDict
+
+from jobs.evaluation.journal import PATTERN, write_atomically
+from jobs.evaluation.matching import match
+from jobs.evaluation.modes import (
+    ORACLE_LABEL,
+    SELECTORS,
+    Selector,
+    label_of,
+    oracle,
+    select,
+    true_iou,
+)
+from jobs.evaluation.predictions import PredictionFile, PredictionRecord, read_predictions
+from jobs.evaluation.questions import Questions
+from jobs.evaluation.score import Score, score_matched
+from jobs.evaluation.settings import RunSettings
+
+FILE = "summary.json"
+
+Pairs = Sequence[tuple[PredictionRecord, PredictionRecord]]
+"""Both answers to each query: without thought, with it."""
+
+
+class Mixed(BaseModel):
+    """Ways to choose between two answers, on the queries that both modes answered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    queries: int
+    miou: Mapping[str, float]
+    """Percent, by what is used: answer, think, a selector, or the oracle."""
+    think_chosen: Mapping[str, float]
+    """Share of queries for which the thought's answer was taken, in [0, 1]."""
+
+
+class Summary(BaseModel):
+    """`summary.json` of one benchmark."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str
+    """What the figures are; says so where the truth was looked at."""
+    fingerprint: str
+    settings: RunSettings
+    queries: int
+    """That could be asked, over all shards."""
+    answered: int
+    """Of these, with an answer or a counted failure."""
+    missing_videos: Mapping[str, int]
+    """Queries by video that was not there; in no figure."""
+    unusable_annotations: tuple[str, ...]
+    """In no figure."""
+    score: Score | None
+    """None as long as nothing was asked."""
+    mixed: Mixed | None = None
+
+
+def summarize(
+    folder: Path, *, settings: RunSettings, questions: Questions, scored_as: str, mixed: Pairs
+) -> Summary:
+    """Score everything that all shards have answered, and write it down.
+
+    Args:
+        folder: of the benchmark.
+        settings: of the run.
+        questions: of all shards.
+        scored_as: key of `jobs.evaluation.score.BENCHES`.
+        mixed: both answers of each query; empty unless the mode mixes.
+    """
+    files = [path for path in sorted(folder.glob(PATTERN)) if path.stat().st_size]
+    predictions = tuple(one for path in files for one in read_predictions(path).predictions)
+    score = None
+    if predictions:
+        truths = [asked.question for asked in questions.asked]
+        score = score_matched(
+            match(predictions, questions=truths, partial=True),
+            file=PredictionFile(format="tempsamp", predictions=predictions, truncated_lines=0),
+            bench=scored_as,
+        )
+    summary = Summary(
+        label=label_of(settings.mode),
+        fingerprint=settings.fingerprint,
+        settings=settings,
+        queries=len(questions.asked),
+        answered=len(predictions),
+        missing_videos=questions.missing,
+        unusable_annotations=questions.unusable,
+        score=score,
+        mixed=compare_choices(mixed) if mixed else None,
+    )
+    write_atomically(folder / FILE, summary.model_dump_json(indent=1) + "\n")
+    return summary
+
+
+def compare_choices(pairs: Pairs) -> Mixed:
+    """mIoU of each way to choose; `agreement` only where further samples were taken."""
+    ways: dict[str, Callable[[PredictionRecord, PredictionRecord], PredictionRecord]] = {
+        "answer": lambda answer, _: answer,
+        "think": lambda _, think: think,
+    }
+    for name in SELECTORS:
+        if name != "agreement" or all(one.samples and two.samples for one, two in pairs):
+            ways[name] = _selecting(name)
+    ways[ORACLE_LABEL] = lambda answer, think: oracle(answer, think=think)
+    chosen = {name: [way(*pair) for pair in pairs] for name, way in ways.items()}
+    return Mixed(
+        queries=len(pairs),
+        miou={name: 100 * fmean(map(true_iou, records)) for name, records in chosen.items()},
+        think_chosen={
+            name: fmean(
+                _is_of(record, think) for record, (_, think) in zip(records, pairs, strict=True)
+            )
+            for name, records in chosen.items()
+        },
+    )
+
+
+def mix(
+    answers: Sequence[PredictionRecord],
+    *,
+    thoughts: Sequence[PredictionRecord],
+    by: Selector | None,
+) -> list[PredictionRecord]:
+    """One record a query that both modes have.
+
+    Args:
+        answers: without thought.
+        thoughts: with it.
+        by: the selector; None is the oracle.
+    """
+    return [
+        oracle(answer, think=think) if by is None else select(answer, think=think, by=by)
+        for answer, think in paired(answers, thoughts=thoughts)
+    ]
+
+
+def paired(answers: Sequence[PredictionRecord], *, thoughts: Sequence[PredictionRecord]) -> Pairs:
+    """Records of both modes by query, in the order of `answers`."""
+    by_id = {record.id: record for record in thoughts}
+    return [(record, by_id[record.id]) for record in answers if record.id in by_id]
+
+
+def _selecting(
+    name: Selector,
+) -> Callable[[PredictionRecord, PredictionRecord], PredictionRecord]:
+    return lambda answer, think: select(answer, think=think, by=name)
+
+
+def _is_of(chosen: PredictionRecord, record: PredictionRecord) -> bool:
+    return (chosen.text, chosen.error) == (record.text, record.error)

@@ -1,0 +1,96 @@
+"""What `tempsamp eval` shows: a bar that knows the accuracy so far, and the tables at the end.
+
+    records -> Bar; Summary -> show()
+
+Figures of the oracle never stand without saying that it used the truth.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from jobs.evaluation.predictions import AnswerMode, PredictionRecord
+from jobs.evaluation.runner import Tally
+from jobs.evaluation.summary import Mixed, Summary
+from jobs.evaluation.tables import tables_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+SHOWN_MISSING = 20
+
+
+def progress_on(console: "Console") -> "Progress":
+    """Bars with done/total, accuracy, failures and ETA."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as EtaColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[shown]}"),
+        TextColumn("ETA"),
+        EtaColumn(),
+        console=console,
+    )
+
+
+class Bar(Tally):
+    """A tally that is seen."""
+
+    def __init__(self, progress: "Progress", bench: str, mode: AnswerMode) -> None:
+        super().__init__()
+        self._progress = progress
+        self._task = progress.add_task(f"{bench}, {mode}", total=None, shown="")
+
+    def start(self, *, total: int) -> None:
+        super().start(total=total)
+        self._progress.update(self._task, total=total)
+
+    def add(self, record: PredictionRecord) -> None:
+        super().add(record)
+        self._progress.update(self._task, completed=self.done, shown=line_of(self))
+
+
+def line_of(tally: Tally) -> str:
+    """Accuracy and failures so far."""
+    miou = "mIoU -" if tally.miou is None else f"mIoU {tally.miou:.2f}"
+    return f"{miou}  {_kinds(tally.failures)}"
+
+
+def show(summary: Summary, *, bench: str, console: "Console") -> None:
+    """The tables of one benchmark, and what is in none of its figures."""
+    console.rule(f"{bench}: {summary.label}")
+    if summary.score is not None:
+        for table in tables_of(summary.score):
+            console.print(table)
+    if summary.mixed is not None:
+        console.print(_choices(summary.mixed))
+    console.print(
+        f"{summary.answered} of {summary.queries} queries done; "
+        f"{sum(summary.missing_videos.values())} queries of {len(summary.missing_videos)} missing "
+        f"videos and {len(summary.unusable_annotations)} unusable annotations are in no figure"
+    )
+    for video in list(summary.missing_videos)[:SHOWN_MISSING]:
+        console.print(f"  missing: {video}", highlight=False)
+    if len(summary.missing_videos) > SHOWN_MISSING:
+        console.print(f"  and {len(summary.missing_videos) - SHOWN_MISSING} more")
+
+
+def _choices(mixed: Mixed) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=f"which of two answers, {mixed.queries} queries (exact)")
+    for heading in ("choice", "mIoU %", "took the thought's"):
+        table.add_column(heading)
+    for name, miou in mixed.miou.items():
+        table.add_row(name, f"{miou:.2f}", f"{100 * mixed.think_chosen[name]:.0f} %")
+    return table
+
+
+def _kinds(failures: Mapping[str, int]) -> str:
+    return "failed: " + ", ".join(
+        f"{failures[kind]} {kind}" for kind in ("video", "engine", "parse")
+    )
