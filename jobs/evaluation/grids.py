@@ -51,6 +51,11 @@ class Grid:
     """Rows below which a line is drawn."""
     note: str = ""
 
+    def is_numeric(self, column: int) -> bool:
+        """Whether a column holds figures, which stand at its right."""
+        cells = [row[column] for row in self.rows if row[column] is not None]
+        return bool(cells) and not any(isinstance(cell, str) for cell in cells)
+
 
 def text_of(cell: Cell, *, between: str = " ") -> str:
     """A cell in two decimals; `between` stands before an interval's ends."""
@@ -74,7 +79,7 @@ def rich_table(grid: Grid) -> "Table":
     table = Table(title=Text(plain(grid.title), style="table.title"))
     table.caption = Text(grid.note, style="table.caption") if grid.note else None
     for index, heading in enumerate(grid.headings):
-        table.add_column(Text(heading), justify="right" if _is_numeric(grid, index) else "left")
+        table.add_column(Text(heading), justify="right" if grid.is_numeric(index) else "left")
     for index, row in enumerate(grid.rows):
         cells = (Text(text_of(cell, between="\n")) for cell in row)
         table.add_row(*cells, end_section=index in grid.sections)
@@ -110,7 +115,7 @@ def latex_escaped(text: str) -> str:
 
 def _markdown(grid: Grid) -> str:
     columns = range(len(grid.headings))
-    rules = ("--:" if _is_numeric(grid, column) else ":--" for column in columns)
+    rules = ("--:" if grid.is_numeric(column) else ":--" for column in columns)
     lines = [
         f"### {markdown_escaped(grid.title)}",
         "",
@@ -127,9 +132,7 @@ def _markdown_row(cells: Sequence[Cell]) -> str:
 
 
 def _latex(grid: Grid) -> str:
-    columns = "".join(
-        "r" if _is_numeric(grid, index) else "l" for index in range(len(grid.headings))
-    )
+    columns = "".join("r" if grid.is_numeric(index) else "l" for index in range(len(grid.headings)))
     caption = ". ".join(latex_escaped(text) for text in (grid.title, grid.note) if text)
     lines = [
         r"\begin{table}",
@@ -155,8 +158,3 @@ def _latex_cell(cell: Cell) -> str:
     if isinstance(cell, Interval):
         return rf"{cell.mean:.2f} {{\scriptsize [{cell.low:.1f}, {cell.high:.1f}]}}"
     return latex_escaped(text_of(cell))
-
-
-def _is_numeric(grid: Grid, column: int) -> bool:
-    cells = [row[column] for row in grid.rows if row[column] is not None]
-    return bool(cells) and not any(isinstance(cell, str) for cell in cells)
