@@ -21,7 +21,7 @@ from common.messages import (
     Mode,
     SpansTarget,
 )
-from common.prompts import VIDEO_TAG, chat_messages, grounding_problem
+from common.prompts import VIDEO_TAG, chat_messages, grounding_problem, highlight_problem
 
 CLIP_END_TOLERANCE_S = 1.0
 """Annotations are rounded and containers trimmed: a target may end this much after its clip."""
@@ -38,6 +38,7 @@ _QUERY_IN_PROBLEM = (
         "(?:pinpoint|locate|find)\\s+(?:the\\s+)?(?:event|clip|moment)\\s+\u201c([^\u201d]+)\u201d",
         re.IGNORECASE,
     ),
+    re.compile(r"the sentence query: '(.+)'\. Please return", re.DOTALL),
 )
 
 
@@ -80,13 +81,12 @@ class Row:
         """The chat that asks for the target; in think mode the instruction is built from the query.
 
         Raises:
-            UnusableRowError: no single `<video>` in the problem, no query for think mode, or no
-                think instruction for this task.
+            UnusableRowError: no single `<video>` in the problem, or no query for think mode.
         """
         if mode == "answer" and self.problem is not None:
             problem = self.problem
         elif isinstance(self.target, HighlightsTarget):
-            raise UnusableRowError("no prompt", f"highlight rows have no {mode} instruction")
+            problem = highlight_problem(self._query(), mode=mode)
         else:
             problem = grounding_problem(self._query(), mode=mode)
         try:
@@ -115,14 +115,20 @@ class Row:
     def _query(self) -> str:
         if self.query is not None:
             return self.query
-        problem = (self.problem or "").replace(VIDEO_TAG, "").strip()
-        for pattern in _QUERY_IN_PROBLEM:
-            if found := pattern.search(problem):
-                return found[1]
-        question, *instruction = _INSTRUCTION.split(problem, maxsplit=1)
-        if question and instruction:
-            return question
-        raise UnusableRowError("no query", f"found none in {problem[:80]!r}")
+        found = query_of(self.problem or "")
+        if found is None:
+            raise UnusableRowError("no query", f"found none in {(self.problem or '')[:80]!r}")
+        return found
+
+
+def query_of(problem: str) -> str | None:
+    """The query that a published instruction quotes, or that stands before it (SPEC A2)."""
+    problem = problem.replace(VIDEO_TAG, "").strip()
+    for pattern in _QUERY_IN_PROBLEM:
+        if found := pattern.search(problem):
+            return found[1]
+    question, *instruction = _INSTRUCTION.split(problem, maxsplit=1)
+    return question if question and instruction else None
 
 
 class TrainerRow(BaseModel):

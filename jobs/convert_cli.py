@@ -78,6 +78,13 @@ def command(
             help="gt_len, coverage, joint: repeat rows where there are too few.",
         ),
     ] = True,
+    extract_question: Annotated[
+        bool,
+        typer.Option(
+            "--extract-question",
+            help="Replace a record's own instruction by the published one, around its query.",
+        ),
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="End at the first record that cannot be a row.")
     ] = False,
@@ -105,6 +112,7 @@ def command(
             place=Rerooting(strip_prefixes=strip_prefix or STRIP_PREFIXES, video_root=video_root),
             end_tolerance_s=end_tolerance,
             durations={} if duration_source is None else read_durations(duration_source),
+            extract_question=extract_question,
             keep_extras=name == "rows",
         ),
         bounds={

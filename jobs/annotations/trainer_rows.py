@@ -14,7 +14,7 @@ from typing import Any, Literal
 from common.answers import highlight_answer
 from common.messages import Highlight
 from common.prompts import VIDEO_TAG, grounding_problem, highlight_problem
-from common.rows import CLIP_END_TOLERANCE_S, UnusableRowError
+from common.rows import CLIP_END_TOLERANCE_S, UnusableRowError, query_of
 from common.spans import Span
 from jobs.annotations.durations import is_duration, video_name
 from jobs.annotations.paths import Rerooting
@@ -44,6 +44,9 @@ class RowRules:
     """A span may end this much after its video; it is cut there."""
     durations: Mapping[str, float] = field(default_factory=dict)
     """Seconds by video name, where the file has none."""
+    extract_question: bool = False
+    """Whether an instruction that a record brings is replaced by the published one, asked with the
+    query found in it (SPEC A2)."""
     keep_extras: bool = False
     """Whether keys that are not ours are written too."""
 
@@ -106,7 +109,7 @@ def make_row(annotation: Annotation, *, rules: RowRules) -> MadeRow:
     else:
         raise UnusableRowError("no target", f"found none for the task {rules.task}; see --task")
     fields = {
-        "problem": _problem(annotation, truth),
+        "problem": _problem(annotation, truth, rules),
         "answer": truth.answer,
         "problem_type": truth.problem_type,
         "data_type": "video",
@@ -176,17 +179,20 @@ def _highlights(highlights: Sequence[Highlight], *, duration_s: float | None) ->
     )
 
 
-def _problem(annotation: Annotation, truth: _Truth) -> str:
-    """The record's own instruction, else ours.
+def _problem(annotation: Annotation, truth: _Truth, rules: RowRules) -> str:
+    """The record's own instruction, else the published one.
 
     Raises:
         UnusableRowError: there is no query, or not exactly one `<video>`.
     """
-    problem = annotation.problem
+    problem, query = annotation.problem, annotation.query
+    if problem is not None and rules.extract_question:
+        problem, query = None, query or query_of(problem)
     if problem is None:
-        query = clean_query(annotation.query or "")
+        query = clean_query(query or "")
         if not query:
-            raise UnusableRowError("no query", f"found {annotation.query!r}")
+            found = annotation.query or annotation.problem or ""
+            raise UnusableRowError("no query", f"found none in {found[:80]!r}")
         ask = highlight_problem if truth.problem_type == HIGHLIGHTS_TYPE else grounding_problem
         problem = ask(query, mode="answer")
     if (tags := problem.count(VIDEO_TAG)) != 1:

@@ -1,7 +1,7 @@
 """`tempsamp data inspect FILE`: what an annotation file holds, in the terminal and as a page.
 
-    jobs.annotations.reading.read -> jobs.inspection.rows -> tables here, --html by jobs.inspection.page
-                          -> jobs.inspection.videos with --check-videos
+    annotations.reading.read -> inspection.rows -> tables here, --html by inspection.page
+                          -> inspection.videos with --check-videos
 
 Exit code 1 when no record can be read or a probed video is bad, 2 for a mistake in the options.
 """

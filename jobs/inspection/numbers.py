@@ -1,6 +1,6 @@
 """Columns of numbers → `Quantiles` and `Histogram`, ready to be printed or drawn. Pure.
 
-Neighbours: `jobs.inspection.rows` fills the columns, `jobs.inspection.cli` and `jobs.inspection.page` show
+Neighbours: `rows` fills the columns, `cli` and `page` show
 what comes out. Values are float64, finite, at least one.
 """
 

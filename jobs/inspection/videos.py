@@ -1,6 +1,6 @@
 """Probe every video of an annotation file in worker processes: `Video` → `Check`.
 
-    records -> collect notes their videos -> check -> Health -> jobs.inspection.cli, jobs.inspection.page
+    records -> collect notes their videos -> check -> Health -> cli, page
 
 A broken file may hang or kill a decoder: probes run in `jobs.crash_safe_pool`, so such a file costs
 one line of the result and not the run.

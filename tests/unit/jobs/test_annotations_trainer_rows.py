@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.answers import read_highlights, read_spans
 from common.messages import Highlight, HighlightsTarget, SpansTarget
-from common.prompts import HIGHLIGHTS, highlight_problem
+from common.prompts import HIGHLIGHTS, grounding_problem, highlight_problem
 from common.rows import TrainerRow, UnusableRowError
 from common.spans import Span
 from jobs.annotations.records import Annotation
@@ -128,6 +128,28 @@ def test_further_keys_ride_along_unless_they_are_no_json() -> None:
 
 
 HIGHLIGHTED = (Highlight(time_s=4.0, score=1.3), Highlight(time_s=6.0, score=2.0))
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        '<video>Please locate the moment "a dog barks" and answer with two numbers.',
+        "<video>a dog barks. Provide the start and end times as JSON.",
+    ],
+)
+def test_question_is_taken_out_of_a_foreign_instruction(own: str) -> None:
+    foreign = annotation(problem=own, query=None)
+    assert make_row(foreign, rules=RowRules()).fields["problem"] == own
+    asked = make_row(foreign, rules=RowRules(extract_question=True)).fields["problem"]
+    assert asked == grounding_problem("a dog barks", mode="answer")
+
+
+def test_instruction_without_a_question_is_rejected_when_it_is_asked_for() -> None:
+    with pytest.raises(UnusableRowError, match="no query"):
+        make_row(
+            annotation(problem="<video>What now?", query=None),
+            rules=RowRules(extract_question=True),
+        )
 
 
 def test_highlights_are_asked_for_by_task_or_where_there_are_no_spans() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import ConfigError
 from common.messages import Highlight, HighlightsTarget, SpansTarget, TextPart, VideoPart
-from common.prompts import grounding_problem
+from common.prompts import grounding_problem, highlight_problem
 from common.rows import Row, UnusableRowError
 from services.learner.rows import RejectedRows, Rejection, load_rows
 from tests.fixtures.wire import CLIP
@@ -121,13 +121,19 @@ class TestMessages:
 
     def test_think_mode_without_a_query_is_refused(self, tmp_path: Path) -> None:
         [row], _ = load(tmp_path, GOOD | {"problem": "<video>What is it?"})
-        with pytest.raises(UnusableRowError, match=r"no query: found none in 'What is it\?'"):
+        with pytest.raises(
+            UnusableRowError, match=r"no query: found none in '<video>What is it\?'"
+        ):
             row.messages("think")
 
-    def test_highlight_row_has_no_think_instruction(self, tmp_path: Path) -> None:
-        [row], _ = load(tmp_path, GOOD | {"highlights": [{"time_s": 2, "score": 1}]})
-        with pytest.raises(UnusableRowError, match="no prompt"):
-            row.messages("think")
+    def test_highlight_row_is_asked_for_a_thought_with_its_own_query(self, tmp_path: Path) -> None:
+        asked = {
+            "problem": highlight_problem("it's a dog.", mode="answer"),
+            "highlights": [{"time_s": 2, "score": 1}],
+        }
+        [row], _ = load(tmp_path, GOOD | asked)
+        wanted = highlight_problem("it's a dog.", mode="think").removeprefix("<video>")
+        assert row.messages("think")[0].content[1] == TextPart(text=wanted)
 
 
 class TestTargetAgainstClip:
