@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from common.pyav_reader import index_frames
@@ -70,8 +69,8 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """A decoded frame."""
+class _Moment:
+    """What is on the screen at a time."""
 
     time_s: float
     picture: Image.Image
@@ -82,9 +81,9 @@ class _Film:
     """What is shown of the video."""
 
     duration_s: float
-    across: tuple[_Frame, ...]
-    """One per cell of the whole video."""
-    inside: tuple[_Frame, ...]
+    across: tuple[_Moment, ...]
+    """The middles of equal parts of the video."""
+    inside: tuple[_Moment, ...]
     """Of the best candidate; empty when it shows nothing of the video."""
 
 
@@ -103,10 +102,11 @@ def draw_sheet(video: str | os.PathLike[str], *, sheet: Sheet) -> Image.Image:
     for note in sheet.notes:
         canvas.paragraph(note, size_px=18, colour=MUTED)
     canvas.y += 16
-    canvas.frames(film.across, best=best)
+    decimals = 1 if film.duration_s >= COLUMNS * 2 else 2
+    canvas.row(film.across, best=best, decimals=decimals)
     canvas.bars(sheet.lanes, duration_s=film.duration_s, zoomed=bool(film.inside))
     if film.inside:
-        canvas.frames(film.inside, best=best)
+        canvas.row(film.inside, best=best, decimals=2)
     return canvas.finish()
 
 
@@ -130,49 +130,32 @@ def _film(video: str, *, best: Sequence[Span]) -> _Film:
     """Decode what the two rows need in one pass."""
     clip = sample_clip(video, sampling=SAMPLING)
     index = index_frames(video)
-    middles = (np.arange(COLUMNS) + 0.5) / COLUMNS
-    across = _shown_at(index.times_s, times_s=middles * clip.duration_s)
-    inside = _inside(index.times_s, spans=best, shares=middles, duration_s=clip.duration_s)
-    wanted = np.unique(np.concatenate([across, inside])).astype(int)
+    shares = (np.arange(COLUMNS) + 0.5) / COLUMNS
+    across_s = (shares * clip.duration_s).tolist()
+    inside_s = _inside(best, shares=shares.tolist(), duration_s=clip.duration_s)
+    shown = np.searchsorted(index.times_s, across_s + inside_s, side="right") - 1
     scale = min(CELL_PX / index.width_px, MAX_FRAME_HEIGHT_PX / index.height_px)
     size = tuple(max(1, round(side * scale)) for side in (index.height_px, index.width_px))
+    wanted, places = np.unique(shown, return_inverse=True)
     chosen = {"frame_indices": tuple(wanted.tolist()), "frame_hw": size}
-    pixels = load_frames(clip.model_copy(update=chosen))
-    frames = {
-        int(i): _Frame(float(index.times_s[i]), Image.fromarray(frame))
-        for i, frame in zip(wanted, pixels, strict=True)
-    }
-    return _Film(
-        duration_s=clip.duration_s,
-        across=tuple(frames[int(i)] for i in across),
-        inside=tuple(frames[int(i)] for i in np.unique(inside)),
-    )
+    frames = load_frames(clip.model_copy(update=chosen))
+    moments = [
+        _Moment(time_s, Image.fromarray(frames[place]))
+        for time_s, place in zip(across_s + inside_s, places, strict=True)
+    ]
+    return _Film(clip.duration_s, tuple(moments[:COLUMNS]), tuple(moments[COLUMNS:]))
 
 
-def _shown_at(
-    frame_times_s: npt.NDArray[np.float64], *, times_s: npt.NDArray[np.float64]
-) -> npt.NDArray[np.int64]:
-    """The frames that are on the screen at these times."""
-    places = np.searchsorted(frame_times_s, times_s, side="right") - 1
-    return np.clip(places, 0, len(frame_times_s) - 1).astype(np.int64)
-
-
-def _inside(
-    frame_times_s: npt.NDArray[np.float64],
-    *,
-    spans: Sequence[Span],
-    shares: npt.NDArray[np.float64],
-    duration_s: float,
-) -> npt.NDArray[np.int64]:
-    """Frames at these shares of the time that the spans cover of the video."""
+def _inside(spans: Sequence[Span], *, shares: Sequence[float], duration_s: float) -> list[float]:
+    """Times at these shares of what the spans cover of the video; none if they cover nothing."""
     covered = merge([(max(0.0, start), min(end, duration_s)) for start, end in spans])
     times_s: list[float] = []
     before_s, total_s = 0.0, length_s(covered)
     for start, end in covered:
-        places = shares * total_s - before_s
+        places = [share * total_s - before_s for share in shares]
         times_s += [start + place for place in places if 0 <= place < end - start]
         before_s += end - start
-    return _shown_at(frame_times_s, times_s=np.array(times_s))
+    return times_s
 
 
 class _Canvas:
@@ -195,18 +178,18 @@ class _Canvas:
             self.y += round(size_px * 1.35)
         self.y += 4
 
-    def frames(self, frames: Sequence[_Frame], *, best: Sequence[Span]) -> None:
-        """A row of frames with their times; those inside the best candidate are framed."""
-        height = frames[0].picture.height
-        for column, frame in enumerate(frames):
-            is_best = any(start <= frame.time_s < end for start, end in best)
+    def row(self, moments: Sequence[_Moment], *, best: Sequence[Span], decimals: int) -> None:
+        """Frames with their times; those inside the best candidate are framed."""
+        width, height = moments[0].picture.size
+        for column, moment in enumerate(moments):
+            is_best = any(start <= moment.time_s < end for start, end in best)
             middle = MARGIN_PX + column * (CELL_PX + GAP_PX) + CELL_PX // 2
-            left = middle - frame.picture.width // 2
-            self._page.paste(frame.picture, (left, self.y))
+            left = middle - width // 2
+            self._page.paste(moment.picture, (left, self.y))
             if is_best:
-                box = (left - 3, self.y - 3, left + frame.picture.width + 2, self.y + height + 2)
+                box = (left - 3, self.y - 3, left + width + 2, self.y + height + 2)
                 self._draw.rectangle(box, outline=BEST, width=5)
-            stamp = f"{frame.time_s:.1f} s"
+            stamp = f"{moment.time_s:.{decimals}f} s"
             font = _font(stamp, size_px=17, bold=is_best)
             colour = BEST if is_best else MUTED
             self._draw.text((middle, self.y + height + 8), stamp, colour, font, anchor="mt")

@@ -1,0 +1,206 @@
+"""Answers to one question → `Candidate`s, each with a confidence. Pure.
+
+    GenerateResponse of jobs.replicas -> ground -> Grounding -> jobs.ground shows it
+
+With one greedy answer, its confidence is the geometric mean of its tokens' probabilities. With
+samples, it is the share of them that agree: answers whose spans overlap with IoU >= `SAME_IOU` are
+one candidate, shown by the answer that all samples agree on best. Every sample counts, so an
+unreadable one lowers the confidence of all candidates; nothing is clipped or dropped.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+
+from pydantic import BaseModel, ConfigDict
+
+from common.answers import read_spans
+from common.messages import ClipRef, GeneratedAnswer, GenerateResponse, Mode
+from common.spans import Span, union_iou
+from jobs.evaluation.modes import answer_logprob
+from jobs.replicas import one_version
+
+SAME_IOU = 0.5
+"""Answers that overlap this much are one candidate."""
+ROUNDING_S = 0.005
+"""Half of the last printed digit: an answer that leaves the video by less is not marked."""
+SHARE = (
+    f"share of all samples whose spans overlap these with IoU >= {SAME_IOU} (unreadable ones "
+    "count against it); agreement: mean IoU with the other samples"
+)
+PROBABILITY = "geometric mean of the probabilities of the answer's tokens under the model"
+
+
+class Answer(BaseModel):
+    """One answer of the model, read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    is_greedy: bool
+    spans: tuple[Span, ...]
+    """As written, in seconds, a reversed one put in order; empty if it cannot be read."""
+    token_probability: float
+    """Geometric mean over the tokens of its answer block, or of all its text without one; 0 to
+    1."""
+    notes: tuple[str, ...]
+    """What is odd about it: outside the video, reversed, cut off."""
+
+
+class Candidate(BaseModel):
+    """Answers that agree."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spans: tuple[Span, ...]
+    """Of the answer that agrees best with all samples."""
+    confidence: float
+    """0 to 1; what it is stands in `Grounding.confidence_is`."""
+    num_samples: int
+    """Samples among its answers; 0 for a greedy answer that no sample agrees with."""
+    agreement: float | None
+    """Mean IoU with the other samples, an unreadable one counting 0; None without samples."""
+    is_greedy: bool
+    """Whether the greedy answer is among its answers."""
+    notes: tuple[str, ...]
+
+
+class Grounding(BaseModel):
+    """Everything that was asked and answered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    video: str
+    query: str
+    mode: Mode
+    duration_s: float
+    policy_version: int
+    num_samples: int
+    """Samples beside the greedy answer."""
+    num_unreadable: int
+    """Of all answers."""
+    confidence_is: str
+    candidates: tuple[Candidate, ...]
+    """The most confident first."""
+    answers: tuple[Answer, ...]
+    """The greedy one first."""
+
+
+def ground(
+    clip: ClipRef, *, query: str, mode: Mode, replies: Sequence[GenerateResponse]
+) -> Grounding:
+    """Answers → candidates, the most confident first.
+
+    Args:
+        clip: what was asked about.
+        query: what was looked for.
+        mode: of the prompt.
+        replies: to the greedy request and, if there was one, to the request for samples.
+
+    Raises:
+        EngineError: the replies are of different weights.
+    """
+    greedy, *samples = [
+        _answer(made, is_greedy=number == 0, duration_s=clip.duration_s)
+        for number, made in enumerate(made for reply in replies for made in reply.answers)
+    ]
+    return Grounding(
+        video=clip.uri,
+        query=query,
+        mode=mode,
+        duration_s=clip.duration_s,
+        policy_version=one_version(replies),
+        num_samples=len(samples),
+        num_unreadable=sum(not answer.spans for answer in (greedy, *samples)),
+        confidence_is=SHARE if samples else PROBABILITY,
+        candidates=tuple(_agreeing(greedy, samples) if samples else _alone(greedy)),
+        answers=(greedy, *samples),
+    )
+
+
+def _answer(made: GeneratedAnswer, *, is_greedy: bool, duration_s: float) -> Answer:
+    reading = read_spans(made.text)
+    logprobs, in_block = made.sample.logprobs, answer_logprob(made)
+    notes = list(dict.fromkeys(_outside(reading.spans, duration_s=duration_s)))
+    if reading.reversed:
+        notes.append("written end first")
+    if made.sample.finish_reason == "length":
+        notes.append(f"cut off after {len(logprobs)} tokens (--max-tokens)")
+    return Answer(
+        text=made.text,
+        is_greedy=is_greedy,
+        spans=reading.spans,
+        token_probability=math.exp(fmean(logprobs) if in_block is None else in_block),
+        notes=tuple(notes),
+    )
+
+
+def _outside(spans: Sequence[Span], *, duration_s: float) -> Iterator[str]:
+    """What is odd about spans of a video of this length."""
+    for start_s, end_s in spans:
+        if start_s >= duration_s or end_s <= 0:
+            yield f"outside the video of {duration_s:.2f} s"
+            continue
+        if start_s < -ROUNDING_S:
+            yield f"starts {-start_s:.2f} s before the video"
+        if end_s > duration_s + ROUNDING_S:
+            yield f"ends {end_s - duration_s:.2f} s after the video"
+        if start_s == end_s:
+            yield "empty span"
+
+
+def _alone(greedy: Answer) -> Iterator[Candidate]:
+    """The greedy answer as the only candidate, if it can be read."""
+    if greedy.spans:
+        yield Candidate(
+            spans=greedy.spans,
+            confidence=greedy.token_probability,
+            num_samples=0,
+            agreement=None,
+            is_greedy=True,
+            notes=greedy.notes,
+        )
+
+
+def _agreeing(greedy: Answer, samples: Sequence[Answer]) -> list[Candidate]:
+    """Candidates from samples: the best agreeing answer gathers its like, then the next one.
+
+    A greedy answer that no candidate resembles is one of its own, with a confidence of 0.
+    """
+    readable = [answer for answer in samples if answer.spans]
+    left = sorted(readable, key=lambda answer: -_agreement(answer, samples))
+    candidates: list[Candidate] = []
+    greedy_is_free = bool(greedy.spans)
+    while left:
+        centre = left[0]
+        alike = [answer for answer in left if _iou(answer, centre) >= SAME_IOU]
+        left = [answer for answer in left if _iou(answer, centre) < SAME_IOU]
+        holds_greedy = greedy_is_free and _iou(greedy, centre) >= SAME_IOU
+        greedy_is_free = greedy_is_free and not holds_greedy
+        candidates.append(
+            Candidate(
+                spans=centre.spans,
+                confidence=len(alike) / len(samples),
+                num_samples=len(alike),
+                agreement=_agreement(centre, samples),
+                is_greedy=holds_greedy,
+                notes=centre.notes,
+            )
+        )
+    if greedy_is_free:
+        unlike = {"confidence": 0.0, "agreement": _agreement(greedy, samples)}
+        candidates += [candidate.model_copy(update=unlike) for candidate in _alone(greedy)]
+    return sorted(candidates, key=lambda c: (-c.confidence, -(c.agreement or 0.0)))
+
+
+def _agreement(answer: Answer, samples: Sequence[Answer]) -> float:
+    """Mean IoU with the samples but itself."""
+    others = [other for other in samples if other is not answer]
+    return fmean(_iou(answer, other) for other in others) if others else 0.0
+
+
+def _iou(one: Answer, other: Answer) -> float:
+    """0 if either cannot be read; equal answers agree even if they cover no time."""
+    if one.spans and one.spans == other.spans:
+        return 1.0
+    return union_iou(one.spans, other.spans)

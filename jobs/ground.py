@@ -1,0 +1,355 @@
+"""`tempsamp ground VIDEO "query"`: when does it happen? One question, spans with a confidence.
+
+    video + query -> jobs.replicas -> jobs.candidates -> table or --json
+                                      jobs.contact_sheet (--out), jobs.cut (--cut)
+
+Exit code 1 when no answer can be read, the video cannot be used or nobody answers; 2 for a mistake
+in the options.
+"""
+
+import asyncio
+import contextlib
+import functools
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import httpx
+import typer
+from pydantic import SecretStr
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from common import config
+from common.errors import ConfigError, EngineError
+from common.messages import ClipRef, GenerateRequest, Mode, Sampling
+from common.prompts import chat_messages, grounding_problem
+from common.spans import Span
+from common.video_sampling import VideoSampling
+from jobs.candidates import ROUNDING_S, Candidate, Grounding, ground
+from jobs.evaluation.local_engine import LocalReplica, sampling_of, started
+from jobs.replicas import Replicas, connected
+
+if TYPE_CHECKING:
+    from jobs.cut import Cut
+
+MAX_TOKENS = 512
+"""Longest answer without a run file."""
+PATIENCE = httpx.Timeout(10.0, read=600.0)
+"""A thought of 2,048 tokens on a long clip takes minutes."""
+MAX_LANES = 8
+"""Candidates on the contact sheet; the table has all."""
+SHOWN_CHARS = 200
+"""Of an unreadable answer in the terminal; --json has all of it."""
+
+console = Console()
+progress = Console(stderr=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a question is asked."""
+
+    mode: Mode
+    num_samples: int
+    """Samples beside the greedy answer."""
+    sampling: Sampling
+    """Of the samples; the greedy answer may be as long."""
+    video: VideoSampling
+    """Which frames the model sees."""
+
+
+class Ask(Protocol):
+    """`ask` of replicas that are already known."""
+
+    async def __call__(self, clip: ClipRef, *, query: str, settings: Settings) -> Grounding:
+        """See `ask`."""
+
+
+def command(
+    video: Annotated[Path, typer.Argument(help="A video file, as the replica sees it too.")],
+    query: Annotated[str, typer.Argument(help="What to look for, in words.")],
+    endpoint: Annotated[
+        list[str] | None, typer.Option(help="URL of a running replica; may be repeated.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Checkpoint to ask: a replica of it is started unless --endpoint is set."
+        ),
+    ] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="Run file, for its model, frames and sampling."),
+    ] = None,
+    think: Annotated[bool, typer.Option("--think", help="Let the model reason first.")] = False,
+    n: Annotated[
+        int, typer.Option("--n", min=1, max=256, help="Samples; 1 asks for one greedy answer.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer. Default: the run file's, or 512.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Contact sheet. Default: NAME-ground.png, in this folder.")
+    ] = None,
+    cut: Annotated[
+        Path | None, typer.Option(help="Also write the best span as a clip (mp4, mov, mkv, webm).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Find when something happens in a video."""
+    sheet = Path(f"{video.stem}-ground.png") if out is None else out
+    _check_options(query, video=video, sheet=sheet, clip=cut)
+    run = None if config_file is None else config.load(config_file)
+    checkpoint = model if model is not None or run is None else run.shared.model
+    settings = Settings(
+        mode="think" if think else "answer",
+        num_samples=0 if n == 1 else n,
+        sampling=_sampling(run, seed=seed, max_tokens=max_tokens),
+        video=_frames(run, checkpoint=checkpoint),
+    )
+    clip = sample_video(video, settings=settings)
+    with (
+        progress.status("asking when it happens"),
+        _replicas(endpoint or [], checkpoint=checkpoint, run_file=config_file) as asking,
+    ):
+        found = asyncio.run(asking(clip, query=query, settings=settings))
+    if as_json:
+        _print_json(found, sheet=sheet, clip=cut)
+    else:
+        _print_table(found, sheet=sheet, clip=cut)
+    if not found.candidates:
+        raise EngineError(f"none of {len(found.answers)} answers could be read as a span")
+
+
+def sample_video(video: Path, *, settings: Settings) -> ClipRef:
+    """The clip that is asked about.
+
+    Raises:
+        VideoError: the file is missing or is no video.
+    """
+    from common.video import sample_clip
+
+    return sample_clip(video.absolute(), sampling=settings.video)
+
+
+async def ask(
+    clip: ClipRef,
+    *,
+    query: str,
+    settings: Settings,
+    endpoints: Sequence[str],
+    token: SecretStr | None,
+) -> Grounding:
+    """Ask replicas when `query` happens.
+
+    Raises:
+        Refused: they cannot use the clip or the prompt.
+        EngineError: none can be reached, or they serve different weights.
+    """
+    question = GenerateRequest(
+        clip=clip,
+        messages=chat_messages(grounding_problem(query, mode=settings.mode)),
+        sampling=settings.sampling.model_copy(update={"temperature": 0.0, "top_p": 1.0}),
+    )
+    requests = [question]
+    if settings.num_samples:
+        asked = {"num_samples": settings.num_samples, "sampling": settings.sampling}
+        requests.append(question.model_copy(update=asked))
+    async with connected(endpoints, token=token, patience=PATIENCE) as clients:
+        replicas = Replicas(clients, concurrency=len(requests))
+        replies = await asyncio.gather(*(replicas.generate(request) for request in requests))
+    return ground(clip, query=query, mode=settings.mode, replies=replies)
+
+
+def _check_options(query: str, *, video: Path, sheet: Path, clip: Path | None) -> None:
+    """Refuse mistakes before a model is loaded."""
+    from jobs.cut import check_output
+
+    if not query.strip():
+        raise ConfigError("query: found no words, wanted what to look for")
+    if sheet.resolve() == video.resolve():
+        raise ConfigError(f"--out: found {sheet}, the video itself, wanted another file")
+    if sheet.suffix.lower() != ".png" or not sheet.parent.is_dir():
+        raise ConfigError(f"--out: found {sheet}, wanted a .png in a folder that is there")
+    if clip is not None:
+        check_output(video, output=clip)
+    try:
+        chat_messages(grounding_problem(query, mode="answer"))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _sampling(run: config.Run | None, *, seed: int, max_tokens: int | None) -> Sampling:
+    sampling = Sampling(max_tokens=MAX_TOKENS) if run is None else run.shared.sampling
+    changed = {"seed": seed} | ({} if max_tokens is None else {"max_tokens": max_tokens})
+    return sampling.model_copy(update=changed)
+
+
+def _frames(run: config.Run | None, *, checkpoint: Path | None) -> VideoSampling:
+    """As the run trains with; else those of SPEC A9, in the patches of the checkpoint."""
+    if run is not None:
+        return run.shared.video
+    return VideoSampling() if checkpoint is None else sampling_of(checkpoint)
+
+
+@contextlib.contextmanager
+def _replicas(
+    endpoints: Sequence[str], *, checkpoint: Path | None, run_file: Path | None
+) -> Iterator[Ask]:
+    """Who is asked: running replicas, or one that is started here and ended in any case."""
+    if endpoints:
+        yield functools.partial(ask, endpoints=endpoints, token=config.token())
+        return
+    if checkpoint is None:
+        raise ConfigError("found neither --endpoint nor --model nor --config, wanted one of them")
+    with (
+        tempfile.TemporaryDirectory(prefix="tempsamp-ground-") as folder,
+        started(checkpoint, run_file=run_file, folder=Path(folder)) as replica,
+    ):
+        replica.wait_until_ready()
+        asking = functools.partial(ask, endpoints=[replica.url], token=replica.token)
+        yield functools.partial(_watched, replica, asking)
+
+
+async def _watched(
+    replica: LocalReplica, asking: Ask, clip: ClipRef, *, query: str, settings: Settings
+) -> Grounding:
+    """Ask a replica that is started again when it dies; when it dies too often, its log is told."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(replica.watch())
+            found = await asking(clip, query=query, settings=settings)
+            watching.cancel()
+    except ExceptionGroup as problems:
+        raise problems.exceptions[0] from problems
+    return found
+
+
+def _print_json(found: Grounding, *, sheet: Path, clip: Path | None) -> None:
+    """One document, also when sheet or clip cannot be written: the answer is there."""
+    document = found.model_dump(mode="json") | {"sheet": None, "clips": []}
+    try:
+        _write_sheet(found, output=sheet)
+        document["sheet"] = str(sheet)
+        for made in _clips(found, output=clip):
+            document["clips"].append(
+                {
+                    "path": str(made.path),
+                    "start_s": made.start_s,
+                    "end_s": made.end_s,
+                    "lead_s": made.lead_s,
+                    "missing_s": made.missing_s,
+                    "has_audio": made.has_audio,
+                }
+            )
+    finally:
+        console.print_json(data=document)
+
+
+def _print_table(found: Grounding, *, sheet: Path, clip: Path | None) -> None:
+    console.print(f"[bold]{escape(found.query)}[/bold]")
+    console.print(escape(_asked(found)), style="dim")
+    if found.candidates:
+        console.print(_table(found))
+        console.print(escape(f"confidence: {found.confidence_is}"), style="dim")
+    unreadable = [answer for answer in found.answers if not answer.spans]
+    if unreadable:
+        console.print(f"{len(unreadable)} of {len(found.answers)} answers could not be read:")
+    for answer in unreadable:
+        remarks = ["greedy"] * answer.is_greedy + list(answer.notes)
+        text = answer.text[:SHOWN_CHARS] + "\u2026" * (len(answer.text) > SHOWN_CHARS)
+        line = f"  {text!r}" + (f" ({', '.join(remarks)})" if remarks else "")
+        console.print(escape(line), soft_wrap=True)
+    _write_sheet(found, output=sheet)
+    console.print(f"sheet: {escape(str(sheet))}", soft_wrap=True)
+    for made in _clips(found, output=clip):
+        console.print(escape(_cut_in_words(made)), soft_wrap=True)
+
+
+def _table(found: Grounding) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("", "span", "confidence", "samples", "agreement", "remarks"):
+        table.add_column(name, justify="left" if name in ("span", "remarks") else "right")
+    for number, candidate in enumerate(found.candidates, 1):
+        of_all = f"{candidate.num_samples} of {found.num_samples}" if found.num_samples else ""
+        mean_iou = "" if candidate.agreement is None else f"{candidate.agreement:.2f}"
+        remarks = [*["greedy answer"] * candidate.is_greedy, *candidate.notes]
+        table.add_row(
+            str(number),
+            spans_in_words(candidate.spans),
+            f"{candidate.confidence:.0%}",
+            of_all,
+            mean_iou,
+            "; ".join(remarks),
+            style="bold" if number == 1 else "",
+        )
+    return table
+
+
+def spans_in_words(spans: Sequence[Span]) -> str:
+    """`1.00 to 2.50, 4.00 to 5.00 s`."""
+    return ", ".join(f"{start:.2f} to {end:.2f}" for start, end in spans) + " s"
+
+
+def _asked(found: Grounding) -> str:
+    answers = f"greedy and {found.num_samples} samples" if found.num_samples else "greedy"
+    return (
+        f"{Path(found.video).name} \u00b7 {found.duration_s:.2f} s \u00b7 {found.mode} mode, "
+        f"{answers} \u00b7 weights {found.policy_version}"
+    )
+
+
+def _write_sheet(found: Grounding, *, output: Path) -> None:
+    from jobs.contact_sheet import Lane, Sheet, write_sheet
+
+    notes = [_asked(found)]
+    if found.candidates:
+        notes.append(f"confidence: {found.confidence_is}")
+        best = found.candidates[0]
+        headline = f"{spans_in_words(best.spans)} \u00b7 confidence {best.confidence:.0%}"
+    else:
+        headline = "no answer could be read"
+    if found.num_unreadable:
+        notes.append(f"{found.num_unreadable} of {len(found.answers)} answers could not be read")
+    shown = found.candidates[:MAX_LANES]
+    if unshown := len(found.candidates) - len(shown):
+        notes.append(f"{unshown} less confident candidates are not shown")
+    lanes = tuple(Lane(spans=c.spans, label=_lane_label(c, found)) for c in shown)
+    sheet = Sheet(query=found.query, answer=headline, notes=tuple(notes), lanes=lanes)
+    write_sheet(found.video, sheet=sheet, output=output)
+
+
+def _lane_label(candidate: Candidate, found: Grounding) -> str:
+    parts = [spans_in_words(candidate.spans)]
+    if found.num_samples:
+        parts.append(f"{candidate.num_samples} of {found.num_samples} samples")
+    if candidate.is_greedy:
+        parts.append("greedy answer")
+    return " \u00b7 ".join([*parts, *candidate.notes])
+
+
+def _clips(found: Grounding, *, output: Path | None) -> "Iterator[Cut]":
+    """Cut the best candidate; several spans become several numbered files."""
+    from jobs.cut import cut
+
+    if output is None or not found.candidates:
+        return
+    spans = found.candidates[0].spans
+    for number, span in enumerate(spans, 1):
+        name = output.name if len(spans) == 1 else f"{output.stem}-{number}{output.suffix}"
+        yield cut(found.video, span=span, output=output.with_name(name))
+
+
+def _cut_in_words(made: "Cut") -> str:
+    words = f"clip: {made.path}, {made.start_s:.2f} to {made.end_s:.2f} s of the video"
+    if made.lead_s >= ROUNDING_S:
+        words += f"; starts {made.lead_s:.2f} s early, at a key frame"
+    if made.missing_s >= ROUNDING_S:
+        words += f"; {made.missing_s:.2f} s of the answer are not in the video"
+    return words
