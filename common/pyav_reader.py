@@ -10,6 +10,7 @@ Shapes: N frames of the file, F wanted frames, H W pixels as displayed, C = 3 ch
 """
 
 import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,8 @@ CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
 """FFmpeg's names; hls, concat, dash and image sequences are not among them."""
 UNSTAMPED = frozenset({"avi"})
 """Containers that store no presentation times: their frames are counted, not looked up."""
+IDENTITY = (1, 0, 0, 0, 1)
+"""Display matrix of most files, which store none."""
 REGULAR_WITHIN_FRAMES = 0.5
 """A frame further than this from its place on an even grid makes the frame rate variable."""
 
@@ -251,11 +254,14 @@ def _is_regular(times_s: npt.NDArray[np.float64], *, fps: float) -> bool:
 
 def _rotation_deg(frame: Any) -> int:
     """PyAV counts anticlockwise from the display matrix, players clockwise."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    x_to_x, x_to_y, _, y_to_x, y_to_y = struct.unpack_from("=5i", matrix) if matrix else IDENTITY
     rotation_deg = -int(frame.rotation) % 360
-    if rotation_deg % 90:
+    mirrored = x_to_x * y_to_y < x_to_y * y_to_x
+    if mirrored or rotation_deg % 90:
         raise VideoError(
-            f"found a display rotation of {rotation_deg} degrees, wanted a multiple of 90: "
-            "re-encode the video upright"
+            f"found a display {'mirroring' if mirrored else f'rotation of {rotation_deg} degrees'}"
+            ", wanted a rotation by a multiple of 90 degrees: re-encode the video upright"
         )
     return rotation_deg
 

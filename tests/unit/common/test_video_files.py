@@ -120,10 +120,17 @@ def test_ten_bits_give_the_shown_frames_in_coarser_colours(source: Path) -> None
     assert 0.5 < apart.mean() < 6.0
 
 
-def test_slanted_video_is_refused(source: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [(("-display_rotation", "45"), "rotation of 315 degrees"), (("-display_hflip",), "mirroring")],
+)
+def test_slanted_or_mirrored_video_is_refused(
+    source: Path, option: tuple[str, ...], reason: str
+) -> None:
+    """Decoders take a mirroring for a half turn."""
     file = source.with_name("slanted.mp4")
-    ffmpeg("-display_rotation", "45", "-i", source, "-c", "copy", file)
-    with pytest.raises(VideoError, match=r"slanted\.mp4: .*rotation of 315 degrees.*re-encode"):
+    ffmpeg(*option, "-i", source, "-c", "copy", file)
+    with pytest.raises(VideoError, match=rf"slanted\.mp4: found a display {reason}.*re-encode"):
         probe(file)
 
 
