@@ -50,6 +50,7 @@ class Ring:
             "shared.run_id": self.run_id,
             "shared.model": str(ROOT / "deploy/tiny-qwen3vl"),
             "shared.video.roots": [str(self.folder), *map(str, FOOTAGE)],
+            "shared.video.cache": str(self.folder / "cache"),
             "shared.redis_url": self.redis.url,
             "shared.reward_url": f"http://127.0.0.1:{self.reward_port}",
             "reward.port": self.reward_port,

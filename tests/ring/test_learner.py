@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from transformers import AutoModelForImageTextToText
 
@@ -54,9 +55,15 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 class LearnerProcess:
     """`tempsamp learner` against the ring of this session."""
 
-    def __init__(self, ring: Ring, *, resume: bool = False, **changed: object) -> None:
+    def __init__(
+        self, ring: Ring, *, resume: bool = False, ranks: int = 1, **changed: object
+    ) -> None:
         self.log = Path(str(changed["learner__run_dir"])).with_suffix(".log")
-        command = [sys.executable, "-m", "tempsamp", "learner", *ring.arguments(**changed)]
+        launch = [sys.executable, "-m", "tempsamp"]
+        if ranks > 1:
+            torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+            launch = [sys.executable, *torchrun, "-m", "tempsamp"]
+        command = [*launch, "learner", *ring.arguments(**changed)]
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [*command, "--resume"] if resume else command,
@@ -229,3 +236,63 @@ def test_sigterm_checkpoints_and_ends_cleanly(ring: Ring, run_dir: Path) -> None
     learner.finish()
     last = max(learner.published)
     assert (run_dir / f"checkpoints/step-{last:06d}/run_state.json").exists()
+
+
+def test_both_sides_train_from_the_cache_when_the_videos_are_gone(
+    ring: Ring, run_dir: Path
+) -> None:
+    """Equal log-probabilities mean equal frames: there is nothing left to decode."""
+    folder = ring.folder / "cached"
+    clips.write_split(folder, "train", num_clips=8)
+    rows = folder / "train/rows.jsonl"
+    preprocess = [sys.executable, "-m", "tempsamp", "data", "preprocess", "--workers", "1"]
+    places = ["--input", rows, "--cache", ring.folder / "cache", "--video-root", folder]
+    config = ["--config", ROOT / "deploy/configs/demo.toml"]
+    subprocess.run([*preprocess, *map(str, [*places, *config])], check=True, capture_output=True)
+    for video in folder.rglob("*.mp4"):
+        video.unlink()
+
+    hits = cache_hits(ring)
+    learner = LearnerProcess(
+        ring,
+        shared__video__roots=[str(folder)],
+        shared__video__cache_mode="strict",
+        learner__run_dir=str(run_dir),
+        learner__rows=str(rows),
+        learner__steps=2,
+        learner__groups_per_step=4,
+        learner__probe_every=1,
+    )
+    learner.finish()
+    steps = metrics(run_dir)
+    assert [line["step"] for line in steps] == [1, 2]
+    assert all(line["learner/probe_logprob_gap_nats"] < 1e-4 for line in steps)
+    assert cache_hits(ring) >= hits + 8
+
+
+def cache_hits(ring: Ring) -> int:
+    """Clips that the replica took from the cache so far."""
+    (replica,) = ring.replicas()
+    token = ring.environ["TEMPSAMP_TOKEN"]
+    answer = httpx.get(f"{replica.url}/metrics", headers={"Authorization": f"Bearer {token}"})
+    (line,) = [text for text in answer.text.splitlines() if 'clips_total{kind="hits"}' in text]
+    return int(float(line.split()[-1]))
+
+
+def test_two_ranks_train_through_the_ring_and_end_cleanly(ring: Ring, run_dir: Path) -> None:
+    clips.write_split(ring.folder / "clips", "train", num_clips=24)
+    learner = LearnerProcess(
+        ring,
+        ranks=2,
+        shared__video__roots=[str(ring.folder / "clips")],
+        learner__run_dir=str(run_dir),
+        learner__rows=str(ring.folder / "clips/train/rows.jsonl"),
+        learner__steps=2,
+        learner__groups_per_step=4,
+        learner__probe_every=1,
+    )
+    learner.finish()
+    steps = metrics(run_dir)
+    assert [line["step"] for line in steps] == [1, 2]
+    assert all(line["learner/probe_logprob_gap_nats"] < 1e-4 for line in steps)
+    assert len(set(learner.published.values())) == 3
