@@ -279,10 +279,10 @@ def _pads_rows(width_px: int) -> bool:
 
 
 def _decord_reader(path: str, *, total_frames: int) -> Any:
-    import decord
+    try:  # decord raises bare RuntimeError and types of its own; it has no wheel but for x86-64
+        import decord
 
-    decord.logging.set_level(decord.logging.QUIET)
-    try:  # decord raises bare RuntimeError and types of its own
+        decord.logging.set_level(decord.logging.QUIET)
         reader = decord.VideoReader(
             os.path.abspath(path), ctx=decord.cpu(0), num_threads=1, fault_tol=NO_STAND_INS
         )
