@@ -33,6 +33,8 @@ FLEET_TIMEOUT = httpx.Timeout(10.0, read=600.0, pool=None)
 RETRY_S = 60.0
 """How long a replica may be unreachable or not ready."""
 UNAUTHORIZED = (401, 403)
+UNAVAILABLE = (502, 503, 504)
+"""A replica that loads, or a proxy whose replica is gone."""
 MAX_DELIVERIES = 3
 """A question during which so many connections broke is given up: it may be what breaks them."""
 MAX_PAUSE_S = 5.0
@@ -171,7 +173,7 @@ async def ask(client: httpx.AsyncClient, *, request: GenerateRequest) -> Generat
         return GenerateResponse.model_validate_json(answer.content)
     detail, field = _problem(answer)
     problem = f"{answer.url}: found status {answer.status_code}: {detail}"
-    if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+    if answer.status_code in UNAVAILABLE:
         raise NotReady(problem)
     if answer.status_code in UNAUTHORIZED:
         raise EngineError(f"{problem}; set TEMPSAMP_TOKEN to the replica's token")
