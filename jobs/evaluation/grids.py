@@ -77,7 +77,8 @@ def rich_table(grid: Grid) -> "Table":
     from rich.text import Text
 
     table = Table(title=Text(plain(grid.title), style="table.title"))
-    table.caption = Text(grid.note, style="table.caption") if grid.note else None
+    note = "\n".join(map(plain, grid.note.splitlines()))
+    table.caption = Text(note, style="table.caption") if note else None
     for index, heading in enumerate(grid.headings):
         table.add_column(Text(heading), justify="right" if grid.is_numeric(index) else "left")
     for index, row in enumerate(grid.rows):

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from common.messages import Mode
 from jobs.evaluation.grids import Grid, text_of
 from jobs.evaluation.matching import Pair, Question
+from jobs.evaluation.modes import ORACLE_LABEL
 from jobs.evaluation.protocols import PROTOCOLS, Judgement, judge, read_answer
 from jobs.evaluation.report_cases import (
     MAX_LISTED,
@@ -30,7 +31,7 @@ from jobs.evaluation.report_cases import (
     hull,
 )
 from jobs.evaluation.report_charts import Compared, error_maps, iou_histogram, mode_scatter
-from jobs.evaluation.tables import ORACLE, ORACLE_LABEL, OURS, Scored, grids_of, overview
+from jobs.evaluation.tables import ORACLE, OURS, Scored, grids_of, overview
 from jobs.report_charts import Drawing
 from jobs.report_timelines import NUM_FRAMES
 

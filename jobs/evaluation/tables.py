@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.evaluation.grids import Cell, Grid, csv_text, latex, markdown, rich_table
+from jobs.evaluation.modes import ORACLE_LABEL, label_of
 from jobs.evaluation.predictions import AnswerMode
 from jobs.evaluation.protocols import PROTOCOLS, THRESHOLDS
 from jobs.evaluation.published import Published
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from jobs.evaluation.score import ProtocolScore, Score
 
 ORACLE: AnswerMode = "mixed_oracle"
-ORACLE_LABEL = "oracle (uses the truth)"
 UNNAMED = "these predictions"
 """The model of a prediction file that does not say."""
 OURS = "exact"
@@ -56,7 +56,7 @@ class Scored:
         """Model and mode; says it when the truth was used."""
         if self.mode is None:
             return self.model
-        return f"{self.model}, {ORACLE_LABEL if self.mode == ORACLE else self.mode}"
+        return f"{self.model}, {label_of(self.mode)}"
 
 
 def tables_of(

@@ -11,13 +11,14 @@ import pytest
 
 from common.spans import Span
 from jobs.evaluation.matching import Matched, Pair, Question
+from jobs.evaluation.modes import ORACLE_LABEL
 from jobs.evaluation.predictions import AnswerMode, FailureKind, Prediction, PredictionFile
 from jobs.evaluation.protocols import judge
 from jobs.evaluation.report import Reported, no_video, write_report
 from jobs.evaluation.report_cases import CASES, axis_s, case_groups, spans_text
 from jobs.evaluation.report_charts import Compared, error_maps, iou_histogram, mode_scatter
 from jobs.evaluation.score import score_matched
-from jobs.evaluation.tables import ORACLE_LABEL, Scored
+from jobs.evaluation.tables import Scored
 
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\"' style=x"
 TRUTH: Span = (2.0, 6.0)

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from jobs.evaluation.grids import Grid, latex, latex_escaped, markdown, markdown_escaped, rich_table
 from jobs.evaluation.intervals import Interval
+from jobs.evaluation.modes import ORACLE_LABEL
 from jobs.evaluation.predictions import AnswerMode
 from jobs.evaluation.score import Score, score_file
 from jobs.evaluation.tables import (
     CSV_HEADINGS,
-    ORACLE_LABEL,
     Scored,
     csv_of,
     grids_of,
@@ -102,7 +102,7 @@ def test_an_oracle_is_labelled_in_every_title_and_row(score: Score, tmp_path: Pa
     for grid in (overview([oracle]), *grids_of(oracle)):
         assert ORACLE_LABEL in grid.title
     assert {line["model"] for line in csv_lines([oracle]) if line["kind"] == "measured"} == {
-        f"tiny, {ORACLE_LABEL}"
+        f"tiny, mixed {ORACLE_LABEL}"
     }
     for path in write_tables(tmp_path, run=[oracle]):
         assert ORACLE_LABEL in path.read_text(encoding="utf-8")
