@@ -32,7 +32,7 @@ MAX_MODEL_LEN = 24_000
 READY_TIMEOUT_S = 1800.0
 """A large checkpoint on a cold disk."""
 MAX_RESTARTS = 2
-"""A crash costs a reload; the questions it had in work are asked again."""
+"""Once it has been ready: a crash costs a reload, and what it had in work is asked again."""
 POLL_S = 0.5
 CUDA_DEVICE = Path("/dev/nvidiactl")
 KV_CACHE_BYTES_CPU = 2**30
@@ -73,6 +73,7 @@ class LocalReplica:
                 self.children.check()
                 with contextlib.suppress(httpx.TransportError):
                     if (await client.get(f"{self.url}/readyz")).is_success:
+                        self.child.restarts_left = MAX_RESTARTS
                         return
                 await asyncio.sleep(POLL_S)
         raise EngineError(
@@ -100,7 +101,6 @@ def started(checkpoint: Path, *, run_file: Path | None, folder: Path) -> Iterato
             "replica",
             _command(run_file, checkpoint=checkpoint, port=port),
             environ={"TEMPSAMP_TOKEN": token},
-            restarts=MAX_RESTARTS,
         )
         yield LocalReplica(f"http://127.0.0.1:{port}", SecretStr(token), children, child)
 

@@ -99,7 +99,7 @@ class Questions:
             )
 
 
-def read_questions(
+def find_questions(
     path: Path,
     *,
     find: Callable[[str], Path | None],

@@ -29,7 +29,7 @@ from jobs.evaluation.journal import (
 )
 from jobs.evaluation.modes import Selector
 from jobs.evaluation.predictions import AnswerMode, PredictionRecord
-from jobs.evaluation.questions import Asked, Questions, read_questions
+from jobs.evaluation.questions import Asked, Questions, find_questions
 from jobs.evaluation.runner import Runner, Tally
 from jobs.evaluation.settings import (
     AnswerSampling,
@@ -215,7 +215,7 @@ async def _beside(work: Awaitable[None], watch: Callable[[], Awaitable[None]] | 
 
 def _prepare(plan: Plan, benchmark: Benchmark) -> Prepared:
     path = annotation_file(benchmark, folder=plan.bench_dir)
-    questions = read_questions(
+    questions = find_questions(
         path,
         find=lambda name: find_video(name, root=plan.video_root, subset=benchmark.subset),
         limit=plan.limit,

@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import ConfigError
 from common.messages import TextPart
-from jobs.evaluation.questions import Asked, parse_shard, read_questions
+from jobs.evaluation.questions import Asked, parse_shard, find_questions
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def text_of(asked: Asked, prompt: str, mode: str = "answer") -> str:
 
 def test_every_query_becomes_a_question(tmp_path: Path, find: Callable[[str], Path | None]) -> None:
     path = bench(tmp_path / "charades-timelens.json", {"a": of_video([1, 2], [3, 4])})
-    found = read_questions(path, find=find)
+    found = find_questions(path, find=find)
     assert [asked.question.id for asked in found.asked] == ["a[0]", "a[1]"]
     assert found.asked[1].question.spans == ((3.0, 4.0),)
     assert "Event 1" in text_of(found.asked[1], "timelens")
@@ -70,7 +70,7 @@ def test_missing_videos_are_listed_and_refused(
     tmp_path: Path, find: Callable[[str], Path | None]
 ) -> None:
     videos = {"a": of_video([1, 2]), "missing": of_video([1, 2], [3, 4])}
-    found = read_questions(bench(tmp_path / "b.json", videos), find=find)
+    found = find_questions(bench(tmp_path / "b.json", videos), find=find)
     assert len(found.asked) == 1
     assert found.missing == {"videos/missing.mp4": 2}
     with pytest.raises(ConfigError, match=r"1 videos of 2 queries.*missing\.mp4.*--allow-missing"):
@@ -89,7 +89,7 @@ def test_an_impossible_truth_is_listed_and_refused(
     spans: list[list[float]], reason: str, tmp_path: Path, find: Callable[[str], Path | None]
 ) -> None:
     videos = {"a": of_video([1, 2]), "b": of_video(*spans)}
-    found = read_questions(bench(tmp_path / "b.json", videos), find=find)
+    found = find_questions(bench(tmp_path / "b.json", videos), find=find)
     assert len(found.asked) == 1
     assert len(found.unusable) == 1
     assert found.unusable[0].startswith("b[0]: ")
@@ -105,7 +105,7 @@ def test_nan_in_a_truth_is_listed_and_as_a_duration_is_no_duration(
         highlights_row(1, windows=[[float("nan"), 2.0]]),
         highlights_row(2, duration=float("nan")),
     ]
-    found = read_questions(lines(tmp_path / "q.jsonl", rows), find=find)
+    found = find_questions(lines(tmp_path / "q.jsonl", rows), find=find)
     assert [asked.question.id for asked in found.asked] == ["2"]
     assert found.asked[0].question.duration_s is None
     assert found.unusable == ("line 1: the true spans ((nan, 2.0),) are no numbers",)
@@ -115,7 +115,7 @@ def test_a_document_with_nan_is_broken_from_there_on(
     tmp_path: Path, find: Callable[[str], Path | None]
 ) -> None:
     videos = {"a": of_video([1, 2]), "b": of_video([float("nan"), 2.0]), "c": of_video([1, 2])}
-    found = read_questions(bench(tmp_path / "b.json", videos), find=find)
+    found = find_questions(bench(tmp_path / "b.json", videos), find=find)
     assert [asked.question.id for asked in found.asked] == ["a[0]"]
     assert "what follows was not read" in found.unusable[0]
 
@@ -128,7 +128,7 @@ def test_a_video_without_duration_comes_after_those_with_one(
         highlights_row(number, duration=seconds)
         for number, seconds in enumerate((duration, 5.0, 50.0))
     ]
-    found = read_questions(lines(tmp_path / "q.jsonl", rows), find=find)
+    found = find_questions(lines(tmp_path / "q.jsonl", rows), find=find)
     ordered = sorted(found.asked, key=lambda asked: asked.longest_first)
     assert [asked.question.id for asked in ordered] == ["2", "1", "0"]
     assert ordered[-1].question.duration_s is None
@@ -139,7 +139,7 @@ def test_an_id_that_stands_twice_is_refused_with_both_places(
 ) -> None:
     path = lines(tmp_path / "q.jsonl", [highlights_row(7), highlights_row(7)])
     with pytest.raises(ConfigError, match=r"the id '7' at line 1 and at line 2"):
-        read_questions(path, find=find)
+        find_questions(path, find=find)
 
 
 def test_a_file_without_truth_is_refused(
@@ -147,9 +147,9 @@ def test_a_file_without_truth_is_refused(
 ) -> None:
     path = lines(tmp_path / "q.jsonl", [highlights_row(7, windows=[])])
     with pytest.raises(ConfigError, match=r"no annotation that can be asked.*no true span"):
-        read_questions(path, find=find)
+        find_questions(path, find=find)
     with pytest.raises(ConfigError, match="no file for any of 1 videos"):
-        read_questions(bench(tmp_path / "b.json", {"missing": of_video([1, 2])}), find=find)
+        find_questions(bench(tmp_path / "b.json", {"missing": of_video([1, 2])}), find=find)
 
 
 def test_a_question_about_a_part_of_a_longer_file_is_listed(
@@ -159,7 +159,7 @@ def test_a_question_about_a_part_of_a_longer_file_is_listed(
     part = row | {"start": 5.0, "end": 15.0}
     path = tmp_path / "tvgbench.json"
     path.write_text(json.dumps([row, part]))
-    found = read_questions(path, find=find)
+    found = find_questions(path, find=find)
     assert len(found.asked) == 1
     assert found.unusable == (
         "[1]: asks about 5.0 to 15.0 s of a longer file, which must be cut out",
@@ -173,7 +173,7 @@ def test_a_trainer_row_is_asked_in_its_own_words_unless_a_protocol_has_others(
     row = {"problem": problem, "answer": "<answer> 1.0 to 2.0 </answer>", "videos": ["a.mp4"]}
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row | {"query": "a dog"}) + "\n")
-    (asked,) = read_questions(path, find=find).asked
+    (asked,) = find_questions(path, find=find).asked
     assert "<video>" + text_of(asked, "ours") == problem
     assert text_of(asked, "timelens").startswith("Please find the visual event")
     assert "a dog" in text_of(asked, "ours", "think")
@@ -184,7 +184,7 @@ def test_shards_are_disjoint_whole_and_keep_clips_together(
     tmp_path: Path, find: Callable[[str], Path | None]
 ) -> None:
     videos = {name: of_video([1, 2], [3, 4]) for name in "abcde"}
-    found = read_questions(bench(tmp_path / "b.json", videos), find=find)
+    found = find_questions(bench(tmp_path / "b.json", videos), find=find)
     shards = [[asked.question.id for asked in found.shard(k, 2)] for k in (1, 2)]
     assert sorted(shards[0] + shards[1]) == sorted(asked.question.id for asked in found.asked)
     assert not {one[0] for one in shards[0]} & {one[0] for one in shards[1]}
@@ -194,7 +194,7 @@ def test_a_limit_takes_the_first_queries_whose_videos_are_there(
     tmp_path: Path, find: Callable[[str], Path | None]
 ) -> None:
     videos = {"missing": of_video([1, 2]), "a": of_video([1, 2], [3, 4])}
-    found = read_questions(bench(tmp_path / "b.json", videos), find=find, limit=1)
+    found = find_questions(bench(tmp_path / "b.json", videos), find=find, limit=1)
     assert [asked.question.id for asked in found.asked] == ["a[0]"]
 
 

