@@ -58,6 +58,10 @@ class Reported:
     """What a failure said, by key of the prediction."""
     video: Callable[[Question], Path | None] = no_video
     """The file of a question, None if it is not there."""
+    notes: Sequence[str] = ()
+    """Sentences that stand before the figures."""
+    grids: Sequence[Grid] = ()
+    """Further tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,7 @@ class Section:
     name: str
     oracle: str
     """What to call it when the truth was used, else empty."""
+    notes: Sequence[str]
     cards: Sequence[tuple[str, str, str]]
     """Label, figure, note."""
     wide: Sequence[Grid]
@@ -121,8 +126,9 @@ def _section(one: Reported) -> Section:
     return Section(
         name=one.scored.score.bench,
         oracle=_oracle([one.scored]),
+        notes=one.notes,
         cards=_cards(one.scored),
-        wide=[main, *evaluator],
+        wide=[main, *evaluator, *one.grids],
         narrow=[grid for grid in others if grid not in evaluator],
         charts=_charts(one, judgement),
         groups=case_groups(one.pairs, judgement=judgement, video=one.video),
