@@ -9,7 +9,7 @@ asked or scored, are listed with their reasons.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import ConfigError
@@ -186,8 +186,8 @@ def _problem_of(annotation: Annotation) -> str | None:
 def _asked(annotation: Annotation, question: Question, file: Path) -> Asked:
     duration_s = annotation.duration_s
     known = duration_s is not None and math.isfinite(duration_s)
-    if not known:
-        question = _without_duration(question)
+    if not known:  # NaN is no duration; the clip's own is used instead
+        question = replace(question, duration_s=None)
     return Asked(
         question=question,
         problem=annotation.problem,
@@ -197,13 +197,6 @@ def _asked(annotation: Annotation, question: Question, file: Path) -> Asked:
             -float(file.stat().st_size),
             question.video,
         ),
-    )
-
-
-def _without_duration(question: Question) -> Question:
-    """NaN is no duration; the clip's own is used instead."""
-    return Question(
-        id=question.id, video=question.video, query=question.query, spans=question.spans
     )
 
 

@@ -279,6 +279,30 @@ def test_several_benchmarks_and_trainer_rows_go_into_folders_of_their_own(
     assert len(replica.requests) == 4
 
 
+def test_qvhighlights_is_scored_by_its_own_evaluator(data: Path, tmp_path: Path) -> None:
+    row = {
+        "qid": 7,
+        "query": "long 0",
+        "vid": "long",
+        "duration": 4,
+        "relevant_windows": [[0, 2]],
+        "relevant_clip_ids": [0],
+        "saliency_scores": [[4, 4, 4]],
+    }
+    (tmp_path / "highlight_val_release.jsonl").write_text(json.dumps(row) + "\n")
+    with serving(lambda _: "<answer> 0 to 2 </answer>") as replica:
+        done(
+            data,
+            tmp_path,
+            url=replica.url,
+            bench="qvhighlights",
+            bench_dir=str(tmp_path),
+            video_root=str(data / "videos" / "charades"),
+        )
+    official = summary(tmp_path, "qvhighlights")["score"]["highlights"]["official"]
+    assert official["brief"]["MR-full-R1@0.7"] == 100.0
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

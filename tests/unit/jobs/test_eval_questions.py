@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import ConfigError
 from common.messages import TextPart
-from jobs.evaluation.questions import Asked, parse_shard, find_questions
+from jobs.evaluation.questions import Asked, find_questions, parse_shard
 
 
 @pytest.fixture
