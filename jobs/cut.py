@@ -190,10 +190,8 @@ def _copy(source: str | os.PathLike[str], *, part: _Part, output: Path) -> bool:
     """Write the part; returns whether there is sound in it."""
     import av
 
-    # Matroska would otherwise move all times by the decoder's delay, which it does not store.
-    options = {"avoid_negative_ts": "disabled"}
     has_audio = False
-    with _open(source) as container, av.open(str(output), "w", container_options=options) as clip:
+    with _open(source) as container, av.open(str(output), "w") as clip:
         streams = _streams(container)
         copies = {stream.index: _add_copy(clip, stream) for stream in streams}
         for packet in _packets(container, streams=streams, part=part):

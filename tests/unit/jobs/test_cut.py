@@ -71,6 +71,17 @@ def test_times_of_a_clip_start_at_0_and_have_no_gap(
     np.testing.assert_allclose(times_s, np.arange(len(times_s)) / FPS, atol=1e-3)
 
 
+@pytest.mark.parametrize("number", [3, 6, 7, 12, 14])
+def test_the_time_of_a_frame_means_that_frame(tmp_path: Path, number: int) -> None:
+    """These multiples of 0.1 s are a hair before or after their tick in binary."""
+    source = tmp_path / "source.mp4"
+    every_frame = ("-c:v", "libx264", "-g", "1", "-pix_fmt", "yuv420p")
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=2", *every_frame, source)
+    made = cut(source, span=(number / 10, (number + 1) / 10), output=tmp_path / "clip.mp4")
+    assert made.start_s == pytest.approx(number / 10)
+    np.testing.assert_array_equal(frames(made.path), frames(source)[number : number + 1])
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_sound_stays_in_sync(with_sound: Path, tmp_path: Path, suffix: str) -> None:
     made = cut(with_sound, span=(4.3, 6.0), output=tmp_path / f"clip.{suffix}")
@@ -224,5 +235,5 @@ def first_sound_s(path: Path) -> float:
         for block in clip.decode(audio=0):
             loud = np.flatnonzero(np.abs(block.to_ndarray()[0]) > 0.2)
             if len(loud):
-                return float(block.time) + float(loud[0]) / block.sample_rate
+                return float(block.time + loud[0] / block.sample_rate)
     raise AssertionError(f"{path} is silent")
