@@ -117,6 +117,9 @@ def command(
         int, typer.Option(min=1, help="Questions in work in each replica.")
     ] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of --samples.")] = 0,
+    report: Annotated[
+        bool, typer.Option(help="Write report.html and tables as Markdown, LaTeX and CSV.")
+    ] = True,
 ) -> None:
     """Answer benchmarks and score the answers under every protocol."""
     from rich.console import Console
@@ -151,6 +154,8 @@ def command(
             else:
                 assert model is not None
                 _with_own_replica(plan, model, run_file=run_config, console=console)
+            if report:
+                _write_outputs(plan, console=console)
     except KeyboardInterrupt:
         console.print(f"interrupted; {out} keeps every answer, and the same command goes on")
         raise typer.Exit(130) from None
@@ -253,6 +258,21 @@ def _finish_all(plan: "Plan", runs: Runs, *, console: "Console") -> None:
         summary = finish(plan, prepared, settings=settings)
         show(summary, bench=prepared.benchmark.name, console=console)
         console.print(f"written: {prepared.folder / 'summary.json'}")
+
+
+def _write_outputs(plan: "Plan", *, console: "Console") -> None:
+    from jobs.evaluation.benchmarks import find_video
+    from jobs.evaluation.outputs import write_outputs
+
+    subsets = {benchmark.name: benchmark.subset for benchmark in plan.benchmarks}
+
+    def find(bench: str, video: str) -> Path | None:
+        return find_video(video, root=plan.video_root, subset=subsets.get(bench, ""))
+
+    with console.status("writing the report"):
+        written = write_outputs(plan.out, find=find)
+    for path in written:
+        console.print(f"written: {path}")
 
 
 def _video(run: Run | None, *, checkpoint: Path | None) -> Video:

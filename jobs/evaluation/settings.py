@@ -80,6 +80,13 @@ class RunSettings(Record):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def model_name(self) -> str:
+        """What tables call the model."""
+        if isinstance(self.model, Checkpoint):
+            return self.model.name
+        return f"served weights, version {self.model.version}"
+
+    @property
     def modes(self) -> tuple[Mode, ...]:
         """Modes in which every query is asked."""
         return asked_modes(self.mode)

@@ -64,7 +64,8 @@ def show(summary: Summary, *, bench: str, console: "Console") -> None:
     """The tables of one benchmark, and what is in none of its figures."""
     console.rule(f"{bench}: {summary.label}")
     if summary.score is not None:
-        for table in tables_of(summary.score):
+        settings = summary.settings
+        for table in tables_of(summary.score, model=settings.model_name, mode=settings.mode):
             console.print(table)
     if summary.mixed is not None:
         console.print(_choices(summary.mixed))

@@ -60,7 +60,9 @@ def replica() -> Iterator[StandIn]:
         yield running
 
 
-def evaluate(data: Path, out: Path, *options: str, url: str, **replaced: str) -> Result:
+def evaluate(
+    data: Path, out: Path, *options: str, url: str, report: bool = False, **replaced: str
+) -> Result:
     app = typer.Typer()
     app.command()(command)
     settings = {
@@ -72,11 +74,14 @@ def evaluate(data: Path, out: Path, *options: str, url: str, **replaced: str) ->
         **{key.replace("_", "-"): value for key, value in replaced.items()},
     }
     arguments = [text for key, value in settings.items() for text in (f"--{key}", value)]
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [*arguments, *options])
+    written = "--report" if report else "--no-report"
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [*arguments, *options, written])
 
 
-def done(data: Path, out: Path, *options: str, url: str, **replaced: str) -> str:
-    result = evaluate(data, out, *options, url=url, **replaced)
+def done(
+    data: Path, out: Path, *options: str, url: str, report: bool = False, **replaced: str
+) -> str:
+    result = evaluate(data, out, *options, url=url, report=report, **replaced)
     assert result.exit_code == 0, (result.output, result.exception)
     return result.output
 
@@ -205,6 +210,19 @@ def test_failures_are_counted_by_kind_and_exact_does_not_score_them(
     assert (protocols["exact"]["scored"], protocols["exact"]["miou"]["mean"]) == (1, 100.0)
     assert protocols["timelens"]["scored"] == 3
     assert protocols["exact"]["parse_rate"] == 1.0
+
+
+def test_tables_and_report_are_written_over_everything_in_the_folder(
+    data: Path, tmp_path: Path, replica: StandIn
+) -> None:
+    done(data, tmp_path, url=replica.url, report=True)
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        "report.html",
+        "tables.csv",
+        "tables.md",
+        "tables.tex",
+    }
+    assert "served weights, version 0" in (tmp_path / "tables.md").read_text()
 
 
 def test_two_shards_are_one_run(data: Path, tmp_path: Path, replica: StandIn) -> None:
