@@ -61,6 +61,14 @@ def read_run(path: Path) -> Run:
     return Run(name=str(path), benches=benches)
 
 
+def mode_of(path: Path) -> AnswerMode:
+    """Mode of a prediction file of ours: that of its first record, as one file has one mode."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        mode: AnswerMode = json.loads(next(line for line in file if line.strip()))["mode"]
+    return mode
+
+
 def _answers(files: Sequence[Path], *, where: Path) -> Answers:
     """A shard that has answered nothing yet is an empty file."""
     written = [file for file in files if file.stat().st_size]
@@ -78,14 +86,6 @@ def _answers(files: Sequence[Path], *, where: Path) -> Answers:
         raise ValueError(f"{where}: found no predictions, wanted at least one: did the run end?")
     return Answers(
         predictions=tuple(one for content in read.values() for one in content.predictions),
-        mode=_mode(written[0]) if read[written[0]].format == "tempsamp" else None,
+        mode=mode_of(written[0]) if read[written[0]].format == "tempsamp" else None,
         truncated_lines=sum(content.truncated_lines for content in read.values()),
     )
-
-
-def _mode(path: Path) -> AnswerMode:
-    """Of the first record; one file has one mode."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        mode: AnswerMode = json.loads(next(line for line in file if line.strip()))["mode"]
-    return mode

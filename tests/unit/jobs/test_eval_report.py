@@ -180,6 +180,8 @@ def test_several_benchmarks_have_a_section_each(tmp_path: Path) -> None:
     text = written(tmp_path, reported(spread(3)), reported(spread(3), bench="rows"))
     assert "<h2>charades-timelens</h2>" in text
     assert "<h2>rows</h2>" in text
+    assert "<h2>All benchmarks</h2>" in text
+    assert "<h2>All benchmarks</h2>" not in written(tmp_path, reported(spread(3)))
 
 
 def test_a_run_without_benchmarks_is_refused(tmp_path: Path) -> None:
