@@ -130,11 +130,44 @@ def data_import_pt(context: typer.Context) -> None:
     _run(command, context)
 
 
-def _run(command: Callable[..., None], context: typer.Context) -> None:
-    """A job reads its own options: importing it for `--help` of another would take a second."""
+@app.command("eval", **PASSED_ON)
+def evaluate(context: typer.Context) -> None:
+    """Answer benchmarks with a checkpoint; `eval score FILE` scores anybody's predictions."""
+    if context.args[:1] == ["score"]:
+        from jobs.evaluation.score import command as score
+
+        _run(score, context, skip=1)
+    else:
+        from jobs.evaluation.command import command
+
+        _run(command, context)
+
+
+@app.command("compare", **PASSED_ON)
+def compare(context: typer.Context) -> None:
+    """Compare two evaluations query by query."""
+    from jobs.evaluation.paired import command
+
+    _run(command, context)
+
+
+@app.command("ground", **PASSED_ON)
+def ground(context: typer.Context) -> None:
+    """Ask when something happens in one video."""
+    from jobs.ground import command
+
+    _run(command, context)
+
+
+def _run(command: Callable[..., None], context: typer.Context, *, skip: int = 0) -> None:
+    """A job reads its own options: importing it for `--help` of another would take a second.
+
+    The first `skip` arguments are the names of the command.
+    """
     job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     job.command()(command)
-    job(context.args, prog_name=context.command_path)
+    name = " ".join([context.command_path, *context.args[:skip]])
+    job(context.args[skip:], prog_name=name)
 
 
 def main() -> None:
