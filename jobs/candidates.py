@@ -25,9 +25,10 @@ SAME_IOU = 0.5
 ROUNDING_S = 0.005
 """Half of the last printed digit: an answer that leaves the video by less is not marked."""
 SHARE = (
-    f"share of all samples whose spans overlap these with IoU >= {SAME_IOU} (unreadable ones "
-    "count against it); agreement: mean IoU with the other samples"
+    f"share of all samples whose spans overlap these with IoU >= {SAME_IOU}; an unreadable one "
+    "counts against it"
 )
+AGREEMENT = "mean IoU with the other samples"
 PROBABILITY = "geometric mean of the probabilities of the answer's tokens under the model"
 
 

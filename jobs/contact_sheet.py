@@ -120,7 +120,7 @@ def write_sheet(video: str | os.PathLike[str], *, sheet: Sheet, output: Path) ->
     picture = draw_sheet(video, sheet=sheet)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
-        picture.save(partial, "PNG", optimize=True)
+        picture.save(partial, "PNG")
         os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)

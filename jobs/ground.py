@@ -30,7 +30,7 @@ from common.messages import ClipRef, GenerateRequest, Mode, Sampling
 from common.prompts import chat_messages, grounding_problem
 from common.spans import Span
 from common.video_sampling import VideoSampling
-from jobs.candidates import ROUNDING_S, Candidate, Grounding, ground
+from jobs.candidates import AGREEMENT, ROUNDING_S, Candidate, Grounding, ground
 from jobs.evaluation.local_engine import LocalReplica, sampling_of, started
 from jobs.replicas import Replicas, connected
 
@@ -257,7 +257,9 @@ def _print_table(found: Grounding, *, sheet: Path, clip: Path | None) -> None:
     console.print(escape(_asked(found)), style="dim")
     if found.candidates:
         console.print(_table(found))
-        console.print(escape(f"confidence: {found.confidence_is}"), style="dim")
+        console.print(f"confidence: {found.confidence_is}", style="dim")
+    if found.candidates and found.num_samples:
+        console.print(f"agreement: {AGREEMENT}", style="dim")
     unreadable = [answer for answer in found.answers if not answer.spans]
     if unreadable:
         console.print(f"{len(unreadable)} of {len(found.answers)} answers could not be read:")
