@@ -78,7 +78,7 @@ def timelines(
     return [
         Timeline(
             name=clip,
-            strip=_strip(video_root / clip),
+            strip=frame_strip(video_root / clip),
             ticks=ticks(next(iter(rows.values())).duration_s),
             lanes=[
                 _lane(row, number=number, before=before.get(row_id), after=after.get(row_id))
@@ -133,7 +133,7 @@ def _clock(time_s: float, duration_s: float) -> str:
     return f"{time_s:g} s" if time_s else "0"
 
 
-def _strip(path: Path) -> str | None:
+def frame_strip(path: Path) -> str | None:
     try:
         clip = sample_clip(path, sampling=STRIP_SAMPLING)
         middles = (np.arange(NUM_FRAMES) + 0.5) / NUM_FRAMES * clip.total_frames

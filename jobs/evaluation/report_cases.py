@@ -14,7 +14,7 @@ import numpy as np
 from common.spans import Span
 from jobs.evaluation.matching import Pair, Question
 from jobs.evaluation.protocols import PROTOCOLS, Judgement, read_answer
-from jobs.report_timelines import _strip, place, ticks
+from jobs.report_timelines import frame_strip, place, ticks
 
 CASES = 4
 """Of each kind."""
@@ -159,7 +159,7 @@ def _case(
         true_bars=[place(span, duration_s=length_s) for span in question.spans[:MAX_BARS]],
         answer_bars=[place(span, duration_s=length_s) for span in spans[:MAX_BARS]],
         ticks=ticks(length_s),
-        strip=None if path is None else _strip(path),
+        strip=None if path is None else frame_strip(path),
     )
 
 
