@@ -187,7 +187,8 @@ def _problem(annotation: Annotation, truth: _Truth, rules: RowRules) -> str:
     """
     problem, query = annotation.problem, annotation.query
     if problem is not None and rules.extract_question:
-        problem, query = None, query or query_of(problem)
+        query = query or query_of(problem)
+        problem = None
     if problem is None:
         query = clean_query(query or "")
         if not query:

@@ -86,7 +86,7 @@ def command(
     ] = None,
     bench_dir: Annotated[Path | None, typer.Option(help="Folder of annotation files.")] = None,
     run_config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Run file, for [shared] and [rollout].")
+        Path | None, typer.Option("--config", "-c", help=r"Run file, for \[shared] and \[rollout].")
     ] = None,
     mode: Annotated[
         ModeName, typer.Option(help="mixed_oracle looks at the truth: an upper bound, no result.")
