@@ -2,6 +2,10 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,8 @@ from jobs.evaluation.score import score_file
 from tests.fixtures.clips import make_clip
 from tests.fixtures.stand_in_replica import StandIn, question_of, refuse, serving
 
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = "import typer; from jobs.evaluation.command import command; typer.run(command)"
 SPANS = {"long": [[0.5, 2.0], [2.0, 3.5]], "short": [[0.0, 1.0]]}
 DURATIONS_S = {"long": 4.0, "short": 2.0}
 
@@ -60,11 +66,7 @@ def replica() -> Iterator[StandIn]:
         yield running
 
 
-def evaluate(
-    data: Path, out: Path, *options: str, url: str, report: bool = False, **replaced: str
-) -> Result:
-    app = typer.Typer()
-    app.command()(command)
+def arguments(data: Path, out: Path, *, url: str, **replaced: str) -> list[str]:
     settings = {
         "bench": "charades-timelens",
         "bench-dir": str(data),
@@ -73,9 +75,17 @@ def evaluate(
         "endpoint": url,
         **{key.replace("_", "-"): value for key, value in replaced.items()},
     }
-    arguments = [text for key, value in settings.items() for text in (f"--{key}", value)]
+    return [text for key, value in settings.items() for text in (f"--{key}", value)]
+
+
+def evaluate(
+    data: Path, out: Path, *options: str, url: str, report: bool = False, **replaced: str
+) -> Result:
+    app = typer.Typer()
+    app.command()(command)
     written = "--report" if report else "--no-report"
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [*arguments, *options, written])
+    given = [*arguments(data, out, url=url, **replaced), *options, written]
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, given)
 
 
 def done(
@@ -143,6 +153,28 @@ def test_an_interrupted_run_goes_on_where_it_was(
     done(data, tmp_path, url=replica.url)
     assert len(replica.requests) == 4
     assert summary(tmp_path)["score"] == whole["score"]
+
+
+def test_ctrl_c_keeps_every_answer_and_the_same_command_goes_on(data: Path, tmp_path: Path) -> None:
+    predictions = tmp_path / "charades-timelens" / "predictions.jsonl"
+    with serving(truth, delay_s=1.0) as slow:
+        given = arguments(data, tmp_path, url=slow.url, concurrency="1")
+        running = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *given], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 60
+        while not (predictions.exists() and predictions.stat().st_size):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        shown, _ = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "the same command goes on" in " ".join(shown.split())
+    kept = len(read_predictions(predictions).predictions)
+    assert 1 <= kept < 3
+    with serving(truth) as replica:
+        done(data, tmp_path, url=replica.url)
+    assert len(replica.requests) == 3 - kept
 
 
 @pytest.mark.parametrize(
