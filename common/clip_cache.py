@@ -16,6 +16,7 @@ replacement of its file on a network disk would kill the process with SIGBUS. Co
 import contextlib
 import datetime
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -180,6 +181,7 @@ class ClipCache:
         sampling: VideoSampling,
         source: SourceFile,
         imported_from: str | None = None,
+        sync: bool = True,
     ) -> EntryHeader:
         """Put an entry in its place; the caller holds `locked`.
 
@@ -189,6 +191,8 @@ class ClipCache:
             sampling: the parameters that `clip.sampling` is the fingerprint of.
             source: the file the frames come from.
             imported_from: name of the foreign file that held the frames, if we did not decode.
+            sync: wait until the entry is on the disk; else the caller does (`sync_file`). A killed
+                process tears nothing either way, a power cut does, and the digests find it.
 
         Raises:
             OSError: the disk is full or the folder cannot be written.
@@ -201,12 +205,13 @@ class ClipCache:
             sampling=sampling,
             source=source,
             imported_from=imported_from,
-            decoder_version=importlib.metadata.version(DISTRIBUTIONS[clip.decoder]),
+            decoder_version=_version(DISTRIBUTIONS[clip.decoder]),
             frames_blake3=_blake3(frames),
-            written_by=_our_version(),
+            written_by=f"tempsamp {_version('tempsamp')}",
             written_at=datetime.datetime.now(datetime.UTC),
         )
-        _write_entry(self.path(clip.sha256, sampling=clip.sampling), frames, header)
+        path = self.path(clip.sha256, sampling=clip.sampling)
+        _write_entry(path, frames, header=header, sync=sync)
         return header
 
     @contextlib.contextmanager
@@ -268,6 +273,16 @@ def describe(sampling: VideoSampling) -> str:
     return " ".join(f"{name}={setting}" for name, setting in sampling.model_dump().items())
 
 
+def sync_file(path: Path) -> None:
+    """Wait until a file is on the disk.
+
+    Raises:
+        OSError: it cannot be written, or is not there.
+    """
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def _shape(clip: ClipRef) -> tuple[int, ...]:
     return (len(clip.frame_indices), *clip.frame_hw, 3)
 
@@ -277,11 +292,13 @@ def _blake3(frames: npt.NDArray[np.uint8]) -> str:
     return blake3.blake3(np.ascontiguousarray(frames).data.cast("B")).hexdigest()
 
 
-def _our_version() -> str:
+@functools.cache
+def _version(distribution: str) -> str:
+    """Looked up once: reading package metadata takes half a millisecond an entry."""
     try:
-        return f"tempsamp {importlib.metadata.version('tempsamp')}"
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return "tempsamp, not installed"
+        return "not installed"
 
 
 def _read_header(file: IO[bytes], path: Path) -> EntryHeader:
@@ -321,7 +338,9 @@ def _check_layout(layout: Any, header: EntryHeader, *, num_bytes: int) -> None:
         raise ValueError(f"found {num_bytes} bytes of frames, wanted {wanted['data_offsets'][1]}")
 
 
-def _write_entry(path: Path, frames: npt.NDArray[np.uint8], header: EntryHeader) -> None:
+def _write_entry(
+    path: Path, frames: npt.NDArray[np.uint8], *, header: EntryHeader, sync: bool
+) -> None:
     """Atomic: a reader finds the old entry, no entry, or the whole new one."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -335,8 +354,8 @@ def _write_entry(path: Path, frames: npt.NDArray[np.uint8], header: EntryHeader)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file({"frames": np.ascontiguousarray(frames)}, temporary / path.name, metadata)
-        with (temporary / path.name).open("rb") as file:
-            os.fsync(file.fileno())
+        if sync:
+            sync_file(temporary / path.name)
         os.replace(temporary / path.name, path)
     except (OSError, SafetensorError) as error:
         raise OSError(

@@ -218,6 +218,7 @@ def ensure_entry(
     sha256: str,
     sampling: VideoSampling,
     verify: bool = False,
+    sync: bool = True,
 ) -> bool:
     """Decode a video into the cache unless its entry is there; processes do not do it twice.
 
@@ -227,6 +228,7 @@ def ensure_entry(
         sha256: its content.
         sampling: which frames, at which size.
         verify: check the digest of the frames that are there, not only their header.
+        sync: as in `ClipCache.write`.
 
     Returns:
         Whether it was written.
@@ -247,7 +249,7 @@ def ensure_entry(
                 f"{file}: found sha256 {decoded.clip.sha256[:12]}, wanted {sha256[:12]}: "
                 "the file changed while it was read"
             )
-        cache.write(decoded.frames, clip=decoded.clip, sampling=sampling, source=source)
+        cache.write(decoded.frames, clip=decoded.clip, sampling=sampling, source=source, sync=sync)
     return True
 
 

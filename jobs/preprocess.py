@@ -71,13 +71,17 @@ def make_entry(video: str, plan: Plan) -> Done | Fault:
         return Fault("unusable video", str(error))
     except OSError as error:
         return Fault("cannot write", str(error))
+    except MemoryError:
+        return Fault("out of memory", "too little memory for its frames: use fewer --workers")
 
 
 def _make_entry(video: str, plan: Plan) -> Done:
     cache, fingerprint = ClipCache(plan.cache), plan.sampling.fingerprint
     file = find_video(video, plan.roots)
     sha256 = content_of(file, cache, verify=plan.verify)
-    written = ensure_entry(cache, file, sha256=sha256, sampling=plan.sampling, verify=plan.verify)
+    written = ensure_entry(
+        cache, file, sha256=sha256, sampling=plan.sampling, verify=plan.verify, sync=False
+    )
     return Done.of(cache, sha256=sha256, sampling=fingerprint, written=written)
 
 

@@ -196,8 +196,8 @@ def test_ctrl_c_ends_the_workers_and_leaves_no_litter(plan: Plan, tmp_path: Path
 def test_verify_finds_and_mends_damage_that_resuming_skips(plan: Plan) -> None:
     first = make_entry("a.mp4", plan)
     frames = decode(plan.roots[0] / "a.mp4", sampling=SAMPLING).frames
-    size = entry_of(plan, "a.mp4").stat().st_size
-    assert first == Done(written=True, entry_bytes=size, float32_bytes=4 * frames.size)
+    path = entry_of(plan, "a.mp4")
+    assert first == Done(path, True, path.stat().st_size, 4 * frames.size)
     entry = entry_of(plan, "a.mp4")
     whole = entry.read_bytes()
     entry.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
