@@ -191,7 +191,13 @@ def _agreeing(greedy: Answer, samples: Sequence[Answer]) -> list[Candidate]:
     if greedy_is_free:
         unlike = {"confidence": 0.0, "agreement": _agreement(greedy, samples)}
         candidates += [candidate.model_copy(update=unlike) for candidate in _alone(greedy)]
-    return sorted(candidates, key=lambda c: (-c.confidence, -(c.agreement or 0.0)))
+    return sorted(candidates, key=_most_confident_first)
+
+
+def _most_confident_first(candidate: Candidate) -> tuple[float, float, bool, int]:
+    """Of equals the greedy answer, then the one with less that is odd about it."""
+    agreement = candidate.agreement or 0.0
+    return -candidate.confidence, -agreement, not candidate.is_greedy, len(candidate.notes)
 
 
 def _agreement(answer: Answer, samples: Sequence[Answer]) -> float:

@@ -107,6 +107,12 @@ def test_a_greedy_answer_that_no_sample_resembles_comes_last() -> None:
     assert (last.is_greedy, last.confidence, last.num_samples, last.agreement) == (True, 0.0, 0, 0)
 
 
+def test_of_equally_confident_candidates_the_greedy_one_comes_first_and_the_odd_one_last() -> None:
+    found = grounded(said(8, 9), said(4, 4), said(12, 13), said(2, 3), said(8, 9))
+    assert {candidate.confidence for candidate in found.candidates} == {0.25}
+    assert [c.spans[0][0] for c in found.candidates] == [8.0, 2.0, 4.0, 12.0]
+
+
 def test_an_unreadable_greedy_answer_leaves_the_samples_candidates() -> None:
     found = grounded(answered(UNREADABLE), said(2, 6), said(2, 6))
     (candidate,) = found.candidates
