@@ -99,9 +99,13 @@ class Replicas:
             stop=stop_after_delay(self._retry_s),
             reraise=True,
         )
+
+        async def once() -> GenerateResponse:  # tenacity takes a lambda for a plain function
+            return await ask(next(self._clients), request=request)
+
         async with self._in_flight:
             try:
-                return await attempts(lambda: ask(next(self._clients), request=request))
+                return await attempts(once)
             except httpx.TransportError as error:
                 raise EngineError(
                     f"no replica answered within {self._retry_s:.0f} s: {error!r}"
