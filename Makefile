@@ -12,7 +12,7 @@ STEPS ?=
 RUN ?=
 RESUME ?=
 
-.PHONY: setup demo compare test check format tiny-model bench-prefix bench-reward help
+.PHONY: setup demo compare test check format tiny-model bench-prefix bench-reward bench-data bench-eval help
 
 help:
 	@grep -E '^#' Makefile | cut -c3-
@@ -49,3 +49,10 @@ bench-prefix: setup
 
 bench-reward: setup
 	@$(PY) -m tests.bench.reward --json docs/bench/reward.json
+
+bench-data: setup
+	@$(PY) -m tests.bench.clips --json docs/bench/clips.json
+	@$(PY) -m tests.bench.conversion
+
+bench-eval: setup
+	@$(PY) -m tests.bench.evaluation

@@ -86,7 +86,7 @@ class VideoRoots:
         return real
 
     def _listed(self) -> str:
-        return str([os.fspath(root) for root in self._roots])
+        return str([os.fspath(root.resolve()) for root in self._roots])
 
 
 def _download(url: str, *, folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """`jobs.evaluate` against a real rollout replica: vLLM, the shipped checkpoint, HTTP, a token."""
 
+import json
 import os
 import socket
 import sys
@@ -48,6 +49,7 @@ def replica_url(
         "shared.model": ROOT / "deploy/tiny-qwen3vl",
         "shared.redis_url": redis_server.url,
         "shared.run_id": "evaluate-client",
+        "shared.video.roots": json.dumps([str(tmp_path_factory.getbasetemp())]),
         "rollout.port": port,
     }
     arguments = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
