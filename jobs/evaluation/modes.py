@@ -73,15 +73,21 @@ def select(answer: PredictionRecord, *, think: PredictionRecord, by: Selector) -
     Readable wins over unreadable, an answer over a failure; of equals, the one without thought,
     which costs less.
     """
-    confidence = SELECTORS[by]
-    chosen = max((answer, think), key=lambda record: (_usable(record), confidence(record)))
+    chosen = better(answer, think=think, by=SELECTORS[by])
     return chosen.model_copy(update={"mode": "mixed_selected"})
 
 
 def oracle(answer: PredictionRecord, *, think: PredictionRecord) -> PredictionRecord:
     """The better of two answers by their IoU with the truth: an upper bound, no result."""
-    chosen = max((answer, think), key=lambda record: (_usable(record), true_iou(record)))
+    chosen = better(answer, think=think, by=true_iou)
     return chosen.model_copy(update={"mode": "mixed_oracle"})
+
+
+def better(
+    answer: PredictionRecord, *, think: PredictionRecord, by: Callable[[PredictionRecord], float]
+) -> PredictionRecord:
+    """One of the two themselves: the more usable one, of these the one with more of `by`."""
+    return max((answer, think), key=lambda record: (_usable(record), by(record)))
 
 
 def _logprob(record: PredictionRecord) -> float:

@@ -17,6 +17,7 @@ from jobs.evaluation.modes import (
     ORACLE_LABEL,
     SELECTORS,
     Selector,
+    better,
     label_of,
     oracle,
     select,
@@ -98,30 +99,37 @@ def summarize(
         missing_videos=questions.missing,
         unusable_annotations=questions.unusable,
         score=score,
-        mixed=compare_choices(mixed) if mixed else None,
+        mixed=compare_choices(mixed),
     )
     write_atomically(folder / FILE, summary.model_dump_json(indent=1) + "\n")
     return summary
 
 
-def compare_choices(pairs: Pairs) -> Mixed:
-    """mIoU of each way to choose; `agreement` only where further samples were taken."""
-    ways: dict[str, Callable[[PredictionRecord, PredictionRecord], PredictionRecord]] = {
-        "answer": lambda answer, _: answer,
-        "think": lambda _, think: think,
+def compare_choices(pairs: Pairs) -> Mixed | None:
+    """mIoU of each way to choose, where both modes answered; None where they nowhere did.
+
+    `agreement` is there only if further samples were taken.
+    """
+    both = [pair for pair in pairs if pair[0].failure is None and pair[1].failure is None]
+    if not both:
+        return None
+    ways: dict[str, Callable[[PredictionRecord], float]] = {**SELECTORS}
+    if not all(one.samples and two.samples for one, two in both):
+        del ways["agreement"]
+    ways[ORACLE_LABEL] = true_iou
+    chosen = {
+        "answer": [answer for answer, _ in both],
+        "think": [think for _, think in both],
+        **{
+            name: [better(answer, think=think, by=way) for answer, think in both]
+            for name, way in ways.items()
+        },
     }
-    for name in SELECTORS:
-        if name != "agreement" or all(one.samples and two.samples for one, two in pairs):
-            ways[name] = _selecting(name)
-    ways[ORACLE_LABEL] = lambda answer, think: oracle(answer, think=think)
-    chosen = {name: [way(*pair) for pair in pairs] for name, way in ways.items()}
     return Mixed(
-        queries=len(pairs),
+        queries=len(both),
         miou={name: 100 * fmean(map(true_iou, records)) for name, records in chosen.items()},
         think_chosen={
-            name: fmean(
-                _is_of(record, think) for record, (_, think) in zip(records, pairs, strict=True)
-            )
+            name: fmean(record is think for record, (_, think) in zip(records, both, strict=True))
             for name, records in chosen.items()
         },
     )
@@ -150,13 +158,3 @@ def paired(answers: Sequence[PredictionRecord], *, thoughts: Sequence[Prediction
     """Records of both modes by query, in the order of `answers`."""
     by_id = {record.id: record for record in thoughts}
     return [(record, by_id[record.id]) for record in answers if record.id in by_id]
-
-
-def _selecting(
-    name: Selector,
-) -> Callable[[PredictionRecord, PredictionRecord], PredictionRecord]:
-    return lambda answer, think: select(answer, think=think, by=name)
-
-
-def _is_of(chosen: PredictionRecord, record: PredictionRecord) -> bool:
-    return (chosen.text, chosen.error) == (record.text, record.error)

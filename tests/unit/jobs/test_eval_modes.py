@@ -162,7 +162,10 @@ def test_choices_are_compared_on_the_same_queries() -> None:
             record(good, logprob=-0.1, samples=(good,) * 2),
         ),
     ]
-    compared = compare_choices(pairs)
+    failed = (record(None, failure="engine"), record(good))
+    compared = compare_choices([*pairs, failed])
+    assert compared is not None
+    assert compared.queries == 2
     assert compared.miou == {
         "answer": 50.0,
         "think": 50.0,
@@ -170,9 +173,18 @@ def test_choices_are_compared_on_the_same_queries() -> None:
         "agreement": 50.0,
         "oracle (uses the truth)": 100.0,
     }
-    assert compared.think_chosen["logprob"] == 0.5
+    assert compared.think_chosen == {
+        "answer": 0.0,
+        "think": 1.0,
+        "logprob": 0.5,
+        "agreement": 1.0,
+        "oracle (uses the truth)": 0.5,
+    }
     unsampled = [tuple(one.model_copy(update={"samples": ()}) for one in pair) for pair in pairs]
-    assert "agreement" not in compare_choices(unsampled).miou  # type: ignore[arg-type]
+    without = compare_choices(unsampled)  # type: ignore[arg-type]
+    assert without is not None
+    assert "agreement" not in without.miou
+    assert compare_choices([failed]) is None
 
 
 def test_mixing_pairs_by_query() -> None:
