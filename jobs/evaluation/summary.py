@@ -113,9 +113,10 @@ def compare_choices(pairs: Pairs) -> Mixed | None:
     both = [pair for pair in pairs if pair[0].failure is None and pair[1].failure is None]
     if not both:
         return None
-    ways: dict[str, Callable[[PredictionRecord], float]] = {**SELECTORS}
-    if not all(one.samples and two.samples for one, two in both):
-        del ways["agreement"]
+    sampled = all(one.samples and two.samples for one, two in both)
+    ways: dict[str, Callable[[PredictionRecord], float]] = {
+        name: way for name, way in SELECTORS.items() if sampled or name != "agreement"
+    }
     ways[ORACLE_LABEL] = true_iou
     chosen = {
         "answer": [answer for answer, _ in both],
