@@ -29,9 +29,9 @@ from rich.table import Table
 from rich.text import Text
 
 from common.clip_cache import ClipCache, sync_file
+from common.config import Video, load
 from common.errors import ConfigError
 from common.rows import TrainerRow, UnusableRowError
-from common.video_sampling import VideoSampling
 from jobs.crash_safe_pool import Lost, results
 
 Key = TypeVar("Key")
@@ -44,14 +44,17 @@ TimeoutS = Annotated[float, typer.Option(min=0.1, help="Longest time of one vide
 InputFiles = Annotated[
     list[Path], typer.Option("--input", exists=True, dir_okay=False, help="Rows; repeatable.")
 ]
-CacheFolder = Annotated[Path, typer.Option("--cache", help="Folder of the clip cache.")]
+CacheFolder = Annotated[
+    Path | None, typer.Option("--cache", help="Folder of the clip cache; default: of the run file.")
+]
 VideoRootFolders = Annotated[
-    list[Path],
+    list[Path] | None,
     typer.Option(
         "--video-root",
         exists=True,
         file_okay=False,
-        help="Where relative paths start; no video outside is opened. Repeatable.",
+        help="No video outside is opened; relative paths start at the first. Repeatable; default: "
+        "the roots of the run file.",
     ),
 ]
 RunFile = Annotated[
@@ -330,19 +333,31 @@ def table_of(report: Report) -> Table:
     return table
 
 
-def sampling_of(config: Path | None, **options: float | None) -> VideoSampling:
-    """`[shared.video]` of a run file, or the defaults, with the given options over them.
+def video_settings(
+    config: Path | None,
+    *,
+    cache: Path | None,
+    video_root: Sequence[Path] | None,
+    **sampling: float | None,
+) -> Video:
+    """`[shared.video]` of a run file, or the defaults, with the given options over it.
 
     Raises:
-        ConfigError: the file or an option is wrong.
+        ConfigError: the file or an option is wrong, or neither says where cache and videos are.
     """
-    from common.config import load
-
     base = {} if config is None else load(config).shared.video.model_dump()
-    chosen = {name: base[name] for name in VideoSampling.model_fields if name in base}
-    chosen |= {name: option for name, option in options.items() if option is not None}
+    options = {"cache": cache, "roots": tuple(video_root) if video_root else None, **sampling}
+    chosen = base | {name: option for name, option in options.items() if option is not None}
+    if chosen.get("cache") is None:
+        raise ConfigError(
+            "found no cache folder, wanted --cache, or shared.video.cache in --config"
+        )
+    if chosen.get("roots") is None:
+        raise ConfigError(
+            "found no folder of videos, wanted --video-root, or shared.video.roots in --config"
+        )
     try:
-        return VideoSampling(**chosen)
+        return Video(**chosen)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         option = str(first["loc"][0]).replace("_", "-")

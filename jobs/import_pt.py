@@ -48,7 +48,7 @@ from jobs.cache_filling import (
     Workers,
     fill_in_terminal,
     group_rows,
-    sampling_of,
+    video_settings,
 )
 from jobs.preprocess import Plan, content_of, find_video
 
@@ -107,7 +107,7 @@ def import_entry(old: OldEntry, plan: Plan, pt_dir: Path) -> Done | Fault:
 
 def _import_entry(old: OldEntry, plan: Plan, pt_dir: Path) -> Done:
     cache, fingerprint = ClipCache(plan.cache), plan.sampling.fingerprint
-    file = find_video(old.video, plan.roots)
+    file = find_video(old.video, plan)
     source = SourceFile.of(file)
     sha256 = content_of(file, cache)
     with cache.locked(sha256, sampling=fingerprint):
@@ -275,8 +275,8 @@ def command(
     pt_dir: Annotated[
         Path, typer.Option("--pt-dir", exists=True, file_okay=False, help="Folder of .pt files.")
     ],
-    cache: CacheFolder,
-    video_root: VideoRootFolders,
+    cache: CacheFolder = None,
+    video_root: VideoRootFolders = None,
     config: RunFile = None,
     fps: Fps = None,
     min_frames: MinFrames = None,
@@ -290,8 +290,10 @@ def command(
     timeout_s: TimeoutS = 600.0,
 ) -> None:
     """Convert an old .pt cache, made with these parameters, into the clip cache."""
-    sampling = sampling_of(
+    video = video_settings(
         config,
+        cache=cache,
+        video_root=video_root,
         fps=fps,
         min_frames=min_frames,
         max_frames=max_frames,
@@ -300,13 +302,13 @@ def command(
         total_pixels=total_pixels,
         factor=factor,
     )
-    plan = Plan(cache=cache, roots=tuple(video_root), sampling=sampling)
+    plan = Plan.of(video)
     fill_in_terminal(
         "import-pt",
         functools.partial(import_entry, plan=plan, pt_dir=pt_dir),
         group_rows(inputs, key=old_entry_of),
         inputs=inputs,
-        cache=cache,
+        cache=plan.cache,
         workers=workers,
         timeout_s=timeout_s,
         failures_file=failures,

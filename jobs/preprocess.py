@@ -11,7 +11,6 @@ that nobody hears of.
 
 import functools
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +19,7 @@ import typer
 
 from common.clip_cache import ClipCache, SourceFile
 from common.clip_loader import ensure_entry
+from common.config import Video
 from common.errors import VideoError
 from common.rows import TrainerRow
 from common.video import file_digest
@@ -44,7 +44,7 @@ from jobs.cache_filling import (
     Workers,
     fill_in_terminal,
     group_rows,
-    sampling_of,
+    video_settings,
 )
 
 
@@ -55,10 +55,24 @@ class Plan:
     cache: Path
     """Folder of the clip cache."""
     roots: tuple[Path, ...]
-    """Videos are opened below these only; relative paths start there, the first that has it."""
+    """Videos are opened below these only; relative paths start at the first."""
     sampling: VideoSampling
     verify: bool = False
     """Check digests of sources and frames that are there, not only headers."""
+    downloads: Path | None = None
+    """Where http and https addresses are downloaded to; None refuses them."""
+
+    @classmethod
+    def of(cls, video: Video, *, verify: bool = False) -> "Plan":
+        """The plan for the cache, roots and sampling of `[shared.video]`."""
+        assert video.cache is not None
+        return cls(
+            cache=video.cache,
+            roots=video.roots,
+            sampling=video.sampling,
+            verify=verify,
+            downloads=video.downloads if video.allow_urls else None,
+        )
 
 
 def make_entry(video: str, plan: Plan) -> Done | Fault:
@@ -77,7 +91,7 @@ def make_entry(video: str, plan: Plan) -> Done | Fault:
 
 def _make_entry(video: str, plan: Plan) -> Done:
     cache, fingerprint = ClipCache(plan.cache), plan.sampling.fingerprint
-    file = find_video(video, plan.roots)
+    file = find_video(video, plan)
     sha256 = content_of(file, cache, verify=plan.verify)
     written = ensure_entry(
         cache, file, sha256=sha256, sampling=plan.sampling, verify=plan.verify, sync=False
@@ -85,18 +99,20 @@ def _make_entry(video: str, plan: Plan) -> Done:
     return Done.of(cache, sha256=sha256, sampling=fingerprint, written=written)
 
 
-def find_video(video: str, roots: Sequence[Path]) -> Path:
-    """The file a row means; a relative path starts at the first root that has it.
+def find_video(video: str, plan: Plan) -> Path:
+    """The file a row means; as in the ring, a relative path starts at the first root.
 
     Raises:
         FileNotFoundError: no root has it.
         VideoError: it lies outside the roots.
     """
-    for root in roots:
-        if (root / video).exists():
-            return VideoRoots(roots).resolve(os.fspath(root / video))
-    tried = ", ".join(os.fspath(root / video) for root in roots)
-    raise FileNotFoundError(f"{video}: found nothing at {tried}; the knob is --video-root")
+    roots = VideoRoots(plan.roots, allow_urls=plan.downloads is not None, downloads=plan.downloads)
+    if "://" in video:
+        return roots.resolve(video)
+    file = plan.roots[0] / video
+    if not file.exists():
+        raise FileNotFoundError(f"{video}: found nothing at {file}; the knob is --video-root")
+    return roots.resolve(os.fspath(file))
 
 
 def content_of(file: Path, cache: ClipCache, *, verify: bool = False) -> str:
@@ -120,8 +136,8 @@ def video_of(row: TrainerRow) -> str:
 
 def command(
     inputs: InputFiles,
-    cache: CacheFolder,
-    video_root: VideoRootFolders,
+    cache: CacheFolder = None,
+    video_root: VideoRootFolders = None,
     config: RunFile = None,
     fps: Fps = None,
     min_frames: MinFrames = None,
@@ -136,8 +152,10 @@ def command(
     timeout_s: TimeoutS = 600.0,
 ) -> None:
     """Decode every video of the rows into the clip cache; run it again to go on."""
-    sampling = sampling_of(
+    video = video_settings(
         config,
+        cache=cache,
+        video_root=video_root,
         fps=fps,
         min_frames=min_frames,
         max_frames=max_frames,
@@ -146,13 +164,13 @@ def command(
         total_pixels=total_pixels,
         factor=factor,
     )
-    plan = Plan(cache=cache, roots=tuple(video_root), sampling=sampling, verify=verify)
+    plan = Plan.of(video, verify=verify)
     fill_in_terminal(
         "preprocess",
         functools.partial(make_entry, plan=plan),
         group_rows(inputs, key=video_of),
         inputs=inputs,
-        cache=cache,
+        cache=plan.cache,
         workers=workers,
         timeout_s=timeout_s,
         failures_file=failures,

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import os
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,7 +24,7 @@ from common.errors import ConfigError
 from common.video import decode, file_digest, load_frames
 from common.video_roots import VideoRoots
 from common.video_sampling import VideoSampling
-from jobs.cache_filling import Done, Fault, Report, failures_path, fill, group_rows, sampling_of
+from jobs.cache_filling import Done, Fault, Report, failures_path, fill, group_rows, video_settings
 from jobs.preprocess import Plan, command, content_of, find_video, make_entry, video_of
 from tests.fixtures.clips import make_clip
 
@@ -261,11 +263,43 @@ def test_cache_that_cannot_be_written_is_a_fault(plan: Plan) -> None:
     assert fault.reason == "cannot write"
 
 
-def test_relative_path_starts_at_the_first_root_that_has_it(plan: Plan, tmp_path: Path) -> None:
+def test_relative_path_starts_at_the_first_root_as_in_the_ring(plan: Plan, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert find_video("a.mp4", [empty, *plan.roots]) == plan.roots[0] / "a.mp4"
-    assert find_video(str(plan.roots[0] / "a.mp4"), plan.roots) == plan.roots[0] / "a.mp4"
+    both = dataclasses.replace(plan, roots=(empty, *plan.roots))
+    here = plan.roots[0] / "a.mp4"
+    assert find_video("a.mp4", plan) == here
+    assert find_video(str(here), both) == here
+    with pytest.raises(FileNotFoundError, match=r"empty/a\.mp4"):
+        find_video("a.mp4", both)
+
+
+def test_address_is_refused_unless_the_run_allows_it(plan: Plan) -> None:
+    fault = make_entry("https://127.0.0.1:1/a.mp4", plan)
+    assert isinstance(fault, Fault)
+    assert "shared.video.allow_urls" in fault.detail
+    allowed = dataclasses.replace(plan, downloads=plan.cache / "downloads")
+    fault = make_entry("https://127.0.0.1:1/a.mp4", allowed)
+    assert isinstance(fault, Fault)
+    assert "cannot be downloaded" in fault.detail
+
+
+def test_run_file_says_where_cache_and_videos_are(plan: Plan, tmp_path: Path) -> None:
+    run_file = tmp_path / "run.toml"
+    run_file.write_text(
+        (ROOT / "deploy/configs/demo.toml")
+        .read_text()
+        .replace(
+            "[shared.video]",
+            f"[shared.video]\nroots = ['{plan.roots[0]}']\ncache = '{plan.cache}'",
+        )
+    )
+    rows = write_rows(tmp_path / "rows.jsonl", "a.mp4")
+    assert run("--input", rows, "--config", run_file, "--workers", 1).exit_code == 0
+    assert len(list(plan.cache.rglob("*.safetensors"))) == 1
+    missing = run("--input", rows)
+    assert isinstance(missing.exception, ConfigError)
+    assert "--cache" in str(missing.exception)
 
 
 def test_rows_of_several_files_share_their_videos(tmp_path: Path) -> None:
@@ -277,13 +311,13 @@ def test_rows_of_several_files_share_their_videos(tmp_path: Path) -> None:
 
 def test_sampling_comes_from_the_run_file_and_options_win() -> None:
     config = sorted((ROOT / "deploy/configs").glob("*.toml"))[0]
-    base = sampling_of(config)
-    assert sampling_of(config, fps=base.fps * 2, factor=None) == base.model_copy(
-        update={"fps": base.fps * 2}
-    )
-    assert sampling_of(None) == VideoSampling()
+    places: dict[str, Any] = {"cache": Path("cache"), "video_root": [Path("videos")]}
+    base = video_settings(config, **places).sampling
+    twice = video_settings(config, **places, fps=base.fps * 2, factor=None).sampling
+    assert twice == base.model_copy(update={"fps": base.fps * 2})
+    assert video_settings(None, **places).sampling == VideoSampling()
 
 
 def test_wrong_option_is_named() -> None:
     with pytest.raises(ConfigError, match=r"--max-frames: found 1: .*greater than or equal to 2"):
-        sampling_of(None, max_frames=1)
+        video_settings(None, cache=Path("cache"), video_root=[Path("videos")], max_frames=1)
