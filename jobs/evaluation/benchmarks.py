@@ -31,6 +31,8 @@ class Benchmark:
     """Names of its annotation file, the usual one first."""
     subset: str = ""
     """Folder of its videos below one of `LAYOUTS`."""
+    rates_clips: bool = False
+    """Whether highlights can be asked for."""
 
 
 def _timelens(subset: str) -> Benchmark:
@@ -69,6 +71,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
                 scored_as="qvhighlights",
                 files=("highlight_val_release.jsonl",),
                 subset="qvhighlights",
+                rates_clips=True,
             ),
             Benchmark(
                 name="tvgbench",

@@ -37,10 +37,19 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 512
 """SPEC A9."""
+MAX_TOKENS_HIGHLIGHTS = 1024
+"""The longest true answer of QVHighlights' validation set has 712: 75 times and 75 scores."""
 MAX_TOKENS_THINK = 2048
 """The paper's."""
 AGREEMENT_SAMPLES = 8
 MIN_AGREEMENT_SAMPLES = 2
+
+
+class TaskName(StrEnum):
+    """`--task`."""
+
+    moments = "moments"
+    highlights = "highlights"
 
 
 class ModeName(StrEnum):
@@ -60,7 +69,7 @@ class SelectorName(StrEnum):
 
 
 class PromptName(StrEnum):
-    """`--protocol-prompt`: keys of `common.prompts.EVALUATION_PROMPTS`."""
+    """`--protocol-prompt`: those of `jobs.evaluation.questions.PROMPTS`."""
 
     ours = "ours"
     published = "published"
@@ -88,6 +97,10 @@ def command(
     run_config: Annotated[
         Path | None, typer.Option("--config", "-c", help=r"Run file, for \[shared] and \[rollout].")
     ] = None,
+    task: Annotated[
+        TaskName,
+        typer.Option(help="What is asked for; highlights are clips and scores, of qvhighlights."),
+    ] = TaskName.moments,
     mode: Annotated[
         ModeName, typer.Option(help="mixed_oracle looks at the truth: an upper bound, no result.")
     ] = ModeName.answer,
@@ -100,7 +113,10 @@ def command(
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Longest answer; default: the run file's, else 512, 2048 think."),
+        typer.Option(
+            min=1,
+            help="Longest answer; default: the run file's, else 512, 1024 highlights, 2048 think.",
+        ),
     ] = None,
     protocol_prompt: Annotated[
         PromptName, typer.Option(help="Words of the question.")
@@ -134,11 +150,12 @@ def command(
         bench_dir=bench_dir,
         video_root=video_root.resolve(),
         out=out,
+        task=task.value,
         mode=mode.value,
         selector=selector.value,
         prompt=protocol_prompt.value,
         sampling=_sampling(
-            run, max_tokens=max_tokens, samples=samples, selector=selector, seed=seed
+            run, task=task, max_tokens=max_tokens, samples=samples, selector=selector, seed=seed
         ),
         video=_video(run, checkpoint=model),
         allow_missing=allow_missing,
@@ -288,6 +305,7 @@ def _video(run: Run | None, *, checkpoint: Path | None) -> Video:
 def _sampling(
     run: Run | None,
     *,
+    task: TaskName,
     max_tokens: int | None,
     samples: int | None,
     selector: SelectorName,
@@ -303,8 +321,9 @@ def _sampling(
             f"--samples: found {samples}, wanted at least {MIN_AGREEMENT_SAMPLES} for "
             "--selector agreement"
         )
+    short = MAX_TOKENS_HIGHLIGHTS if task is TaskName.highlights else MAX_TOKENS
     return AnswerSampling(
-        max_tokens={"answer": length or MAX_TOKENS, "think": length or MAX_TOKENS_THINK},
+        max_tokens={"answer": length or short, "think": length or MAX_TOKENS_THINK},
         num_samples=samples,
         seed=seed,
     )

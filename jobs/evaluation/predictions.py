@@ -12,7 +12,7 @@ of a JSONL that was cut while being written is dropped and counted.
 import ast
 import gzip
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +23,8 @@ from common.answer_presets import read_timelens
 from common.spans import Span
 
 Format = Literal["tempsamp", "moment_detr", "timelens", "vtg_llm"]
+Task = Literal["moments", "highlights"]
+"""What a query is asked for: when it happens, or which clips stand out."""
 AnswerMode = Literal["answer", "think", "mixed_selected", "mixed_oracle"]
 FailureKind = Literal["video", "engine"]
 
@@ -41,6 +43,8 @@ class PredictionRecord(BaseModel):
     query: str
     gt: Annotated[tuple[Span, ...], Field(min_length=1)]
     """True spans in seconds, as annotated."""
+    gt_ratings: Mapping[int, tuple[float, ...]] | None = None
+    """True ratings, 0 to 4, by clip of two seconds; None unless highlights were asked for."""
     duration_s: float | None = None
     mode: AnswerMode
     text: str | None = None
@@ -76,6 +80,8 @@ class Prediction:
     query: str | None = None
     truth: tuple[Span, ...] = ()
     """True spans, where the file repeats them."""
+    ratings: Mapping[int, tuple[float, ...]] | None = None
+    """True ratings by clip; None unless the file says that highlights were asked for."""
     duration_s: float | None = None
     text: str | None = None
     spans: tuple[Span, ...] | None = None
@@ -199,6 +205,7 @@ def _our_line(line: str) -> Prediction:
         video=record.video,
         query=record.query,
         truth=record.gt,
+        ratings=record.gt_ratings,
         duration_s=record.duration_s,
         text=record.text,
         failure=record.failure,

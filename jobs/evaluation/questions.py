@@ -8,21 +8,30 @@ asked or scored, are listed with their reasons.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from common.errors import ConfigError
 from common.messages import ChatMessage, Mode, SpansTarget
-from common.prompts import EVALUATION_PROMPTS, chat_messages
+from common.prompts import EVALUATION_PROMPTS, HIGHLIGHTS, chat_messages
 from common.rows import Row
 from jobs.annotations.reading import read
 from jobs.annotations.records import Annotation, BadRecord, clean_query
 from jobs.evaluation.matching import Question
+from jobs.evaluation.moment_detr import positive_clips
+from jobs.evaluation.predictions import Task
+from jobs.evaluation.qvhighlights import truth_of
 from jobs.evaluation.score import question_of
 
 SHOWN = 8
 """Names in a message."""
+PROMPTS: Mapping[Task, Mapping[str, Mapping[Mode, str]]] = MappingProxyType(
+    {"moments": EVALUATION_PROMPTS, "highlights": MappingProxyType({"ours": HIGHLIGHTS})}
+)
+"""Words of a question by task, `--protocol-prompt` and mode; highlights are asked for in one way:
+the paper's, with an example that is nobody's answer (SPEC A5)."""
 OWN_PROMPTS = frozenset({"ours", "published"})
 """Prompts under which a trainer row is asked with its own instruction."""
 
@@ -39,17 +48,18 @@ class Asked:
     longest_first: tuple[float, float, str]
     """Sorts by falling duration, then by falling file size; queries of one clip stay together."""
 
-    def messages(self, prompt: str, mode: Mode) -> tuple[ChatMessage, ...]:
+    def messages(self, prompt: str, mode: Mode, *, task: Task) -> tuple[ChatMessage, ...]:
         """The chat that asks it.
 
         Args:
-            prompt: key of `common.prompts.EVALUATION_PROMPTS`.
+            prompt: one that `PROMPTS` has for the task.
             mode: one the prompt has.
+            task: what it is asked for.
 
         Raises:
             ValueError: neither a query nor a usable instruction.
         """
-        if prompt in OWN_PROMPTS and self.problem is not None:
+        if task == "moments" and prompt in OWN_PROMPTS and self.problem is not None:
             row = Row(
                 row_id=self.question.id,
                 video=self.question.video,
@@ -58,7 +68,7 @@ class Asked:
                 target=SpansTarget(spans=self.question.spans),
             )
             return row.messages(mode)
-        template = EVALUATION_PROMPTS[prompt][mode]
+        template = PROMPTS[task][prompt][mode]
         return chat_messages(template.format(query=clean_query(self.question.query)))
 
 
@@ -103,6 +113,7 @@ def find_questions(
     path: Path,
     *,
     find: Callable[[str], Path | None],
+    task: Task = "moments",
     limit: int | None = None,
 ) -> Questions:
     """The questions of an annotation file.
@@ -110,6 +121,7 @@ def find_questions(
     Args:
         path: of any schema of `jobs.annotations`.
         find: video as the annotation names it → file, or None.
+        task: what is asked for; highlights need ratings that can be scored.
         limit: only the first queries whose videos are there.
 
     Raises:
@@ -119,7 +131,7 @@ def find_questions(
     asked: list[Asked] = []
     missing: Counter[str] = Counter()
     unusable: list[str] = []
-    for usable in _usable(path):
+    for usable in _usable(path, task):
         if isinstance(usable, str):
             unusable.append(usable)
             continue
@@ -147,7 +159,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     raise ConfigError(f"--shard: found {text!r}, wanted i/n with 1 <= i <= n, for example 1/4")
 
 
-def _usable(path: Path) -> Iterator[tuple[Annotation, Question] | str]:
+def _usable(path: Path, task: Task) -> Iterator[tuple[Annotation, Question] | str]:
     """Each annotation as a question, or why it cannot be one."""
     positions: dict[str, str] = {}
     for record in read(path):
@@ -158,6 +170,9 @@ def _usable(path: Path) -> Iterator[tuple[Annotation, Question] | str]:
             yield f"{record.position}: {problem}"
             continue
         question = question_of(record, path=path)
+        if task == "highlights" and (problem := _rating_problem(question)):
+            yield f"{record.position}: {problem}"
+            continue
         if question.id in positions:
             raise ConfigError(
                 f"{path}: found the id {question.id!r} at {positions[question.id]} and at "
@@ -180,6 +195,19 @@ def _problem_of(annotation: Annotation) -> str | None:
         return f"asks about {start_s:.1f} to {end_s:.1f} s of a longer file, which must be cut out"
     if annotation.query is None and annotation.problem is None:
         return "neither query nor problem"
+    return None
+
+
+def _rating_problem(question: Question) -> str | None:
+    """Why an answer about highlights could not be scored; None if it can."""
+    if not question.clip_ids:
+        return "no clip is rated"
+    if question.duration_s is None or not math.isfinite(question.duration_s):
+        return f"the duration {question.duration_s} counts no clips"
+    try:
+        positive_clips(truth_of(question), qid=question.id)
+    except ValueError as error:
+        return str(error)
     return None
 
 

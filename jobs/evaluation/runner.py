@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.answers import read_spans
+from common.answers import read_highlights, read_spans
 from common.errors import EngineError, VideoError
 from common.messages import ClipRef, GeneratedAnswer, GenerateRequest, Mode, Sampling
 from jobs.evaluation.journal import Journal
+from jobs.evaluation.matching import Question
 from jobs.evaluation.modes import answer_logprob, true_iou
 from jobs.evaluation.predictions import FailureKind, PredictionRecord
 from jobs.evaluation.questions import Asked
@@ -46,25 +47,29 @@ class Tally:
         self.done = 0
         self.failures: Counter[str] = Counter()
         self._iou_sum = 0.0
+        self._num_ious = 0
 
     def start(self, *, total: int) -> None:
         """So many records are wanted."""
         self.total = total
 
     def add(self, record: PredictionRecord) -> None:
-        """Count one record: its IoU, or why there is none."""
+        """Count one record: its IoU, if moments were asked for, or why it cannot be used."""
         self.done += 1
         if record.failure is not None:
             self.failures[record.failure] += 1
             return
+        if record.gt_ratings is not None:
+            self.failures["parse"] += not read_highlights(record.text or "")
+            return
+        self._num_ious += 1
         self._iou_sum += true_iou(record)
         self.failures["parse"] += not read_spans(record.text or "").used
 
     @property
     def miou(self) -> float | None:
-        """Mean IoU of the answers so far, in percent; None before the first."""
-        answered = self.done - self.failures["video"] - self.failures["engine"]
-        return 100 * self._iou_sum / answered if answered else None
+        """Mean IoU of the answers so far, in percent; None before the first, and of highlights."""
+        return 100 * self._iou_sum / self._num_ious if self._num_ious else None
 
 
 class Runner:
@@ -143,7 +148,7 @@ class Runner:
         settings = self._settings.sampling
         greedy = GenerateRequest(
             clip=clip,
-            messages=job.asked.messages(self._settings.prompt, job.mode),
+            messages=job.asked.messages(self._settings.prompt, job.mode, task=self._settings.task),
             sampling=Sampling(temperature=0.0, max_tokens=settings.max_tokens[job.mode]),
         )
         replies = [await ask(greedy)]
@@ -172,6 +177,7 @@ class Runner:
                 video=question.video,
                 query=question.query,
                 gt=question.spans,
+                gt_ratings=self._ratings(question),
                 duration_s=clip.duration_s if question.duration_s is None else question.duration_s,
                 mode=job.mode,
                 text=answer.text,
@@ -190,6 +196,7 @@ class Runner:
                 video=question.video,
                 query=question.query,
                 gt=question.spans,
+                gt_ratings=self._ratings(question),
                 duration_s=question.duration_s,
                 mode=job.mode,
                 failure=kind,
@@ -197,6 +204,12 @@ class Runner:
                 fingerprint=self._settings.fingerprint,
             ),
         )
+
+    def _ratings(self, question: Question) -> dict[int, tuple[float, ...]] | None:
+        """Whose presence says that highlights were asked for."""
+        if self._settings.task == "moments":
+            return None
+        return dict(zip(question.clip_ids, question.saliency, strict=True))
 
     def _add(self, job: Job, record: PredictionRecord) -> None:
         self._journals[job.mode].append(record)

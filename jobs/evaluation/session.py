@@ -18,9 +18,8 @@ import httpx
 from common.config import Video
 from common.errors import ConfigError, TempSampError
 from common.messages import Mode
-from common.prompts import EVALUATION_PROMPTS
 from common.video_sampling import FIELDS, VideoSampling
-from jobs.evaluation.benchmarks import Benchmark, annotation_file, find_video
+from jobs.evaluation.benchmarks import BENCHMARKS, Benchmark, annotation_file, find_video
 from jobs.evaluation.journal import (
     Journal,
     predictions_name,
@@ -28,8 +27,8 @@ from jobs.evaluation.journal import (
     write_atomically,
 )
 from jobs.evaluation.modes import Selector
-from jobs.evaluation.predictions import AnswerMode, PredictionRecord
-from jobs.evaluation.questions import Asked, Questions, find_questions
+from jobs.evaluation.predictions import AnswerMode, PredictionRecord, Task
+from jobs.evaluation.questions import PROMPTS, Asked, Questions, find_questions
 from jobs.evaluation.runner import Runner, Tally
 from jobs.evaluation.settings import (
     AnswerSampling,
@@ -54,6 +53,7 @@ class Plan:
     bench_dir: Path | None
     video_root: Path
     out: Path
+    task: Task
     mode: AnswerMode
     selector: Selector
     prompt: str
@@ -83,10 +83,13 @@ def prepare(plan: Plan) -> list[Prepared]:
     """Find and read everything that will be asked.
 
     Raises:
-        ConfigError: an annotation file, a video (unless `allow_missing`) or a prompt is not there.
+        ConfigError: an annotation file, a video (unless `allow_missing`) or a prompt is not there,
+            or a benchmark or mode cannot do the task.
     """
+    if plan.task == "highlights":
+        _refuse_without_highlights(plan)
     for mode in asked_modes(plan.mode):
-        if mode not in EVALUATION_PROMPTS[plan.prompt]:
+        if mode not in PROMPTS[plan.task][plan.prompt]:
             raise ConfigError(
                 f"--mode: found {plan.mode}, wanted answer: the prompt {plan.prompt} has no {mode} "
                 "form; --protocol-prompt"
@@ -106,9 +109,10 @@ def open_run(
         bench=prepared.benchmark.name,
         annotations_sha256=prepared.annotations_sha256,
         model=model,
+        task=plan.task,
         mode=plan.mode,
         prompt=plan.prompt,
-        templates={mode: EVALUATION_PROMPTS[plan.prompt][mode] for mode in asked_modes(plan.mode)},
+        templates={mode: PROMPTS[plan.task][plan.prompt][mode] for mode in asked_modes(plan.mode)},
         sampling=plan.sampling,
         clip=VideoSampling(**plan.video.model_dump(include=FIELDS)),
     )
@@ -193,6 +197,26 @@ def finish(plan: Plan, prepared: Prepared, *, settings: RunSettings) -> Summary:
     )
 
 
+def _refuse_without_highlights(plan: Plan) -> None:
+    """Stop if a benchmark, mode or prompt of the plan knows moments only."""
+    if without := [benchmark.name for benchmark in plan.benchmarks if not benchmark.rates_clips]:
+        able = ", ".join(name for name, known in BENCHMARKS.items() if known.rates_clips)
+        raise ConfigError(
+            f"--task: found highlights with {', '.join(without)}, wanted moments: only {able} "
+            "rates clips"
+        )
+    if len(asked_modes(plan.mode)) > 1:
+        raise ConfigError(
+            f"--mode: found {plan.mode}, wanted answer or think with --task highlights: of two "
+            "answers one is chosen by their spans"
+        )
+    if plan.prompt not in PROMPTS[plan.task]:
+        raise ConfigError(
+            f"--protocol-prompt: found {plan.prompt}, wanted {', '.join(PROMPTS[plan.task])} with "
+            "--task highlights"
+        )
+
+
 async def _beside(work: Awaitable[None], watch: Callable[[], Awaitable[None]] | None) -> None:
     """Do the work; if the watch raises, the work is dropped."""
     working = asyncio.ensure_future(work)
@@ -218,6 +242,7 @@ def _prepare(plan: Plan, benchmark: Benchmark) -> Prepared:
     questions = find_questions(
         path,
         find=lambda name: find_video(name, root=plan.video_root, subset=benchmark.subset),
+        task=plan.task,
         limit=plan.limit,
     )
     if not plan.allow_missing:

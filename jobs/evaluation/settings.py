@@ -17,7 +17,7 @@ from common.errors import ConfigError
 from common.messages import Mode
 from common.video_sampling import VideoSampling
 from jobs.evaluation.journal import write_atomically
-from jobs.evaluation.predictions import AnswerMode
+from jobs.evaluation.predictions import AnswerMode, Task
 
 FILE = "settings.json"
 NOT_IN_DIGEST = frozenset({"README.md", ".gitattributes"})
@@ -64,6 +64,8 @@ class RunSettings(Record):
     bench: str
     annotations_sha256: str
     model: Checkpoint | Served
+    task: Task = "moments"
+    """Settings of runs older than the choice do not say."""
     mode: AnswerMode
     prompt: str
     """Name of the protocol's prompt."""

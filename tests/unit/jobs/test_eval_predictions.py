@@ -60,6 +60,16 @@ def test_our_records_are_read_with_their_truth(tmp_path: Path) -> None:
     assert (failed.text, failed.failure) == (None, "video")
 
 
+def test_ratings_say_that_highlights_were_asked_for(tmp_path: Path) -> None:
+    rated = OURS.model_copy(update={"gt_ratings": {41: (1.0, 2.0, 3.0)}})
+    line = rated.model_dump_json(exclude_none=True)
+
+    (found,) = read_predictions(written(tmp_path / "predictions.jsonl", line)).predictions
+
+    assert found.ratings == {41: (1.0, 2.0, 3.0)}
+    assert "gt_ratings" not in OURS.model_dump_json(exclude_none=True)
+
+
 @pytest.mark.parametrize("as_list", [False, True])
 def test_moment_detr_lines_and_lists_are_read(tmp_path: Path, as_list: bool) -> None:
     records = [detected(1), detected(2, pred_relevant_windows=[])]

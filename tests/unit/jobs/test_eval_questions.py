@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from common.errors import ConfigError
-from common.messages import TextPart
+from common.messages import Mode, TextPart
+from common.prompts import chat_messages, highlight_problem
 from jobs.evaluation.questions import Asked, find_questions, parse_shard
 
 
@@ -52,7 +53,7 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def text_of(asked: Asked, prompt: str, mode: str = "answer") -> str:
-    (message,) = asked.messages(prompt, mode)  # type: ignore[arg-type]
+    (message,) = asked.messages(prompt, mode, task="moments")  # type: ignore[arg-type]
     return "".join(part.text for part in message.content if isinstance(part, TextPart))
 
 
@@ -178,6 +179,46 @@ def test_a_trainer_row_is_asked_in_its_own_words_unless_a_protocol_has_others(
     assert text_of(asked, "timelens").startswith("Please find the visual event")
     assert "a dog" in text_of(asked, "ours", "think")
     assert "<think>" in text_of(asked, "ours", "think")
+
+
+RATINGS = {"relevant_clip_ids": [0, 4], "saliency_scores": [[1, 2, 3], [4, 4, 4]]}
+
+
+@pytest.mark.parametrize("mode", ["answer", "think"])
+def test_highlights_are_asked_for_with_the_query_as_prompts_have_it(
+    mode: Mode, tmp_path: Path, find: Callable[[str], Path | None]
+) -> None:
+    row = highlights_row(7) | RATINGS | {"query": " a  dog."}
+    (asked,) = find_questions(
+        lines(tmp_path / "q.jsonl", [row]), find=find, task="highlights"
+    ).asked
+    wanted = chat_messages(highlight_problem("a dog", mode=mode))
+    assert asked.messages("ours", mode, task="highlights") == wanted
+    assert asked.question.clip_ids == (0, 4)
+    assert asked.question.saliency == ((1.0, 2.0, 3.0), (4.0, 4.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"relevant_clip_ids": [], "saliency_scores": []}, "no clip is rated"),
+        ({"duration": None}, "the duration None counts no clips"),
+        ({"duration": float("inf")}, "the duration inf counts no clips"),
+        ({"relevant_clip_ids": [0, 5]}, "found a rating for clip 5, wanted clips 0 to 4"),
+        ({"saliency_scores": [[1, 2], [4, 4, 4]]}, "found a clip without 3 ratings"),
+    ],
+)
+def test_ratings_that_cannot_be_scored_are_listed_when_highlights_are_asked_for(
+    changed: dict[str, Any], reason: str, tmp_path: Path, find: Callable[[str], Path | None]
+) -> None:
+    rows = [highlights_row(1) | RATINGS, highlights_row(2) | RATINGS | changed]
+    path = lines(tmp_path / "q.jsonl", rows)
+    found = find_questions(path, find=find, task="highlights")
+    assert [asked.question.id for asked in found.asked] == ["1"]
+    assert len(found.unusable) == 1
+    assert found.unusable[0].startswith("line 2: ")
+    assert reason in found.unusable[0]
+    assert len(find_questions(path, find=find).asked) == 2
 
 
 def test_shards_are_disjoint_whole_and_keep_clips_together(

@@ -110,11 +110,38 @@ def test_text_highlight_answers_are_scored_officially_and_exactly(tmp_path: Path
 
     assert highlights is not None
     assert highlights.exact is not None
-    assert (highlights.unreadable, highlights.failed) == (1, 1)
+    assert highlights.failures == {"parse": 1, "video": 1, "engine": 0}
+    assert highlights.parse_rate == 0.5
     # A vector of zeros has the share of positives, 2 of 3 clips, and misses with its first clip.
     zeros = 100 * (1 + 2 / 3 + 2 / 3) / 3
     assert highlights.official["HL-min-Fair"] == {"HL-mAP": round(zeros, 2), "HL-Hit1": 33.33}
     assert highlights.exact["HL-min-Fair"] == {"HL-mAP": 50.0, "HL-Hit1": 50.0}
+
+
+def test_a_span_is_no_answer_where_highlights_were_asked_for(tmp_path: Path) -> None:
+    gt = written(tmp_path / "gt.jsonl", f"{json.dumps(RATED)}\n")
+    ratings = {1: [4, 4, 4], 2: [2, 3, 3]}
+
+    moments, highlights = (
+        score_file(
+            ours(
+                tmp_path,
+                {"id": "7", "query": "a dog", "video": "x_0.0_6.0", "gt_ratings": truth},
+            ),
+            bench="qvhighlights",
+            gt=gt,
+        )
+        for truth in (None, ratings)
+    )
+
+    assert moments.highlights is not None
+    assert moments.highlights.has_moments
+    assert moments.highlights.failures["parse"] == 0
+    assert highlights.highlights is not None
+    assert highlights.highlights.exact is not None
+    assert highlights.highlights.exact["HL-min-Fair"] == {"HL-mAP": 0.0, "HL-Hit1": 0.0}
+    assert highlights.highlights.failures["parse"] == 1
+    assert highlights.protocols == {}
 
 
 def test_qvhighlights_without_duration_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""What is known while a run is under way."""
+
+from collections.abc import Mapping
+
+from jobs.evaluation.highlights_text import true_answer
+from jobs.evaluation.predictions import PredictionRecord
+from jobs.evaluation.runner import Tally
+
+RIGHT = PredictionRecord(
+    id="1",
+    video="a.mp4",
+    query="q",
+    gt=((2.0, 4.0),),
+    mode="answer",
+    text="<answer> 2 to 4 </answer>",
+    fingerprint="f",
+)
+
+
+def tallied(*changes: Mapping[str, object]) -> Tally:
+    tally = Tally()
+    for change in changes:
+        tally.add(RIGHT.model_copy(update=change))
+    return tally
+
+
+def test_an_unreadable_answer_counts_0_and_a_failure_does_not_count() -> None:
+    failed = {"text": None, "failure": "video"}
+    tally = tallied({}, {"text": "no idea"}, failed)
+    assert (tally.done, tally.miou) == (3, 50.0)
+    assert tally.failures == {"parse": 1, "video": 1}
+
+
+def test_before_the_first_answer_there_is_no_accuracy() -> None:
+    assert tallied({"text": None, "failure": "engine"}).miou is None
+
+
+def test_highlights_have_no_iou_and_a_span_is_none_of_them() -> None:
+    ratings = {1: (4.0, 4.0, 4.0)}
+    readable = true_answer([1], saliency=[ratings[1]])
+    tally = tallied({"gt_ratings": ratings, "text": readable}, {"gt_ratings": ratings})
+    assert (tally.done, tally.miou) == (2, None)
+    assert tally.failures["parse"] == 1
