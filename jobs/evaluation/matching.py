@@ -68,6 +68,8 @@ def own_questions(predictions: Sequence[Prediction]) -> list[Question]:
             query=prediction.query or "",
             spans=prediction.truth,
             duration_s=prediction.duration_s,
+            clip_ids=tuple(prediction.ratings or ()),
+            saliency=tuple((prediction.ratings or {}).values()),
         )
         for prediction in predictions
     ]

@@ -72,7 +72,8 @@ def _reported(folder: Path, summary: Summary, find: FindVideo) -> Reported:
             model=_model(settings),
             mode=settings.mode,
         ),
-        pairs=_pairs(folder),
+        # Charts and cases are of spans; the figures of highlights are all in the tables.
+        pairs=_pairs(folder) if settings.task == "moments" else (),
         by_mode={
             mode: _pairs(folder / mode) for mode in MODES if any((folder / mode).glob(PATTERN))
         },

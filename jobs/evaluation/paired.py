@@ -170,6 +170,11 @@ def _pairs(
         matched = match(answers.predictions, questions=truths, partial=True)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    if any(prediction.ratings is not None for prediction in answers.predictions):
+        raise ValueError(
+            f"{where}: found answers about highlights, wanted moments: spans are compared; "
+            "`tempsamp eval score` gives the figures of each run"
+        )
     if matched.unknown and not common:
         raise ValueError(
             f"{where}: found {matched.unknown} predictions without an annotation in --gt, wanted "

@@ -171,7 +171,9 @@ def judge(pairs: Sequence[Pair], *, protocol: str, readings: Readings | None = N
         _kind(prediction, reading) for (prediction, _), reading in zip(pairs, answers, strict=True)
     )
     kept = _last_of_each_key(pairs) if rules.unique_keys else np.ones(len(pairs), dtype=np.bool_)
-    counted = np.array([rules.failures_count or kind in ("answered", "parse") for kind in kinds])
+    counted = np.array(
+        [rules.failures_count or kind in ("answered", "parse") for kind in kinds], dtype=np.bool_
+    )
     return Judgement(
         protocol=protocol,
         ious=ious if rules.iou_decimals is None else np.round(ious, rules.iou_decimals),

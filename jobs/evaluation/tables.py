@@ -6,7 +6,7 @@ percentages. `jobs.evaluation.score` and `tempsamp eval` print and write them,
 `jobs.evaluation.grids` gives them their look.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from jobs.evaluation.published import Published
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from jobs.evaluation.qvhighlights import HighlightScore
     from jobs.evaluation.score import ProtocolScore, Score
 
 ORACLE: AnswerMode = "mixed_oracle"
@@ -163,22 +164,28 @@ def _row(scored: Scored, name: str) -> tuple[Cell, ...]:
         found.scored,
         *(found.recall.get(str(threshold)) for threshold in THRESHOLDS),
         found.miou,
-        None if found.parse_rate is None else 100 * found.parse_rate,
-        _failures(found),
+        _share(found.parse_rate),
+        _failures(found.failures),
     )
 
 
 def _moment_detr_row(scored: Scored) -> tuple[Cell, ...]:
     """R1 as the QVHighlights evaluator computes it; it knows no mIoU."""
     assert scored.score.highlights is not None
-    brief = scored.score.highlights.official["brief"]
+    found = scored.score.highlights
     answered = scored.score.predictions - scored.score.unknown
-    recalls = (brief.get(f"MR-full-{name}") for name in RECALLS)
-    return (scored.label, f"{MOMENT_DETR} (official)", answered, *recalls, None, None, None)
+    recalls = (found.official["brief"].get(f"MR-full-{name}") for name in RECALLS)
+    said = (_share(found.parse_rate), _failures(found.failures))
+    return (scored.label, f"{MOMENT_DETR} (official)", answered, *recalls, None, *said)
 
 
-def _failures(found: "ProtocolScore") -> str:
-    named = [f"{number} {kind}" for kind, number in found.failures.items() if number]
+def _share(rate: float | None) -> float | None:
+    """In percent."""
+    return None if rate is None else 100 * rate
+
+
+def _failures(failures: Mapping[str, int]) -> str:
+    named = [f"{number} {kind}" for kind, number in failures.items() if number]
     return ", ".join(named) or "none"
 
 
@@ -214,8 +221,10 @@ def _counts(scored: Scored) -> Grid:
         "annotations without a duration": score.without_duration,
         "annotations that end before they start": score.impossible_truths,
     }
-    if exact := score.protocols.get(OURS):
-        rows |= {f"failures: {kind}": number for kind, number in exact.failures.items()}
+    exact = score.protocols.get(OURS)
+    if counted := exact or score.highlights:
+        rows |= {f"failures: {kind}": number for kind, number in counted.failures.items()}
+    if exact:
         rows["answers with a reversed span"] = exact.reversed
     for protocol, found in score.protocols.items():
         if found.collapsed:
@@ -264,10 +273,16 @@ def _measured_lines(scored: Scored) -> Iterator[CsvLine]:
             if interval is not None:
                 ends = (interval.mean, interval.low, interval.high)
                 yield (*head, figure, *ends, found.scored, None)
-        rate = None if found.parse_rate is None else 100 * found.parse_rate
-        yield (*head, "parse rate", rate, None, None, found.scored, None)
-        for kind, number in found.failures.items():
-            yield (*head, f"failures: {kind}", number, None, None, found.scored, None)
+        yield from _answer_lines(head, found, n=found.scored)
+
+
+def _answer_lines(
+    head: tuple[str | None, ...], found: "ProtocolScore | HighlightScore", *, n: int | None
+) -> Iterator[CsvLine]:
+    """How many answers could be read, and what became of the others."""
+    yield (*head, "parse rate", _share(found.parse_rate), None, None, n, None)
+    for kind, number in found.failures.items():
+        yield (*head, f"failures: {kind}", number, None, None, n, None)
 
 
 def _other_lines(scored: Scored) -> Iterator[CsvLine]:
@@ -280,6 +295,7 @@ def _other_lines(scored: Scored) -> Iterator[CsvLine]:
                 where = (*head, OURS, f"{breakdown.by}: {group.name}", figure)
                 yield (*where, value, None, None, group.queries, None)
     if score.highlights is not None:
+        yield from _answer_lines((*head, MOMENT_DETR, None), score.highlights, n=None)
         readings = {MOMENT_DETR: score.highlights.official, OURS: score.highlights.exact}
         for protocol, metrics in readings.items():
             for figure, value in (metrics or {"brief": {}})["brief"].items():

@@ -1,6 +1,7 @@
 """`tempsamp eval --task highlights` over HTTP: what is asked, and what the answers are worth."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,12 @@ def test_garbage_is_worth_nothing_and_a_vector_of_zeros_officially(
     data: Path, tmp_path: Path
 ) -> None:
     with serving(garbage) as replica:
-        evaluate(data, tmp_path, url=replica.url)
+        shown = evaluate(data, tmp_path, url=replica.url)
     found = highlights(tmp_path)
+    assert re.search(r"moment_detr \(official\).*0\.00.*2 parse", shown)
+    page = (tmp_path / "report.html").read_text()
+    assert "HL-min-VeryGood-mAP" in page
+    assert "without a span" not in page
     assert found["failures"] == {"parse": 2, "video": 0, "engine": 0}
     assert found["parse_rate"] == 0.0
     assert set(found["exact"]["brief"].values()) == {0.0}
@@ -163,8 +168,9 @@ def test_the_file_that_is_written_scores_the_same_by_itself(
     assert all("<think>" in text for text in replica.questions)
     path = tmp_path / "qvhighlights" / "predictions.jsonl"
     assert read_predictions(path).predictions[0].ratings
-    alone = score_file(path, bench="qvhighlights", gt=data / ANNOTATIONS)
-    assert alone.model_dump(mode="json")["highlights"] == highlights(tmp_path)
+    for truths in (data / ANNOTATIONS, None):
+        alone = score_file(path, bench="qvhighlights", gt=truths)
+        assert alone.model_dump(mode="json")["highlights"] == highlights(tmp_path)
 
 
 def test_the_task_is_part_of_the_run(data: Path, tmp_path: Path) -> None:

@@ -95,5 +95,8 @@ def test_predictions_that_repeat_their_truth_need_no_annotations() -> None:
     assert own_questions(given) == [
         Question(id="k", video="v", query="q", spans=((1.0, 2.0),), duration_s=9.0)
     ]
+    ratings = {4: (1.0, 2.0, 3.0), 7: (4.0, 4.0, 4.0)}
+    (rated,) = own_questions([Prediction(key="k", truth=((8.0, 10.0),), ratings=ratings)])
+    assert (rated.clip_ids, rated.saliency) == ((4, 7), tuple(ratings.values()))
     with pytest.raises(ValueError, match=r"no true span with prediction 'x'.*--gt"):
         own_questions([Prediction(key="x")])

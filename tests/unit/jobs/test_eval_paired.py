@@ -56,6 +56,13 @@ def printed(found: Comparisons) -> str:
     return console.export_text()
 
 
+def test_answers_about_highlights_are_refused(tmp_path: Path) -> None:
+    moments = run(tmp_path / "a", [12.0])
+    highlights = run(tmp_path / "b", [12.0], gt_ratings={1: [4, 4, 4]})
+    with pytest.raises(ValueError, match=r"b: found answers about highlights, wanted moments"):
+        compare_runs(moments, highlights)
+
+
 def test_differences_are_paired_by_query_not_by_line(tmp_path: Path) -> None:
     ends = [12.0, 8.0, 7.0, 5.0] * 5
     first = run(tmp_path / "a", ends)
