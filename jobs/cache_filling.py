@@ -33,6 +33,7 @@ from common.config import Video, load
 from common.errors import ConfigError
 from common.rows import TrainerRow, UnusableRowError
 from jobs.crash_safe_pool import Lost, results
+from jobs.processes import interruptible
 
 Key = TypeVar("Key")
 
@@ -275,7 +276,7 @@ def fill_in_terminal(
     """
     console = Console(stderr=True)
     try:
-        with _progress_bar(console) as bar:
+        with interruptible(), _progress_bar(console) as bar:
             task = bar.add_task(title, total=len(rows.places))
             report = fill(
                 work,

@@ -32,6 +32,7 @@ from common.spans import Span
 from common.video_sampling import VideoSampling
 from jobs.candidates import AGREEMENT, ROUNDING_S, Candidate, Grounding, ground
 from jobs.evaluation.local_engine import LocalReplica, sampling_of, started
+from jobs.processes import interruptible
 from jobs.replicas import Replicas, connected
 
 if TYPE_CHECKING:
@@ -210,6 +211,7 @@ def _replicas(
         raise ConfigError("found neither --endpoint nor --model nor --config, wanted one of them")
     with (
         tempfile.TemporaryDirectory(prefix="tempsamp-ground-") as folder,
+        interruptible(),
         started(checkpoint, run_file=run_file, folder=Path(folder)) as replica,
     ):
         replica.wait_until_ready()

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,21 @@ logger = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 30.0
 TAIL_LINES = 20
 _PR_SET_PDEATHSIG = 1
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM ends what runs here as Ctrl-C does, so that its processes are ended too."""
+    # SIGINT too: a shell starts background jobs with it ignored, and Python leaves that alone.
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class ChildError(TempSampError):

@@ -6,9 +6,7 @@ With --endpoint, running replicas answer; without, one of our own is started and
 """
 
 import asyncio
-import contextlib
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +26,7 @@ from jobs.evaluation.settings import (
     Served,
     checkpoint_digest,
 )
+from jobs.processes import interruptible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -165,7 +164,7 @@ def command(
     )
     console = Console()
     try:
-        with _interruptible():
+        with interruptible():
             if endpoint:
                 _with_endpoints(plan, endpoint, checkpoint=model, console=console)
             else:
@@ -327,18 +326,3 @@ def _sampling(
         num_samples=samples,
         seed=seed,
     )
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does, so that our replica is ended too."""
-    # SIGINT too: a shell starts background jobs with it ignored, and Python leaves that alone.
-    before = {
-        number: signal.signal(number, signal.default_int_handler)
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
