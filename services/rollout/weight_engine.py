@@ -6,7 +6,11 @@ the model: a transfer that breaks leaves the old weights serving. Neighbours: `c
 (the wire), `services.rollout.engine` (calls these steps on all workers).
 """
 
+import multiprocessing
+import os
+import threading
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -28,9 +32,18 @@ BACKEND = "tempsamp"
 
 def register() -> None:
     """Make `WeightTransferConfig(backend="tempsamp")` known in this process. Idempotent."""
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, TempSampWeightTransferEngine)
+    if BACKEND in WeightTransferEngineFactory._registry:
+        return
+    WeightTransferEngineFactory.register_engine(BACKEND, TempSampWeightTransferEngine)
     scheduler_output.strip_covered_mm_data = _keep_clips
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """vLLM's engine process outlives a server that was killed, and keeps its memory for ever."""
+    parent.join()
+    os._exit(1)
 
 
 def _keep_clips(

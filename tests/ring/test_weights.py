@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import psutil
 import pytest
 import torch
 
@@ -117,7 +118,10 @@ def test_late_joiner_waits_for_weights_and_a_dead_replica_is_dropped(
         assert group is not None
 
     ring.children.unwatch(late)
+    its_own = psutil.Process(late.process.pid).children(recursive=True)
+    assert any("EngineCore" in process.name() for process in its_own)
     late.process.kill()
+    assert psutil.wait_procs(its_own, timeout=20)[1] == [], "its engine died with it"
     published = publisher.publish(3, step=3)
     assert published.version == 3
     assert len(publisher.member_urls()) == 1
