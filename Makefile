@@ -56,3 +56,4 @@ bench-data: setup
 
 bench-eval: setup
 	@$(PY) -m tests.bench.evaluation
+	@$(PY) -m tests.bench.answering
