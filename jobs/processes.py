@@ -18,11 +18,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 from common.errors import TempSampError
 
 logger = logging.getLogger(__name__)
 
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 20.0
+"""For all children together, as long as each gets its grace."""
+GRACE_S = 2.0
 TAIL_LINES = 20
 _PR_SET_PDEATHSIG = 1
 
@@ -143,15 +147,14 @@ class Children:
             child.process = _spawn(child.command, child.environ, child.log)
 
     def stop(self) -> None:
-        """SIGTERM to all, last started first; SIGKILL to whoever is left after a deadline."""
-        for child in reversed(self._children):
-            if child.process.poll() is None:
-                child.process.terminate()
+        """End one after the other, last started first: SIGTERM, and SIGKILL after a deadline.
+
+        In turn, because who was started later may need the earlier ones to end well: a learner
+        finishes its step and publishes it before it writes its last checkpoint.
+        """
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for child in reversed(self._children):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(0.1, deadline - time.monotonic()))
-            _end_session(child.process)
+            _end(child.process, timeout_s=max(GRACE_S, deadline - time.monotonic()))
         self._children.clear()
 
 
@@ -174,6 +177,22 @@ def _die_with_parent() -> None:
     """Runs in the child before exec (Linux); elsewhere an orphan has to be ended by hand."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end(process: "subprocess.Popen[bytes]", *, timeout_s: float) -> None:
+    """SIGTERM, then SIGKILL; descendants too, whatever session they lead (torchrun's ranks do)."""
+    descendants = []
+    if process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            descendants = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout_s)
+    _end_session(process)
+    for descendant in descendants:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            descendant.kill()
+    psutil.wait_procs(descendants, timeout=GRACE_S)
 
 
 def _end_session(process: "subprocess.Popen[bytes]") -> None:

@@ -7,6 +7,9 @@ torchrun starts one process per rank; without it the same code runs as a single 
 import datetime
 import json
 import logging
+import os
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +24,9 @@ from torch.distributed.tensor import DTensor
 
 from services.learner.policy import Policy
 
+logger = logging.getLogger(__name__)
+
+LAUNCHER_POLL_S = 1.0
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """Host tensors (JSON, statistics) go over gloo everywhere."""
 
@@ -77,6 +83,7 @@ def start_ranks(device: str, *, timeout_s: float) -> Ranks:
     """
     timeout = datetime.timedelta(seconds=timeout_s)
     if dist.is_torchelastic_launched():
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         dist.init_process_group(BACKENDS[device], timeout=timeout)
     else:
         dist.init_process_group(
@@ -90,6 +97,14 @@ def start_ranks(device: str, *, timeout_s: float) -> Ranks:
     if rank != 0:
         logging.getLogger().setLevel(logging.WARNING)
     return Ranks(rank, world_size, place, init_device_mesh(device, (world_size,)))
+
+
+def _end_with(launcher: int) -> None:
+    """A rank whose torchrun was killed would train on beside the one that is started next."""
+    while os.getppid() == launcher:
+        time.sleep(LAUNCHER_POLL_S)
+    logger.error("torchrun is gone, this rank ends too", extra={"launcher_pid": launcher})
+    os._exit(1)
 
 
 def shard_model(policy: Policy, *, ranks: Ranks, compute_dtype: torch.dtype) -> Policy:

@@ -73,3 +73,49 @@ def test_leaving_ends_children_and_their_children_even_stubborn_ones(
         assert len(family) == 2
     _, alive = psutil.wait_procs(family, timeout=5)
     assert not alive
+
+
+def test_a_child_of_a_child_that_leads_its_own_session_ends_too(tmp_path: Path) -> None:
+    parent_of_rank = (
+        "import subprocess, sys, time\n"
+        "rank = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],\n"
+        "                        start_new_session=True)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with Children(tmp_path) as children:
+        child = children.start("torchrun", [PYTHON, "-c", parent_of_rank])
+        wait_for_log(child, "ready")
+        family = psutil.Process(child.process.pid).children(recursive=True)
+        assert len(family) == 1
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
+
+
+def test_children_end_in_turn_so_that_the_last_may_use_the_first(tmp_path: Path) -> None:
+    needed = tmp_path / "needed"
+    server = (
+        "import pathlib, signal, sys, time\n"
+        f"needed = pathlib.Path({str(needed)!r})\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (needed.unlink(), sys.exit()))\n"
+        "needed.touch()\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    user = (
+        "import pathlib, signal, sys, time\n"
+        f"needed = pathlib.Path({str(needed)!r})\n"
+        "def leave(*_):\n"
+        "    time.sleep(0.5)\n"
+        "    print('found it' if needed.exists() else 'it was gone', flush=True)\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, leave)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with Children(tmp_path) as children:
+        wait_for_log(children.start("server", [PYTHON, "-c", server]), "ready")
+        last = children.start("user", [PYTHON, "-c", user])
+        wait_for_log(last, "ready")
+    assert "found it" in last.log.read_text()
+    assert not needed.exists()

@@ -1,10 +1,13 @@
 """Two FSDP ranks under torchrun compute what one process computes."""
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -131,3 +134,32 @@ def test_bfloat16_computes_on_float32_masters(
     }
     gap_nats = (scores[0] - scores[1]).abs().max().item()
     assert 0 < gap_nats < 0.5
+
+
+def test_a_rank_ends_with_the_torchrun_that_started_it(tmp_path: Path) -> None:
+    rank = tmp_path / "rank.py"
+    rank.write_text(
+        "import pathlib, sys, time\n"
+        "from services.learner.parallel import start_ranks\n"
+        "start_ranks('cpu', timeout_s=30)\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "time.sleep(120)\n"
+    )
+    joined = tmp_path / "joined"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    torchrun = subprocess.Popen(
+        [*launch, str(rank), str(joined)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + DEADLINE_S
+    while not joined.exists():
+        assert torchrun.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    ranks = psutil.Process(torchrun.pid).children(recursive=True)
+    torchrun.kill()
+    torchrun.wait()
+    assert ranks
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    assert not alive
