@@ -87,7 +87,12 @@ def learner(
     run = config.load(config_file, overrides=overrides or ())
     from services.learner.train import train
 
-    train(run, resume=resume)
+    validate = None
+    if run.learner.validation.rows is not None:
+        from jobs.evaluation.held_out import Validation
+
+        validate = Validation(run)
+    train(run, resume=resume, validate=validate)
 
 
 @app.command("demo", **PASSED_ON)

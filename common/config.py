@@ -230,6 +230,22 @@ class Advantage(Section):
     """strategy anchor: least A_GT; above 0, GT still teaches when all policy rewards tie."""
 
 
+class Validation(Section):
+    """`[learner.validation]`: held-out rows, answered greedily while the policy trains."""
+
+    rows: Path | None = None
+    """Trainer rows, JSONL; without them nothing is validated."""
+    every: PositiveInt = 50
+    """Versions between two validations; the first and the last version always get one."""
+    mode: Mode = "answer"
+    limit: PositiveInt | None = None
+    """Only the first queries; None: all."""
+    max_tokens: PositiveInt | None = None
+    """Longest answer; None: as in training, shared.sampling.max_tokens."""
+    concurrency: PositiveInt = 16
+    """Questions in work in each replica, beside its prompts."""
+
+
 class Learner(Section):
     """`[learner]`: data, steps, publishing, checkpoints."""
 
@@ -269,6 +285,7 @@ class Learner(Section):
     optimizer: Optimizer = Optimizer()
     loss: Loss = Loss()
     advantage: Advantage = Advantage()
+    validation: Validation = Validation()
 
 
 class Run(Section):

@@ -245,9 +245,9 @@ def _ask_all(
     console: "Console",
     replica: "LocalReplica | None" = None,
 ) -> None:
-    from jobs.evaluation.session import ask
+    from jobs.evaluation.session import LOCAL_RETRY_S, ask
     from jobs.evaluation.terminal import Bar, progress_on
-    from jobs.replicas import FLEET_TIMEOUT, connected
+    from jobs.replicas import FLEET_TIMEOUT, RETRY_S, connected
 
     async def ask_each() -> None:
         async with connected(endpoints, token=token, patience=FLEET_TIMEOUT) as clients:
@@ -259,6 +259,7 @@ def _ask_all(
                     clients=clients,
                     tally=Bar(progress, prepared.benchmark.name, settings.mode),
                     watch=None if replica is None else replica.watch,
+                    retry_s=RETRY_S if replica is None else LOCAL_RETRY_S,
                 )
 
     with progress_on(console) as progress:

@@ -55,6 +55,10 @@ class PredictionRecord(BaseModel):
     """Mean over the tokens inside the answer block, nats."""
     samples: tuple[str, ...] = ()
     """Further answers to the same question at temperature 1."""
+    samples_tokens: int | None = None
+    """Tokens of all samples together, stop tokens included."""
+    samples_surprise_nats: float | None = None
+    """Sum of -log p over these tokens."""
     failure: FailureKind | None = None
     error: str | None = None
     """What the failure said."""

@@ -36,7 +36,10 @@ class Job:
 
     asked: Asked
     mode: Mode
+    num_samples: int
+    """Further answers at temperature 1."""
     seed: int
+    """Of these."""
 
 
 class Tally:
@@ -103,9 +106,23 @@ class Runner:
 
     def jobs(self, asked: Iterable[Asked]) -> list[Job]:
         """What is left to ask, the longest clips first."""
+        settings = self._settings.sampling
+        asked = list(asked)
         numbered = sorted(enumerate(asked), key=lambda entry: entry[1].longest_first)
+        first_of_clip = {
+            one.question.video: number for number, one in reversed([*enumerate(asked)])
+        }
         return [
-            Job(asked=one, mode=mode, seed=self._settings.sampling.seed + number * SEED_STEP)
+            Job(
+                asked=one,
+                mode=mode,
+                num_samples=(
+                    settings.num_samples
+                    if settings.sampled == "queries" or first_of_clip[one.question.video] == number
+                    else 0
+                ),
+                seed=settings.seed + number * SEED_STEP,
+            )
             for number, one in numbered
             for mode, journal in self._journals.items()
             if one.question.id not in journal.answered
@@ -143,8 +160,8 @@ class Runner:
 
     async def _answers(
         self, job: Job, clip: ClipRef, ask: Ask
-    ) -> tuple[GeneratedAnswer, tuple[str, ...]]:
-        """The greedy answer, and the texts of further samples."""
+    ) -> tuple[GeneratedAnswer, tuple[GeneratedAnswer, ...]]:
+        """The greedy answer, and further samples."""
         settings = self._settings.sampling
         greedy = GenerateRequest(
             clip=clip,
@@ -152,12 +169,12 @@ class Runner:
             sampling=Sampling(temperature=0.0, max_tokens=settings.max_tokens[job.mode]),
         )
         replies = [await ask(greedy)]
-        if settings.num_samples:
+        if job.num_samples:
             sampling = Sampling(max_tokens=settings.max_tokens[job.mode], seed=job.seed)
-            update = {"num_samples": settings.num_samples, "sampling": sampling}
+            update = {"num_samples": job.num_samples, "sampling": sampling}
             replies.append(await ask(greedy.model_copy(update=update)))
         one_version(replies, wanted=self._version)
-        samples = tuple(answer.text for reply in replies[1:] for answer in reply.answers)
+        samples = tuple(answer for reply in replies[1:] for answer in reply.answers)
         return replies[0].answers[0], samples
 
     async def _clip(self, video: Path) -> ClipRef:
@@ -167,9 +184,10 @@ class Runner:
         return await asyncio.shield(self._clips[video])
 
     def _record(
-        self, job: Job, clip: ClipRef, answer: GeneratedAnswer, samples: tuple[str, ...]
+        self, job: Job, clip: ClipRef, answer: GeneratedAnswer, samples: tuple[GeneratedAnswer, ...]
     ) -> None:
         question = job.asked.question
+        logprobs = [value for one in samples for value in one.sample.logprobs]
         self._add(
             job,
             PredictionRecord(
@@ -182,7 +200,9 @@ class Runner:
                 mode=job.mode,
                 text=answer.text,
                 answer_logprob=answer_logprob(answer),
-                samples=samples,
+                samples=tuple(one.text for one in samples),
+                samples_tokens=len(logprobs) if samples else None,
+                samples_surprise_nats=-sum(logprobs) if samples else None,
                 fingerprint=self._settings.fingerprint,
             ),
         )

@@ -127,7 +127,8 @@ async def ask(
     settings: RunSettings,
     clients: Sequence[httpx.AsyncClient],
     tally: Tally,
-    watch: Callable[[], Awaitable[None]] | None,
+    watch: Callable[[], Awaitable[None]] | None = None,
+    retry_s: float = RETRY_S,
 ) -> None:
     """Ask what is left of a benchmark.
 
@@ -138,6 +139,7 @@ async def ask(
         clients: of the replicas.
         tally: told about every record, those of an earlier run first.
         watch: runs beside the questions until they are done; ends them by raising.
+        retry_s: how long all replicas may be unreachable.
 
     Raises:
         EngineError: as `Runner.run`; or what `watch` raised.
@@ -163,11 +165,7 @@ async def ask(
             on_record=tally.add,
         )
         _count_earlier(prepared, journals, tally)
-        fleet = Fleet(
-            clients,
-            concurrency=plan.concurrency,
-            retry_s=RETRY_S if watch is None else LOCAL_RETRY_S,
-        )
+        fleet = Fleet(clients, concurrency=plan.concurrency, retry_s=retry_s)
         await _beside(runner.run(runner.jobs(prepared.mine), fleet=fleet), watch)
 
 

@@ -54,7 +54,9 @@ class AnswerSampling(Record):
 
     max_tokens: Mapping[Mode, int]
     num_samples: int
-    """Further answers at temperature 1, for self-agreement."""
+    """Further answers at temperature 1, for self-agreement and what greedy decoding hides."""
+    sampled: Literal["queries", "clips"] = "queries"
+    """Whether every query gets them, or the first of each clip."""
     seed: int
 
 

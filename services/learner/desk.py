@@ -25,6 +25,7 @@ from services.learner import metrics
 from services.learner.checkpoint import RunState
 from services.learner.feed import Feed
 from services.learner.intake import Intake
+from services.learner.validation import Validate, Validator
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ HOLD_EVERY_S = 10.0
 class Desk:
     """A context manager: entered with Redis reachable and the run ours, left with both given up."""
 
-    def __init__(self, run: Run, *, state: RunState | None) -> None:
+    def __init__(
+        self, run: Run, *, state: RunState | None, validate: Validate | None = None
+    ) -> None:
         self._run = run
         self._state = state
         self._runner = asyncio.Runner()
@@ -47,6 +50,7 @@ class Desk:
         self._held_s = -math.inf
         self._lock: IO[bytes] | None = None
         self._stop_asked = False
+        self._validate = validate
 
     def __enter__(self) -> Self:
         self._lock = _lock_folder(self._run.learner.run_dir)
@@ -72,6 +76,10 @@ class Desk:
         if state is None:
             self._runner.run(self._broker.reset_run())
         metrics.keep_until(self.metrics_path, step=state.step if state else 0)
+        if self._validate is not None:
+            self._validator = Validator(
+                self._validate, run_dir=learner.run_dir, resumed_at=state.step if state else None
+            )
         self._previous_handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
         return self
 
@@ -108,6 +116,17 @@ class Desk:
             should_stop=lambda: self._stop_asked,
         )
         return groups or None
+
+    def validate(
+        self, version: int, *, urls: Callable[[], Sequence[str]], on_idle: Callable[[], None]
+    ) -> None:
+        """Have the held-out rows answered; SIGTERM ends it early."""
+
+        def idle() -> None:
+            self._hold()
+            on_idle()
+
+        self._validator.run(version, urls=urls, on_idle=idle, should_stop=lambda: self._stop_asked)
 
     def top_up(self, version: int) -> list[ClipRef]:
         """Feed prompts until the bound on outstanding ones is reached; returns their clips."""

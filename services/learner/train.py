@@ -12,7 +12,8 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -31,24 +32,27 @@ from services.learner.parallel import Ranks
 from services.learner.policy import Policy, load_policy
 from services.learner.probe import generate_probe, logprob_gap
 from services.learner.publish import Publisher
+from services.learner.validation import Validate
 
 logger = logging.getLogger(__name__)
 
 
-def train(run: Run, *, resume: bool) -> None:
+def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
     """Train until `learner.steps`, or until SIGTERM: that checkpoints and returns.
 
     Args:
         run: the run's configuration.
         resume: go on from the latest checkpoint of `learner.run_dir`; a fresh run refuses one.
+        validate: asks held-out rows; None: no validation.
 
     Raises:
         TempSampError, ConfigError: what stops a run; messages name the knob.
     """
-    with open_learner(run, resume=resume) as learner:
+    with open_learner(run, resume=resume, validate=validate) as learner:
         version = learner.first_version
         learner.publish(version)
         learner.top_up(version)
+        learner.validate(version)
         while version < run.learner.steps:
             clock = _Clock()
             groups = learner.next_groups(version)
@@ -62,6 +66,8 @@ def train(run: Run, *, resume: bool) -> None:
             learner.publish(version)
             learner.top_up(version)
             clock.lap("learner/publish_s")
+            learner.validate(version)
+            clock.lap("learner/validate_s")
             learner.report(groups, version=version, figures=figures | clock.laps)
             if run.learner.checkpoint_every and version % run.learner.checkpoint_every == 0:
                 learner.save(version)
@@ -80,8 +86,10 @@ class Learner:
     checkpoints: Checkpoints
     publisher: Publisher
     desk: Desk | None
+    validates: bool
     first_version: int
     saved_version: int | None
+    last_order_s: float = field(default_factory=time.monotonic)
 
     def next_groups(self, version: int) -> Sequence[ScoredGroup] | None:
         """The groups of the next step, on every rank; None when the run was asked to stop.
@@ -89,19 +97,18 @@ class Learner:
         While rank 0 waits, replicas that came late or came back get their weights.
         """
         if self.desk is None:
-            while (order := self.ranks.broadcast_json(None))["do"] == "publish":
-                self.publish(version)
+            order = self._follow(version)
             if order["do"] == "stop":
                 return None
             return [ScoredGroup.model_validate(group) for group in order["groups"]]
         groups = self.desk.take(version, on_idle=lambda: self._welcome_strangers(version))
         if groups is None:
-            self.ranks.broadcast_json({"do": "stop"})
+            self._order("stop")
             return None
         # A single rank has nobody to tell, and half a megabyte of JSON takes a while to write.
         told = self.ranks.world_size > 1
         bodies = [group.model_dump(mode="json") for group in groups] if told else []
-        self.ranks.broadcast_json({"do": "train", "groups": bodies})
+        self._order("train", groups=bodies)
         return groups
 
     def collate(self, groups: Sequence[ScoredGroup]) -> TrainBatch:
@@ -163,6 +170,26 @@ class Learner:
         if self.desk is not None:
             self.policy.clips.prefetch(self.desk.top_up(version))
 
+    def validate(self, version: int) -> None:
+        """Have the held-out rows answered if this version is due; a collective.
+
+        All the while, replicas that came late or came back get their weights.
+        """
+        learner = self.run.learner
+        last = version == learner.steps
+        due = last or version == 0 or version % learner.validation.every == 0
+        if not self.validates or not due:
+            return
+        if self.desk is None:
+            self._follow(version)
+            return
+        self.desk.validate(
+            version,
+            urls=self.publisher.member_urls,
+            on_idle=lambda: self._welcome_strangers(version),
+        )
+        self._order("go on")
+
     def report(
         self, groups: Sequence[ScoredGroup], *, version: int, figures: Mapping[str, float]
     ) -> None:
@@ -187,10 +214,25 @@ class Learner:
             self.desk.acknowledge()
         self.saved_version = version
 
+    def _order(self, what: str, **details: Any) -> None:
+        """Rank 0: tell the others what comes next."""
+        self.ranks.broadcast_json({"do": what, **details})
+        self.last_order_s = time.monotonic()
+
+    def _follow(self, version: int) -> dict[str, Any]:
+        """The other ranks: publish as often as rank 0 says so; returns its first other order."""
+        while (order := self.ranks.broadcast_json(None))["do"] in ("publish", "wait"):
+            if order["do"] == "publish":
+                self.publish(version)
+        return dict(order)
+
     def _welcome_strangers(self, version: int) -> None:
         if self.publisher.has_strangers:
-            self.ranks.broadcast_json({"do": "publish"})
+            self._order("publish")
             self.publish(version)
+        # Without a word for collective_timeout_s, the other ranks would give up.
+        elif time.monotonic() - self.last_order_s > self.run.learner.collective_timeout_s / 4:
+            self._order("wait")
 
     def _update(self, number: int) -> dict[str, float]:
         settings = self.run.learner.optimizer
@@ -233,7 +275,7 @@ class Learner:
 
 
 @contextlib.contextmanager
-def open_learner(run: Run, *, resume: bool) -> Iterator[Learner]:
+def open_learner(run: Run, *, resume: bool, validate: Validate | None) -> Iterator[Learner]:
     """Set everything up, restore a checkpoint if asked, and close it all at the end."""
     settings = run.learner
     if not resume:
@@ -263,7 +305,9 @@ def open_learner(run: Run, *, resume: bool) -> Iterator[Learner]:
     state = checkpoints.restore() if resume else None
     with contextlib.ExitStack() as owned:
         owned.callback(ranks.close)
-        desk = owned.enter_context(Desk(run, state=state)) if ranks.is_main else None
+        desk = None
+        if ranks.is_main:
+            desk = owned.enter_context(Desk(run, state=state, validate=validate))
         publisher = Publisher(
             policy,
             shared=run.shared,
@@ -281,6 +325,7 @@ def open_learner(run: Run, *, resume: bool) -> Iterator[Learner]:
             checkpoints=checkpoints,
             publisher=publisher,
             desk=desk,
+            validates=validate is not None,
             first_version=state.step if state else 0,
             saved_version=state.step if state else None,
         )

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from common.prompts import grounding_problem
 from jobs import clips
+from jobs.evaluation.score import score_file
 from tests.ring.conftest import ROOT, Ring
 
 CHARADES = ROOT.parent / "shared/data/videos/charades_3MSZA.mp4"
@@ -50,6 +51,10 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def validations(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "validation.jsonl").read_text().splitlines()]
 
 
 class LearnerProcess:
@@ -196,6 +201,9 @@ def test_killed_learner_resumes_to_bit_identical_weights(ring: Ring, run_dir: Pa
         "learner__groups_per_step": 4,
         "learner__checkpoint_every": 2,
         "learner__probe_every": 0,
+        "learner__validation__rows": str(ring.folder / "clips/train/rows.jsonl"),
+        "learner__validation__every": 3,
+        "learner__validation__limit": 6,
     }
     first = LearnerProcess(ring, **settings)
     first.wait_for_version(3)
@@ -215,6 +223,7 @@ def test_killed_learner_resumes_to_bit_identical_weights(ring: Ring, run_dir: Pa
     steps = metrics(run_dir)
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
     assert steps[-1]["intake/groups_taken"] == 24, "nothing is trained on twice"
+    assert [line["policy_version"] for line in validations(run_dir)] == [0, 3, 6]
 
     third = LearnerProcess(ring, **settings)
     assert third.process.wait(LEARNER_TIMEOUT_S) == 2
@@ -290,9 +299,20 @@ def test_two_ranks_train_through_the_ring_and_end_cleanly(ring: Ring, run_dir: P
         learner__steps=2,
         learner__groups_per_step=4,
         learner__probe_every=1,
+        learner__validation__rows=str(ring.folder / "clips/train/rows.jsonl"),
+        learner__validation__every=1,
+        learner__validation__limit=12,
     )
     learner.finish()
     steps = metrics(run_dir)
     assert [line["step"] for line in steps] == [1, 2]
     assert all(line["learner/probe_logprob_gap_nats"] < 1e-4 for line in steps)
     assert len(set(learner.published.values())) == 3
+    figures = validations(run_dir)
+    assert [line["policy_version"] for line in figures] == [0, 1, 2]
+    assert all(line["val/queries"] == 12 and line["val/failures"] == 0 for line in figures)
+    for version, line in enumerate(figures):
+        answers = run_dir / f"validation/version-{version:06d}/predictions.jsonl"
+        score = score_file(answers, bench="rows").protocols["exact"]
+        assert score.miou is not None
+        assert line["val/miou"] == pytest.approx(score.miou.mean / 100, abs=1e-6)
