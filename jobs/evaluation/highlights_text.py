@@ -8,13 +8,13 @@ Good: the scores are means of three raters, and each rater is a truth of its own
 `jobs.evaluation.score`; the reader is `common.answers.read_highlights`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from common.answers import highlight_answer, read_highlights
 from common.messages import Highlight
-from jobs.evaluation.moment_detr import CLIP_S
+from jobs.evaluation.moment_detr import CLIP_S, LEVELS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,12 @@ def clip_scores(text: str, *, duration_s: float) -> ClipScores | None:
         scores=tuple(said.get(clip, 0.0) for clip in range(num_clips)),
         outside=sum(clip >= num_clips for clip in said),
     )
+
+
+def hits(scores: Sequence[float], *, ratings: Mapping[int, Sequence[float]]) -> bool:
+    """Whether a rater found the clip with the highest score, of equals the first, Very Good."""
+    top = max(range(len(scores)), key=scores.__getitem__, default=-1)
+    return max(ratings.get(top, (0.0,))) >= LEVELS["VeryGood"]
 
 
 def true_answer(clip_ids: Sequence[int], *, saliency: Sequence[Sequence[float]]) -> str:

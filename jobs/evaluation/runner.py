@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.answers import read_highlights, read_spans
+from common.answers import read_spans
 from common.errors import EngineError, VideoError
 from common.messages import ClipRef, GeneratedAnswer, GenerateRequest, Mode, Sampling
+from jobs.evaluation.highlights_text import clip_scores, hits
 from jobs.evaluation.journal import Journal
 from jobs.evaluation.matching import Question
 from jobs.evaluation.modes import answer_logprob, true_iou
@@ -51,19 +52,24 @@ class Tally:
         self.failures: Counter[str] = Counter()
         self._iou_sum = 0.0
         self._num_ious = 0
+        self._num_hits = 0
+        self._num_rated = 0
 
     def start(self, *, total: int) -> None:
         """So many records are wanted."""
         self.total = total
 
     def add(self, record: PredictionRecord) -> None:
-        """Count one record: its IoU, if moments were asked for, or why it cannot be used."""
+        """Count one record: how good it is, or why it cannot be used."""
         self.done += 1
         if record.failure is not None:
             self.failures[record.failure] += 1
             return
         if record.gt_ratings is not None:
-            self.failures["parse"] += not read_highlights(record.text or "")
+            found = clip_scores(record.text or "", duration_s=record.duration_s or 0.0)
+            self._num_rated += 1
+            self._num_hits += found is not None and hits(found.scores, ratings=record.gt_ratings)
+            self.failures["parse"] += found is None
             return
         self._num_ious += 1
         self._iou_sum += true_iou(record)
@@ -73,6 +79,11 @@ class Tally:
     def miou(self) -> float | None:
         """Mean IoU of the answers so far, in percent; None before the first, and of highlights."""
         return 100 * self._iou_sum / self._num_ious if self._num_ious else None
+
+    @property
+    def hit1(self) -> float | None:
+        """HIT@1 at Very Good of the highlights so far, in percent; None without any."""
+        return 100 * self._num_hits / self._num_rated if self._num_rated else None
 
 
 class Runner:

@@ -56,8 +56,10 @@ class Bar(Tally):
 
 def line_of(tally: Tally) -> str:
     """Accuracy and failures so far."""
-    miou = "mIoU -" if tally.miou is None else f"mIoU {tally.miou:.2f}"
-    return f"{miou}  {_kinds(tally.failures)}"
+    accuracy = "mIoU -" if tally.miou is None else f"mIoU {tally.miou:.2f}"
+    if tally.hit1 is not None:
+        accuracy = f"HIT@1 {tally.hit1:.2f}"
+    return f"{accuracy}  {_kinds(tally.failures)}"
 
 
 def show(summary: Summary, *, bench: str, console: "Console") -> None:

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 
+import pytest
+
 from jobs.evaluation.highlights_text import true_answer
 from jobs.evaluation.predictions import PredictionRecord
 from jobs.evaluation.runner import Tally
+from jobs.evaluation.terminal import line_of
 
 RIGHT = PredictionRecord(
     id="1",
@@ -38,6 +41,10 @@ def test_before_the_first_answer_there_is_no_accuracy() -> None:
 def test_highlights_have_no_iou_and_a_span_is_none_of_them() -> None:
     ratings = {1: (4.0, 4.0, 4.0)}
     readable = true_answer([1], saliency=[ratings[1]])
-    tally = tallied({"gt_ratings": ratings, "text": readable}, {"gt_ratings": ratings})
-    assert (tally.done, tally.miou) == (2, None)
+    wrong = true_answer([0], saliency=[ratings[1]])
+    asked = {"gt_ratings": ratings, "duration_s": 10.0}
+    tally = tallied(asked | {"text": readable}, asked | {"text": wrong}, asked)
+    assert (tally.done, tally.miou) == (3, None)
+    assert tally.hit1 == pytest.approx(100 / 3)
     assert tally.failures["parse"] == 1
+    assert "HIT@1 33.33  failed: 0 video, 0 engine, 1 parse" in line_of(tally)
