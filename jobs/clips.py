@@ -26,6 +26,9 @@ from common.answers import grounding_answer
 from common.spans import Span
 from common.video_sampling import VideoSampling
 
+CHUNK_CLIPS = 16
+"""Clips that a process writes at a time."""
+
 Split = Literal["warm", "train", "validation", "test"]
 
 SPLIT_SEEDS: dict[Split, int] = {"warm": 11, "train": 12, "validation": 13, "test": 14}
@@ -180,13 +183,18 @@ def clip_rows(split: Split, index: int) -> Iterator[dict[str, Any]]:
 def _write_clips(folder: Path, split: Split, indices: list[int], num_processes: int) -> None:
     if num_processes == 1 or len(indices) < 2 * num_processes:
         return _write_chunk(folder, split, indices)
-    chunks = [indices[k::num_processes] for k in range(num_processes)]
     # spawn: the caller may hold threads (torch, a progress bar) that a fork would lose
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-        futures = [pool.submit(_write_chunk, folder, split, chunk) for chunk in chunks]
-        for future in futures:
-            future.result()
+        futures = [
+            pool.submit(_write_chunk, folder, split, indices[start : start + CHUNK_CLIPS])
+            for start in range(0, len(indices), CHUNK_CLIPS)
+        ]
+        try:
+            for future in futures:
+                future.result()
+        finally:  # Ctrl-C waits for the chunks in work only
+            pool.shutdown(cancel_futures=True)
     return None
 
 
