@@ -12,6 +12,9 @@ STEPS ?=
 RUN ?=
 RESUME ?=
 
+# Processes that share the tests; empty: one, with its output as it comes.
+PYTEST_WORKERS ?= 2
+
 .PHONY: setup demo compare test check format tiny-model bench-prefix bench-reward bench-data bench-eval help
 
 help:
@@ -29,7 +32,7 @@ compare: setup
 	@$(PY) -m jobs.compare --markdown docs/compare.md
 
 test: check
-	$(PY) -m pytest
+	$(PY) -m pytest $(PYTEST_WORKERS:%=--numprocesses=% --dist=loadgroup --no-loadscope-reorder)
 
 check: setup
 	.venv/bin/ruff format --check .
