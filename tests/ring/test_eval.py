@@ -85,30 +85,28 @@ def test_real_footage_is_answered_once_and_other_settings_are_refused(tmp_path: 
         evaluate(*options, "--max-tokens", "24")
 
 
-def test_any_footage_with_trainer_rows_is_decoded_asked_and_scored(tmp_path: Path) -> None:
-    rows = tmp_path / "footage.jsonl"
+def write_footage_rows(path: Path) -> None:
     videos = [str(VIDEOS / name) for name in ("bigbuckbunny.mp4", "bikes.mp4")]
-    rows.write_text(
+    path.write_text(
         "".join(
             json.dumps({"query": "something moves", "videos": [video], "spans": [[1.0, 3.0]]})
             + "\n"
             for video in videos
         )
     )
-    evaluate(*arguments(tmp_path / "out", bench=str(rows), video_root=tmp_path))
-    found = summary(tmp_path / "out" / "footage")
-    assert found["answered"] == 2
-    assert found["score"]["protocols"]["exact"]["failures"]["video"] == 0
-    assert found["score"]["protocols"]["exact"]["scored"] == 2
 
 
-def test_both_selectors_are_compared_on_the_demo_model(tmp_path: Path) -> None:
+def test_both_selectors_are_compared_on_the_demo_model_and_any_footage_is_asked_about(
+    tmp_path: Path,
+) -> None:
     clips.write_split(tmp_path, "validation", num_clips=8, num_processes=1)
     rows = tmp_path / "validation" / "rows.jsonl"
+    footage = tmp_path / "footage.jsonl"
+    write_footage_rows(footage)
     shown = evaluate(
         *arguments(
             tmp_path / "out",
-            bench=str(rows),
+            bench=f"{rows},{footage}",
             video_root=tmp_path,
             mode="mixed_selected",
             selector="agreement",
@@ -132,6 +130,10 @@ def test_both_selectors_are_compared_on_the_demo_model(tmp_path: Path) -> None:
         -5 < record["answer_logprob"] < 0 for record in records if "<answer>" in record["text"]
     )
     assert "which of two answers, 24 queries" in shown
+    found = summary(tmp_path / "out" / "footage")
+    assert found["answered"] == found["mixed"]["queries"] == 2
+    assert found["score"]["protocols"]["exact"]["failures"]["video"] == 0
+    assert found["score"]["protocols"]["exact"]["scored"] == 2
 
 
 def test_sigterm_ends_the_replica_too(tmp_path: Path) -> None:
