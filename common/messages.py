@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 Mode = Literal["answer", "think"]
 Task = str
@@ -125,7 +125,7 @@ class Sampling(Message):
 class PromptRequest(Message):
     """A prompt to answer `num_samples` times; the learner's feed makes it, a replica claims it."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     prompt_id: str
     sequence: Annotated[int, Field(ge=1)]
     """Position in the learner's feed; also the stream entry id, which makes feeding idempotent."""
@@ -215,7 +215,7 @@ class Timings(Message):
 class ScoredGroup(Message):
     """All answers to one prompt with their verdicts, policy samples first, an injected one last."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     prompt_id: str
     row_id: str
     epoch: int
@@ -287,6 +287,8 @@ class UpdateWeights(Message):
 
     generation: int
     version: Annotated[int, Field(ge=0)]
+    run_tag: str
+    """Of the run that made these weights: random, and kept when the run is resumed."""
     slices: tuple[TensorSlice, ...]
     bucket_bytes: Annotated[int, Field(ge=1)]
 
@@ -312,6 +314,8 @@ class ReplicaStatus(Message):
     phase: ReplicaPhase
     version: int | None
     """Verified policy version, None before the first transfer."""
+    run_tag: str | None
+    """Of the run that made its weights, None for the checkpoint it loaded."""
     generation: int | None
     """Weight group it has joined."""
     num_workers: Annotated[int, Field(ge=1)]

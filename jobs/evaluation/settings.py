@@ -45,6 +45,8 @@ class Served(Record):
     kind: Literal["served"] = "served"
     version: int
     """Policy version; 0 is the checkpoint that the replicas started from."""
+    run_tag: str | None = None
+    """Of the run that made the weights, as replicas have it from its learner."""
     sha256: str | None = None
     """Of that checkpoint, when --model names it."""
 

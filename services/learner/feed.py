@@ -81,6 +81,11 @@ class Feed:
         self._restore(state)
 
     @property
+    def tag(self) -> str:
+        """Random name of this run, kept when it is resumed."""
+        return self._tag
+
+    @property
     def outstanding(self) -> Collection[str]:
         """Ids of the prompts that were fed and not yet consumed, in sequence order."""
         return self._outstanding.keys()

@@ -67,12 +67,23 @@ class Publisher:
         learner: Learner,
         ranks: Ranks,
         replicas: Callable[[], Sequence[ReplicaStatus]],
+        run_tag: str,
     ) -> None:
-        """`replicas` reads the registry; only rank 0 calls it."""
+        """Nothing is sent yet.
+
+        Args:
+            policy: whose weights are sent.
+            shared: of the run.
+            learner: of the run.
+            ranks: all of the learner's.
+            replicas: reads the registry; only rank 0 calls it.
+            run_tag: tells weights of equal version apart; only rank 0's matters.
+        """
         self._policy = policy
         self._learner = learner
         self._ranks = ranks
         self._replicas = replicas
+        self._run_tag = run_tag
         self._wire_dtype: torch.dtype = getattr(torch, shared.dtype)
         slices = [
             describe(name, shape=parameter.shape, dtype=self._wire_dtype)
@@ -122,6 +133,7 @@ class Publisher:
         request = UpdateWeights(
             generation=generation.number,
             version=version,
+            run_tag=self._run_tag,
             slices=self._layout.slices,
             bucket_bytes=self._layout.bucket_bytes,
         )

@@ -314,6 +314,7 @@ def open_learner(run: Run, *, resume: bool, validate: Validate | None) -> Iterat
             learner=settings,
             ranks=ranks,
             replicas=desk.replicas if desk else list,
+            run_tag=desk.feed.tag if desk else "",
         )
         owned.callback(publisher.close)
         yield Learner(

@@ -157,6 +157,7 @@ class Replica:
             url=self.url,
             phase="serving" if version is not None and self.phase != "draining" else self.phase,
             version=version,
+            run_tag=self._weights.run_tag if self._weights else None,
             generation=self._weights.generation if self._weights else None,
             num_workers=self.rollout.tensor_parallel,
             completed_groups=counters.completed_groups if counters else 0,

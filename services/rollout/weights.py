@@ -26,6 +26,8 @@ class Weights:
         self.generation: int | None = None
         self.version: int | None = None
         """None until the first verified transfer: no prompt is taken before that."""
+        self.run_tag: str | None = None
+        """Of the run that made the weights of `version`; None for the checkpoint on disk."""
 
     def serve_checkpoint(self) -> None:
         """The weights the engine loaded from disk are served as version 0."""
@@ -75,7 +77,7 @@ class Weights:
                 self.generation = None
                 raise WeightError(f"version {request.version}: {error}") from error
             async with self._changed:
-                self.version = request.version
+                self.version, self.run_tag = request.version, request.run_tag
                 self._changed.notify_all()
             logger.info(
                 "serving new weights",

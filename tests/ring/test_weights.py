@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
+import httpx
 import psutil
 import pytest
 import torch
 
 from common import video
-from common.messages import PromptRequest, ScoredGroup, SpansTarget
+from common.config import bearer
+from common.messages import PromptRequest, ReplicaStatus, ScoredGroup, SpansTarget
 from common.prompts import chat_messages
 from jobs import clips
 from services.learner import parallel
@@ -17,6 +19,7 @@ from services.learner.probe import generate_probe, logprob_gap
 from services.learner.publish import Publisher
 from tests.ring.conftest import ROOT, Ring
 
+RUN_TAG = "5f3a1c"
 MAX_GAP_NATS = 1e-4
 CLEAR_GAP_NATS = 1e-2
 
@@ -39,7 +42,12 @@ def policy() -> Policy:
 def publisher(ring: Ring, policy: Policy, ranks: Ranks) -> Iterator[Publisher]:
     run = ring.run()
     publisher = Publisher(
-        policy, shared=run.shared, learner=run.learner, ranks=ranks, replicas=ring.replicas
+        policy,
+        shared=run.shared,
+        learner=run.learner,
+        ranks=ranks,
+        replicas=ring.replicas,
+        run_tag=RUN_TAG,
     )
     yield publisher
     publisher.close()
@@ -126,3 +134,7 @@ def test_late_joiner_waits_for_weights_and_a_dead_replica_is_dropped(
     assert published.version == 3
     assert len(publisher.member_urls()) == 1
     assert publisher.member_urls() != [newcomer.url]
+    (url,) = publisher.member_urls()
+    answer = httpx.get(f"{url}/v1/weights", headers=bearer(ring.run().shared.token))
+    served = ReplicaStatus.model_validate_json(answer.content)
+    assert (served.version, served.run_tag) == (3, RUN_TAG)
