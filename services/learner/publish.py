@@ -11,11 +11,13 @@ replicas' /v1/weights/* answer. B = bytes of one bucket.
 
 import logging
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import httpx
 import torch
@@ -110,7 +112,8 @@ class Publisher:
     def has_strangers(self) -> bool:
         """Rank 0: whether a live replica still lacks the weights the others serve."""
         members = self._generation.names if self._generation else set()
-        return any(replica.replica not in members for replica in self._live())
+        strangers = (replica for replica in self._live() if replica.replica not in members)
+        return any(not _is_gone(replica.url) for replica in strangers)
 
     def member_urls(self) -> list[str]:
         """Rank 0: replicas that acknowledged the last version."""
@@ -216,7 +219,7 @@ class Publisher:
         """
         deadline = time.monotonic() + self._learner.wait_for_replicas_s
         while True:
-            live = self._live()
+            live = [replica for replica in self._live() if not _is_gone(replica.url)]
             names = {replica.replica for replica in live}
             if self._generation is not None and self._generation.names == names:
                 return self._generation
@@ -234,6 +237,7 @@ class Publisher:
             time.sleep(POLL_S)
 
     def _live(self) -> list[ReplicaStatus]:
+        """As the registry has it: one that crashed is listed until its entry expires."""
         return [replica for replica in self._replicas() if replica.phase != "draining"]
 
     def _form(self, candidates: Sequence[ReplicaStatus]) -> Generation | None:
@@ -324,6 +328,22 @@ class _Cursor:
             bucket_B[position - start : position - start + piece.numel()] = piece
             position += take
         return bucket_B
+
+
+def _is_gone(url: str) -> bool:
+    """Whether nobody listens there any more.
+
+    A transfer to it would only fail at its deadline. Slow is not gone: who does not answer in time
+    may still receive.
+    """
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 80), PROBE_TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _succeeded(url: str, answer: "Future[ReplicaStatus]") -> bool:
