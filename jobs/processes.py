@@ -192,7 +192,6 @@ def _end(process: "subprocess.Popen[bytes]", *, timeout_s: float) -> None:
     for descendant in descendants:
         with contextlib.suppress(psutil.NoSuchProcess):
             descendant.kill()
-    psutil.wait_procs(descendants, timeout=GRACE_S)
 
 
 def _end_session(process: "subprocess.Popen[bytes]") -> None:
