@@ -106,7 +106,7 @@ class ClipLoader:
         if self._cache is None:
             file = self._roots.resolve(os.fspath(path))
             return sample_clip(file, sampling=self._sampling)
-        file = self._cached_file(os.fspath(path), self._cache)
+        file = self._file(path)
         pointer = self._cache.pointer(file)
         sha256 = _content(file, pointer)
         try:
@@ -125,6 +125,12 @@ class ClipLoader:
         )
         self._refuse(wanted, header)
         return sample_clip(file, sampling=self._sampling)
+
+    def cached(self, path: str | os.PathLike[str]) -> Path | None:
+        """The path of a file that is gone, if it was cached; None for any other."""
+        gone = Path(os.path.realpath(path))
+        known = self._cache is not None and self._cache.pointer(gone) is not None
+        return gone if known and not gone.exists() else None
 
     def load(self, clip: ClipRef) -> Frames:
         """The frames of a clip.
@@ -153,13 +159,12 @@ class ClipLoader:
         self._refuse(wanted, entry.header if entry is not None else None)
         return self._decode(clip)
 
-    def _cached_file(self, path: str, cache: ClipCache) -> Path:
+    def _file(self, path: str | os.PathLike[str]) -> Path:
         """A file that may be opened, or one that is gone but was cached."""
         try:
-            return self._roots.resolve(path)
+            return self._roots.resolve(os.fspath(path))
         except VideoError:
-            gone = Path(os.path.realpath(path))
-            if gone.exists() or cache.pointer(gone) is None:
+            if (gone := self.cached(path)) is None:
                 raise
             return gone
 

@@ -44,7 +44,7 @@ class Asked:
     problem: str | None
     """Instruction of the annotation itself, `<video>` included."""
     video: Path
-    """Absolute path of the file."""
+    """Absolute path of the file; it may be gone, and in the clip cache."""
     longest_first: tuple[float, float, str]
     """Sorts by falling duration, then by falling file size; queries of one clip stay together."""
 
@@ -222,7 +222,7 @@ def _asked(annotation: Annotation, question: Question, file: Path) -> Asked:
         video=file,
         longest_first=(
             -duration_s if known and duration_s is not None else 0.0,
-            -float(file.stat().st_size),
+            -float(file.stat().st_size) if file.exists() else 0.0,
             question.video,
         ),
     )

@@ -239,7 +239,7 @@ def _prepare(plan: Plan, benchmark: Benchmark) -> Prepared:
     path = annotation_file(benchmark, folder=plan.bench_dir)
     questions = find_questions(
         path,
-        find=lambda name: find_video(name, root=plan.video_root, subset=benchmark.subset),
+        find=_finder(plan, benchmark),
         task=plan.task,
         limit=plan.limit,
     )
@@ -252,6 +252,19 @@ def _prepare(plan: Plan, benchmark: Benchmark) -> Prepared:
         annotations_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         folder=plan.out / benchmark.name,
     )
+
+
+def _finder(plan: Plan, benchmark: Benchmark) -> Callable[[str], Path | None]:
+    """Where a video is; one that is gone may be in the clip cache."""
+    from common.clip_loader import ClipLoader
+
+    loader = ClipLoader.of(plan.video)
+
+    def find(name: str) -> Path | None:
+        file = find_video(name, root=plan.video_root, subset=benchmark.subset)
+        return file or loader.cached(plan.video_root / name)
+
+    return find
 
 
 def _folder(prepared: Prepared, mode: AnswerMode, asked: Mode) -> Path:

@@ -271,11 +271,13 @@ def test_both_sides_train_from_the_cache_when_the_videos_are_gone(
         learner__steps=2,
         learner__groups_per_step=4,
         learner__probe_every=1,
+        learner__validation__rows=str(rows),
     )
     learner.finish()
     steps = metrics(run_dir)
     assert [line["step"] for line in steps] == [1, 2]
     assert all(line["learner/probe_logprob_gap_nats"] < 1e-4 for line in steps)
+    assert [line["val/queries"] for line in validations(run_dir)] == [24, 24]
     assert cache_hits(ring) >= hits + 8
 
 
