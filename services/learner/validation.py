@@ -47,7 +47,7 @@ class Validator:
     """Rank 0's validations, one folder a version."""
 
     def __init__(self, validate: Validate, *, run_dir: Path, resumed_at: int | None) -> None:
-        """Drop what an earlier run, or the steps that a resumed one repeats, left behind.
+        """Drop what an earlier run, an interrupted validation, or repeated steps left behind.
 
         Args:
             validate: asks.
@@ -58,10 +58,10 @@ class Validator:
         self._folder = run_dir / "validation"
         self._path = run_dir / "validation.jsonl"
         self._failures = 0
-        kept = -1 if resumed_at is None else resumed_at
-        metrics.keep_until(self._path, step=kept)
+        metrics.keep_until(self._path, step=-1 if resumed_at is None else resumed_at)
+        done = self._done()
         for folder in self._folder.glob("version-*"):
-            if int(folder.name.partition("-")[2]) > kept:
+            if int(folder.name.partition("-")[2]) not in done:
                 shutil.rmtree(folder)
 
     def run(
