@@ -1,7 +1,8 @@
 """What an answer is worth that never looks at the clip: the best constant span, a random span.
 
-The constant is chosen on training rows and scored on the evaluated ones, so it is a prediction, not
-a bound fitted to the test. Both draw from the same grid of spans. Shapes: C candidates, Q queries.
+The constant is chosen on training questions and scored on the evaluated ones, so it is a
+prediction, not a bound fitted to the test. Both draw from the same grid of spans. Shapes: C
+candidates, Q queries.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.spans import Span
-from jobs.grounding import Record, Row
+from jobs.evaluation.matching import Question
+from jobs.grounding import Record
 
 GRID_S = 0.5
 """Starts and ends of candidate spans are multiples of this."""
@@ -20,10 +22,10 @@ Floats = npt.NDArray[np.float64]
 
 
 class Baselines(Record):
-    """Scores over the evaluated rows, in [0, 1]."""
+    """Scores over the evaluated questions, in [0, 1]."""
 
     constant_span: Span
-    """Seconds; the candidate with the highest mean IoU over the training rows."""
+    """Seconds; the candidate with the highest mean IoU over the training questions."""
     constant_miou: float
     constant_r1_at_0_5: float
     random_miou: float
@@ -32,19 +34,22 @@ class Baselines(Record):
 
 
 def blind_baselines(
-    train_rows: Sequence[Row], *, eval_rows: Sequence[Row], grid_s: float = GRID_S
+    train: Sequence[Question], *, evaluated: Sequence[Question], grid_s: float = GRID_S
 ) -> Baselines:
     """Score both baselines.
 
     Args:
-        train_rows: choose the constant; none of them is scored.
-        eval_rows: are scored; they choose nothing.
+        train: choose the constant; none of them is scored.
+        evaluated: are scored; they choose nothing.
         grid_s: step of the grid of candidates in seconds.
+
+    Raises:
+        ValueError: a question has several true spans, or an evaluated one no duration.
     """
-    constant = best_constant([row.true_span for row in train_rows], grid_s=grid_s)
-    true_Q2 = np.array([row.true_span for row in eval_rows])
+    constant = best_constant([_true_span(question) for question in train], grid_s=grid_s)
+    true_Q2 = np.array([_true_span(question) for question in evaluated])
     constant_Q = iou_matrix(np.array([constant]), true_Q2)[0]
-    random_2 = np.mean([_expected(row, grid_s) for row in eval_rows], axis=0)
+    random_2 = np.mean([_expected(question, grid_s) for question in evaluated], axis=0)
     return Baselines(
         constant_span=constant,
         constant_miou=float(constant_Q.mean()),
@@ -83,7 +88,16 @@ def iou_matrix(candidates_C2: Floats, true_Q2: Floats) -> Floats:
     return ious_CQ
 
 
-def _expected(row: Row, grid_s: float) -> tuple[float, float]:
-    """Mean IoU and share of IoUs >= 0.5 over all candidates for one row."""
-    ious_C = iou_matrix(grid_spans(row.duration_s, grid_s=grid_s), np.array([row.true_span]))[:, 0]
+def _expected(question: Question, grid_s: float) -> tuple[float, float]:
+    """Mean IoU and share of IoUs >= 0.5 over all candidates for one question."""
+    if question.duration_s is None:
+        raise ValueError(f"{question.id}: found no duration, wanted it to draw a random span")
+    candidates_C2 = grid_spans(question.duration_s, grid_s=grid_s)
+    ious_C = iou_matrix(candidates_C2, np.array([_true_span(question)]))[:, 0]
     return float(ious_C.mean()), float((ious_C >= GOOD_IOU).mean())
+
+
+def _true_span(question: Question) -> Span:
+    if len(question.spans) != 1:
+        raise ValueError(f"{question.id}: found {len(question.spans)} true spans, wanted 1")
+    return question.spans[0]

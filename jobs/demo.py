@@ -7,15 +7,15 @@ process; `RESUME=1` goes on from the last checkpoint.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,13 +28,26 @@ from common import config
 from common.broker import Broker
 from common.config import Run, Strategy
 from common.errors import ConfigError, TempSampError
-from jobs import clips, report
 from jobs.baselines import blind_baselines
-from jobs.evaluate import Plan, evaluate_rows
-from jobs.grounding import Evaluation, read_rows
+from jobs.evaluation.held_out import HeldOut
+from jobs.evaluation.journal import read_records
+from jobs.evaluation.score import read_questions
+from jobs.evaluation.settings import AnswerSampling
+from jobs.grounding import Evaluation, evaluation_of
 from jobs.local_redis import LocalRedis, free_port, start_redis
 from jobs.processes import Children
-from jobs.summary import RunFacts, build_summary, read_metrics
+from jobs.summary import (
+    ANSWERS_AFTER,
+    ANSWERS_BEFORE,
+    METRICS_FILE,
+    SUMMARY_FILE,
+    VALIDATION_FILE,
+    RunFacts,
+    StepMetrics,
+    build_summary,
+    last_metrics,
+    read_metrics,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "deploy/configs/demo.toml"
@@ -47,11 +60,17 @@ METHODS: dict[str, Strategy] = {
     "sft": "sft",
 }
 """What people call the strategies; sft is a control that trains on the injected answers alone."""
+NUM_SAMPLES = 8
+"""Answers at temperature 1 to one query of each held-out clip."""
+QUESTIONS_IN_WORK = 32
 READY_TIMEOUT_S = 240.0
 POLL_S = 0.2
 MAX_ROLLOUT_RESTARTS = 3
 
 console = Console()
+
+Split = Literal["validation", "test"]
+"""Held out."""
 
 
 @dataclass
@@ -63,7 +82,9 @@ class Demo:
     seed: int
     name: str
     resume: bool
-    split: Literal["validation", "test"]
+    split: Split
+    eval_queries: int | None
+    """Only the first held-out queries; None: all."""
     password: str = field(default_factory=lambda: secrets.token_hex(16))
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     reward_port: int = field(default_factory=free_port)
@@ -77,6 +98,10 @@ class Demo:
     def data(self) -> Path:
         """Clips, shared by all runs."""
         return ROOT / "runs" / "demo-data"
+
+    def rows(self, split: Literal["train"] | Split) -> Path:
+        """Of one split; paths in it start at `data`."""
+        return self.data / split / "rows.jsonl"
 
     @property
     def environ(self) -> dict[str, str]:
@@ -98,12 +123,16 @@ class Demo:
             "shared.seed": self.seed,
             "shared.strategy": METHODS[self.method],
             "reward.port": self.reward_port,
-            "learner.rows": str(self.data / "train" / "rows.jsonl"),
+            "learner.rows": str(self.rows("train")),
+            "learner.validation.rows": str(self.rows("validation")),
             "shared.video.roots": [str(self.data)],
             "learner.run_dir": str(self.run_dir),
         }
         if self.steps is not None:
             changed["learner.steps"] = self.steps
+        if self.eval_queries is not None:
+            most = config.load(CONFIG).learner.validation.limit or self.eval_queries
+            changed["learner.validation.limit"] = min(most, self.eval_queries)
         return [f"{key}={json.dumps(value)}" for key, value in changed.items()]
 
 
@@ -134,49 +163,27 @@ def run_demo(demo: Demo, *, write_report: bool) -> dict[str, Any]:
 def _run_ring(
     demo: Demo, redis: LocalRedis, children: Children, *, write_report: bool, started: float
 ) -> dict[str, Any]:
-    overrides = demo.overrides(redis.url)
+    from jobs import clips
+
+    folder, overrides = demo.run_dir, demo.overrides(redis.url)
     run = config.load(CONFIG, overrides=overrides, environ=demo.environ)
     settings = ["--config", str(CONFIG), *(arg for item in overrides for arg in ("--set", item))]
-    tempsamp = [sys.executable, "-m", "tempsamp"]
-    children.start("reward", [*tempsamp, "reward", "serve", *settings], environ=demo.environ)
-    children.start(
-        "rollout",
-        [*tempsamp, "rollout", "serve", *settings],
-        environ=demo.environ,
-        restarts=MAX_ROLLOUT_RESTARTS,
-    )
+    _start_services(demo, children, settings)
     with console.status("writing clips"):
-        for split in ("train", demo.split):
+        for split in dict.fromkeys(("train", "validation", demo.split)):
             clips.write_split(demo.data, split)
+    held_out = _held_out(demo, run)
     with console.status("waiting for the rollout replica to load the model"):
         _wait_for_reward(run, children)
         endpoints = _wait_for_replicas(run, children)
-    start = _evaluate_start(demo, run, endpoints)
-    train_started = time.monotonic()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    arguments = ["--nproc-per-node", "1", "-m", "tempsamp", "learner", *settings]
-    learner = children.start(
-        "learner",
-        [*torchrun, *arguments, *(["--resume"] if demo.resume else [])],
-        environ=demo.environ,
-        ends=True,
-    )
-    with _progress() as progress:
-        task = progress.add_task(demo.method, total=run.learner.steps, shown="starting")
-        for line in _steps(run.learner.run_dir / "metrics.jsonl"):
-            if line is not None:
-                progress.update(task, completed=line["step"], shown=_shown(line))
-                continue
-            children.check()
-            if learner.process.poll() is not None:
-                break
-    train_wall_s = time.monotonic() - train_started
-    steps = read_metrics(run.learner.run_dir / "metrics.jsonl")
+    _drop_stale_answers(demo)
+    start = _evaluate(held_out, endpoints, version=0, out=folder / ANSWERS_BEFORE)
+    train_wall_s = _train(demo, run, children, settings)
+    steps = read_metrics(folder / METRICS_FILE)
     version = int(steps[-1]["policy_version"])
-    end = _evaluate(
-        demo, run, _wait_for_replicas(run, children), label="after training", version=version
-    )
-    (demo.run_dir / report.END_FILE).write_text(end.model_dump_json(), encoding="utf-8")
+    endpoints = _wait_for_replicas(run, children)
+    end = _evaluate(held_out, endpoints, version=version, out=folder / ANSWERS_AFTER)
+    train, _ = read_questions(demo.rows("train"))
     summary = build_summary(
         RunFacts(
             run=demo.name,
@@ -189,58 +196,97 @@ def _run_ring(
             weight_versions=version,
             groups_trained=int(steps[-1]["intake/groups_taken"]),
             groups_unscored=int(steps[-1]["intake/groups_unscored"]),
+            policy_version_start=0,
+            policy_version_end=version,
         ),
         start=start,
         end=end,
-        baselines=blind_baselines(
-            read_rows(demo.data / "train" / "rows.jsonl"),
-            eval_rows=read_rows(demo.data / demo.split / "rows.jsonl"),
-        ),
+        baselines=blind_baselines(train, evaluated=held_out.questions),
         metrics=steps,
     )
-    (demo.run_dir / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2), encoding="utf-8")
     if write_report:
-        report.write_report(
-            demo.run_dir, summary=summary, start=start, end=end, video_root=demo.data
-        )
+        from jobs import report
+
+        report.write_report(folder, summary=summary, start=start, end=end, video_root=demo.data)
     return summary
 
 
-def _evaluate_start(demo: Demo, run: Run, endpoints: list[str]) -> Evaluation:
-    """Before training; a resumed run keeps the figures of its first start."""
-    kept = demo.run_dir / report.START_FILE
-    if demo.resume and kept.exists():
-        return Evaluation.model_validate_json(kept.read_bytes())
-    start = _evaluate(demo, run, endpoints, label="before training", version=0)
-    kept.write_text(start.model_dump_json(), encoding="utf-8")
-    return start
+def _start_services(demo: Demo, children: Children, settings: list[str]) -> None:
+    tempsamp = [sys.executable, "-m", "tempsamp"]
+    children.start("reward", [*tempsamp, "reward", "serve", *settings], environ=demo.environ)
+    children.start(
+        "rollout",
+        [*tempsamp, "rollout", "serve", *settings],
+        environ=demo.environ,
+        restarts=MAX_ROLLOUT_RESTARTS,
+    )
 
 
-def _evaluate(
-    demo: Demo, run: Run, endpoints: list[str], *, label: str, version: int
-) -> Evaluation:
-    with console.status(f"evaluating {label}"):
-        result = evaluate_rows(
-            demo.data / demo.split / "rows.jsonl",
-            endpoints=endpoints,
-            sampling_video=clips.SAMPLING,
-            plan=Plan(max_tokens=run.shared.sampling.max_tokens, policy_version=version),
-            video_root=demo.data,
-            token=run.shared.token,
-        )
-    console.print(f"{label}: held-out mIoU {result.greedy.miou:.3f}")
-    return result
+def _held_out(demo: Demo, run: Run) -> HeldOut:
+    return HeldOut(
+        demo.rows(demo.split),
+        video=run.shared.video,
+        sampling=AnswerSampling(
+            max_tokens={"answer": run.shared.sampling.max_tokens},
+            num_samples=NUM_SAMPLES,
+            sampled="clips",
+            seed=0,
+        ),
+        limit=demo.eval_queries,
+        concurrency=QUESTIONS_IN_WORK,
+        token=run.shared.token,
+    )
+
+
+def _drop_stale_answers(demo: Demo) -> None:
+    """A resumed run keeps what its start answered; other answers are of weights that are gone."""
+    for name in (ANSWERS_AFTER,) if demo.resume else (ANSWERS_BEFORE, ANSWERS_AFTER):
+        shutil.rmtree(demo.run_dir / name, ignore_errors=True)
+
+
+def _evaluate(held_out: HeldOut, endpoints: list[str], *, version: int, out: Path) -> Evaluation:
+    when = f"{out.name} training"
+    with console.status(f"evaluating {when}"):
+        asyncio.run(held_out.ask(version, endpoints=endpoints, out=out))
+    # A run that is resumed with fewer queries has answers to more.
+    ids = {question.id for question in held_out.questions}
+    found = evaluation_of(record for record in read_records(out) if record.id in ids)
+    console.print(f"{when}: held-out mIoU {found.greedy.miou:.3f}")
+    return found
+
+
+def _train(demo: Demo, run: Run, children: Children, settings: list[str]) -> float:
+    """Run the learner to its end, and show what it writes; returns seconds."""
+    started = time.monotonic()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    arguments = ["--nproc-per-node", "1", "-m", "tempsamp", "learner", *settings]
+    learner = children.start(
+        "learner",
+        [*torchrun, *arguments, *(["--resume"] if demo.resume else [])],
+        environ=demo.environ,
+        ends=True,
+    )
+    with _progress() as progress:
+        task = progress.add_task(demo.method, total=run.learner.steps, shown="starting")
+        ended = False
+        while not ended:
+            children.check()
+            ended = learner.process.poll() is not None  # first, or its last line is missed
+            if step := last_metrics(demo.run_dir / METRICS_FILE):
+                validation = last_metrics(demo.run_dir / VALIDATION_FILE)
+                progress.update(task, completed=step["step"], shown=_shown(step, validation))
+            time.sleep(POLL_S)
+    return time.monotonic() - started
 
 
 def _wait_for_reward(run: Run, children: Children) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         children.check()
-        try:
+        with contextlib.suppress(httpx.HTTPError):
             if httpx.get(f"{run.shared.reward_url}/readyz", timeout=2.0).is_success:
                 return
-        except httpx.HTTPError:
-            pass
         time.sleep(POLL_S)
     raise TempSampError(f"the reward service was not ready after {READY_TIMEOUT_S:.0f} s")
 
@@ -264,46 +310,26 @@ async def _registered(run: Run) -> list[str]:
         await broker.close()
 
 
-def _steps(metrics: Path) -> Iterator[dict[str, Any] | None]:
-    """Lines of metrics.jsonl as they come; None at least every POLL_S, for ever."""
-    position = 0
-    while True:
-        if metrics.exists():
-            with metrics.open("rb") as file:
-                file.seek(position)
-                for line in file:
-                    if line.endswith(b"\n"):
-                        position += len(line)
-                        yield json.loads(line)
-        yield None
-        time.sleep(POLL_S)
-
-
 def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TextColumn("{task.fields[shown]}"),
         TextColumn("ETA"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
         console=console,
     )
 
 
-def _shown(line: dict[str, Any]) -> str:
-    return (
-        f"reward {line.get('reward/reward', float('nan')):.3f}  "
-        f"IoU {line.get('reward/iou', float('nan')):.3f}  "
-        f"staleness {line['intake/staleness_steps_mean']:.1f}"
+def _shown(step: StepMetrics, validation: StepMetrics | None) -> str:
+    """With the rest of the line at most 80 columns, which is what a log has."""
+    shown = (
+        f"reward {step.get('reward/reward', float('nan')):.2f} "
+        f"IoU {step.get('reward/iou', float('nan')):.2f} "
+        f"stale {step['intake/staleness_steps_mean']:.1f}"
     )
-
-
-class EvalSplit(StrEnum):
-    """Held-out splits."""
-
-    validation = "validation"
-    test = "test"
+    return shown if validation is None else f"{shown} val {validation['val/miou']:.2f}"
 
 
 def command_line(arguments: list[str]) -> None:
@@ -329,7 +355,10 @@ def _demo(
     resume: Annotated[
         bool, typer.Option(help="go on with --run, or with the latest run, from its checkpoint")
     ] = False,
-    eval_split: Annotated[EvalSplit, typer.Option(help="what is evaluated on")] = EvalSplit.test,
+    eval_split: Annotated[Split, typer.Option(help="what is evaluated on")] = "test",
+    eval_queries: Annotated[
+        int | None, typer.Option(min=1, help="only the first held-out queries; default: all")
+    ] = None,
     report_html: Annotated[bool, typer.Option("--report/--no-report")] = True,
 ) -> None:
     """Run the ring on this machine: train, evaluate before and after, write a report."""
@@ -341,7 +370,8 @@ def _demo(
         seed=seed,
         name=run or (_latest_name() if resume else _new_name(method, seed)),
         resume=resume,
-        split=eval_split.value,
+        split=eval_split,
+        eval_queries=eval_queries,
     )
     try:
         summary = run_demo(demo, write_report=report_html)
@@ -359,13 +389,12 @@ def _latest_name() -> str:
     Raises:
         ConfigError: there is none.
     """
-    started = (ROOT / "runs").glob(f"*/{report.START_FILE}")
-    latest = max(started, key=lambda path: path.parent.stat().st_mtime, default=None)
+    started = (path.parents[1] for path in (ROOT / "runs").glob(f"*/{ANSWERS_BEFORE}"))
+    latest = max(started, key=lambda run_dir: run_dir.stat().st_mtime, default=None)
     if latest is None:
         raise ConfigError("RESUME: found no run below runs/, wanted one to go on with")
-    return latest.parent.name
+    return latest.name
 
 
 def _new_name(method: str, seed: int) -> str:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return f"{method}-{seed}-{stamp}"
+    return f"{method}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"

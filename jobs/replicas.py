@@ -1,9 +1,9 @@
 """Questions to rollout replicas over HTTP: `GenerateRequest` → `GenerateResponse`.
 
-`Replicas` asks in turn and suits a few hundred questions. `Fleet` keeps every replica busy for as
+`Replicas` asks in turn and suits a few questions. `Fleet` keeps every replica busy for as
 long as it takes: replicas pull from one queue, so a slow one holds nobody back, and what a dead one
 had in work goes to the others. Neighbours: POST /v1/generate of `services.rollout.app`;
-`jobs.evaluate` and `jobs.evaluation.runner` ask.
+`jobs.ground` and `jobs.evaluation.runner` ask.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """`runs/<name>/report.html`: one file that shows what a run learned, for a browser or a phone.
 
-    summary + metrics.jsonl + evaluations before and after + clips -> one self-contained page
+    summary + metrics.jsonl + validation.jsonl + answers before and after + clips -> one page
 
 Nothing is loaded from elsewhere: curves are inline SVG (`jobs.report_charts`), frames are JPEGs in
 the page (`jobs.report_timelines`), the look is `report.html.j2`. `python -m jobs.report RUN_DIR
@@ -17,15 +17,19 @@ from typing import Annotated, Any
 import jinja2
 import typer
 
-from jobs.grounding import Evaluation
+from jobs.evaluation.journal import read_records
+from jobs.grounding import Evaluation, evaluation_of
 from jobs.report_charts import learning_curves
 from jobs.report_timelines import NUM_FRAMES, timelines
-from jobs.summary import read_metrics
+from jobs.summary import (
+    ANSWERS_AFTER,
+    ANSWERS_BEFORE,
+    METRICS_FILE,
+    SUMMARY_FILE,
+    VALIDATION_FILE,
+    read_metrics,
+)
 
-METRICS_FILE = "metrics.jsonl"
-SUMMARY_FILE = "summary.json"
-START_FILE = "evaluation_start.json"
-END_FILE = "evaluation_end.json"
 REPORT_FILE = "report.html"
 
 NUM_CLIPS = 12
@@ -75,7 +79,7 @@ def write_report(
     """Write `run_dir/report.html`.
 
     Args:
-        run_dir: holds metrics.jsonl; without one the page has no curves.
+        run_dir: holds metrics.jsonl and validation.jsonl; without them the page has no curves.
         summary: what `jobs.summary.build_summary` made.
         start: answers of the start checkpoint.
         end: answers of the trained policy to the same rows.
@@ -93,7 +97,10 @@ def write_report(
         key_figures=_key_figures(summary),
         groups=_groups(summary),
         failures=[*start.failures, *end.failures],
-        charts=learning_curves(read_metrics(run_dir / METRICS_FILE)),
+        charts=learning_curves(
+            read_metrics(run_dir / METRICS_FILE),
+            validations=read_metrics(run_dir / VALIDATION_FILE),
+        ),
         timelines=timelines(start, end=end, video_root=video_root, num_clips=NUM_CLIPS),
         cell_percent=100 / NUM_FRAMES,
     )
@@ -138,8 +145,8 @@ def main(
     write_report(
         run_dir,
         summary=json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8")),
-        start=Evaluation.model_validate_json((run_dir / START_FILE).read_bytes()),
-        end=Evaluation.model_validate_json((run_dir / END_FILE).read_bytes()),
+        start=evaluation_of(read_records(run_dir / ANSWERS_BEFORE)),
+        end=evaluation_of(read_records(run_dir / ANSWERS_AFTER)),
         video_root=video_root,
     )
 

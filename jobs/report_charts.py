@@ -1,4 +1,4 @@
-"""Learning curves of the report: lines of metrics.jsonl → small inline SVGs that follow the page.
+"""Learning curves of the report: lines of metrics.jsonl and validation.jsonl → small inline SVGs.
 
 matplotlib draws lines and axes only; titles, legends and notes are the page's HTML. Colours are
 placeholders that become CSS variables, so that one drawing serves the light and the dark theme.
@@ -96,9 +96,16 @@ class Drawing:
     """(CSS colour, label) of each series."""
 
 
-def learning_curves(metrics: Sequence[StepMetrics]) -> list[Drawing]:
-    """All charts that have something to show, in reading order."""
-    drawings = (_drawing(chart, metrics) for chart in CHARTS)
+def learning_curves(
+    metrics: Sequence[StepMetrics], *, validations: Sequence[StepMetrics]
+) -> list[Drawing]:
+    """All charts that have something to show, in reading order.
+
+    Args:
+        metrics: lines of metrics.jsonl.
+        validations: lines of validation.jsonl.
+    """
+    drawings = (_drawing(HELD_OUT, validations), *(_drawing(chart, metrics) for chart in CHARTS))
     return [drawing for drawing in drawings if drawing is not None]
 
 
@@ -137,6 +144,12 @@ def _draw_smooth(axes: Axes, metrics: Sequence[StepMetrics], series: Sequence[Se
         axes.plot(steps, smoothed(values, window=window), color=colour)
 
 
+def _draw_marked(axes: Axes, metrics: Sequence[StepMetrics], series: Sequence[Series]) -> None:
+    for colour, one in zip(SERIES, series, strict=False):
+        axes.plot(*_points(metrics, one.metric), color=colour, marker="o", markersize=5)
+    axes.set_ylim(0, max(axes.dataLim.y1, 0.01) * HEADROOM)
+
+
 def _draw_shares(axes: Axes, metrics: Sequence[StepMetrics], series: Sequence[Series]) -> None:
     _draw_smooth(axes, metrics, series)
     axes.set_ylim(0, 1)
@@ -172,6 +185,15 @@ def _draw_stacked(axes: Axes, metrics: Sequence[StepMetrics], series: Sequence[S
     axes.set_ylim(bottom=0)
 
 
+HELD_OUT = Chart(
+    "Held-out queries while training",
+    "Greedy answers to queries of the validation split, by weight version.",
+    (
+        Series("val/miou", "mean IoU"),
+        Series("val/r1_at_0.5", "R1@.5"),
+    ),
+    _draw_marked,
+)
 CHARTS = (
     Chart(
         "IoU of the policy's own answers",

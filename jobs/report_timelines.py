@@ -49,7 +49,8 @@ class Lane:
 
     query: str
     colour: str
-    true_bar: str
+    true_bars: Sequence[str]
+    """CSS places of its true spans."""
     before: Shown
     after: Shown
 
@@ -72,20 +73,20 @@ def timelines(
     """The first `num_clips` clips in the order of the rows; a clip nobody answered is left out."""
     clips: dict[str, dict[str, Answer]] = {}
     for answer in (*end.answers, *start.answers):
-        clips.setdefault(answer.clip, {}).setdefault(answer.row_id, answer)
-    before = {answer.row_id: answer for answer in start.answers}
-    after = {answer.row_id: answer for answer in end.answers}
+        clips.setdefault(answer.record.video, {}).setdefault(answer.record.id, answer)
+    before = {answer.record.id: answer for answer in start.answers}
+    after = {answer.record.id: answer for answer in end.answers}
     return [
         Timeline(
             name=clip,
             strip=frame_strip(video_root / clip),
-            ticks=ticks(next(iter(rows.values())).duration_s),
+            ticks=ticks(next(iter(answers.values())).duration_s),
             lanes=[
-                _lane(row, number=number, before=before.get(row_id), after=after.get(row_id))
-                for number, (row_id, row) in enumerate(rows.items())
+                _lane(answer, number=number, before=before.get(id), after=after.get(id))
+                for number, (id, answer) in enumerate(answers.items())
             ],
         )
-        for clip, rows in list(clips.items())[:num_clips]
+        for clip, answers in list(clips.items())[:num_clips]
     ]
 
 
@@ -103,11 +104,11 @@ def place(span: Span, *, duration_s: float) -> str:
     return f"left:{left:.2f}%;width:{max(right - left, 0.6):.2f}%"
 
 
-def _lane(row: Answer, *, number: int, before: Answer | None, after: Answer | None) -> Lane:
+def _lane(answer: Answer, *, number: int, before: Answer | None, after: Answer | None) -> Lane:
     return Lane(
-        query=row.query,
-        colour=_colour(row.query, number=number),
-        true_bar=place(row.true_span, duration_s=row.duration_s),
+        query=answer.record.query,
+        colour=_colour(answer.record.query, number=number),
+        true_bars=[place(span, duration_s=answer.duration_s) for span in answer.record.gt],
         before=_shown(before),
         after=_shown(after),
     )

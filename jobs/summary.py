@@ -17,8 +17,16 @@ from jobs.baselines import Baselines
 from jobs.grounding import Evaluation, SampledMetrics
 
 StepMetrics = Mapping[str, float]
-"""One line of metrics.jsonl: `hop/quantity_unit` → value, and `step`."""
+"""One line of metrics.jsonl or validation.jsonl: `hop/quantity_unit` → value, and `step`."""
 
+SUMMARY_FILE = "summary.json"
+METRICS_FILE = "metrics.jsonl"
+VALIDATION_FILE = "validation.jsonl"
+ANSWERS_BEFORE = "evaluation/before"
+ANSWERS_AFTER = "evaluation/after"
+"""Below the folder of a run: each what `jobs.evaluation.held_out` writes of one policy."""
+TAIL_BYTES = 65_536
+"""Longer than a line of metrics.jsonl."""
 PROBE_GAP = "learner/probe_logprob_gap_nats"
 
 
@@ -62,6 +70,9 @@ class RunFacts:
     groups_trained: int
     groups_unscored: int
     """Groups dropped because the grader gave no verdict."""
+    policy_version_start: int
+    """Weights that wrote every answer of the evaluation before; likewise below."""
+    policy_version_end: int
 
 
 def build_summary(
@@ -93,8 +104,6 @@ def build_summary(
         "eval_queries": end.greedy.num_answers,
         "failed_queries_start": len(start.failures),
         "failed_queries_end": len(end.failures),
-        "policy_version_start": start.policy_version,
-        "policy_version_end": end.policy_version,
         "gt_distractor_iou": end.greedy.gt_distractor_iou,
         "num_samples": end.sampled.num_samples if end.sampled else 0,
         "best_constant_span": baselines.constant_span,
@@ -108,11 +117,22 @@ def build_summary(
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:
-    """Lines of a metrics.jsonl in step order; empty when there is none."""
+    """Lines of a metrics.jsonl or validation.jsonl in step order; empty when there is none."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
     return sorted((json.loads(line) for line in lines if line), key=lambda line: line["step"])
+
+
+def last_metrics(path: Path) -> StepMetrics | None:
+    """The last whole line of a file that is being written; None before the first."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+        whole, _, _ = file.read().rpartition(b"\n")
+    line: StepMetrics | None = json.loads(whole.rpartition(b"\n")[2]) if whole else None
+    return line
 
 
 def machine() -> str:

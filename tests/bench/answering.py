@@ -38,11 +38,10 @@ from common import config
 from common.clip_loader import ClipLoader
 from common.errors import EngineError
 from common.messages import GenerateRequest, Sampling
-from common.prompts import chat_messages
 from common.video import sample_clip
 from jobs import clips
 from jobs.evaluation.local_engine import LocalReplica, started
-from jobs.grounding import read_rows
+from jobs.evaluation.questions import find_questions
 from jobs.replicas import FLEET_TIMEOUT, Ask, Fleet, connected
 from services.rollout.engine import Engine
 from tests.bench.clips import Spread
@@ -250,15 +249,20 @@ async def _generate(
 def make_rounds(folder: Path, *, count: int, clips_a_round: int) -> list[Round]:
     """Rounds of requests, each about clips of its own; three queries a clip."""
     run = config.load(CONFIG)
-    rows = read_rows(clips.write_split(folder, "train", num_clips=count * clips_a_round))
+    rows = clips.write_split(folder, "train", num_clips=count * clips_a_round)
+    asked = find_questions(rows, find=folder.joinpath).asked
     sampling = Sampling(temperature=0.0, max_tokens=run.shared.sampling.max_tokens)
     refs = {
-        name: sample_clip(folder / name, sampling=run.shared.video.sampling)
-        for name in dict.fromkeys(row.clip for row in rows)
+        video: sample_clip(video, sampling=run.shared.video.sampling)
+        for video in dict.fromkeys(one.video for one in asked)
     }
     requests = [
-        GenerateRequest(clip=refs[row.clip], messages=chat_messages(row.problem), sampling=sampling)
-        for row in rows
+        GenerateRequest(
+            clip=refs[one.video],
+            messages=one.messages("ours", "answer", task="moments"),
+            sampling=sampling,
+        )
+        for one in asked
     ]
     size = len(requests) // count
     return [tuple(requests[start : start + size]) for start in range(0, len(requests), size)]

@@ -1,4 +1,4 @@
-"""`Fleet` and `Runner` against real HTTP: who is asked what, and what becomes of trouble."""
+"""`Fleet`, `Replicas`, `Runner` against real HTTP: who is asked what, what becomes of trouble."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import EngineError
-from common.messages import GenerateRequest
+from common.messages import GenerateRequest, GenerateResponse
 from common.video import sample_clip
 from common.video_sampling import VideoSampling
 from jobs.evaluation.journal import Journal
@@ -15,7 +15,7 @@ from jobs.evaluation.predictions import PredictionRecord
 from jobs.evaluation.questions import Asked
 from jobs.evaluation.runner import Runner
 from jobs.evaluation.settings import AnswerSampling, Checkpoint, RunSettings
-from jobs.replicas import Fleet, connected, served_version
+from jobs.replicas import Fleet, Replicas, connected, one_version, served_version
 from tests.fixtures.clips import make_clip
 from tests.fixtures.stand_in_replica import (
     HangUpError,
@@ -230,6 +230,42 @@ async def test_a_duration_that_is_not_annotated_is_the_clips_own(
     with serving(always) as replica:
         (record,) = await answered(asked(video, 1), urls=[replica.url], folder=tmp_path)
     assert record.duration_s == pytest.approx(4.0)
+
+
+async def asked_in_turn(
+    video: Path, *, urls: Sequence[str], retry_s: float
+) -> list[GenerateResponse]:
+    request = GenerateRequest(
+        clip=sample_clip(video, sampling=SETTINGS.clip),
+        messages=asked(video, 1)[0].messages("ours", "answer", task="moments"),
+    )
+    async with connected(urls, token=None) as clients:
+        replicas = Replicas(clients, concurrency=1, retry_s=retry_s)
+        return [await replicas.generate(request) for _ in range(3)]
+
+
+async def test_who_is_asked_in_turn_may_be_dead_or_loading(video: Path) -> None:
+    loading = iter(range(2))
+
+    def answer(_: GenerateRequest) -> str:
+        return ANSWER if next(loading, None) is None else refuse(503, "still loading")
+
+    with serving(answer) as replica:
+        replies = await asked_in_turn(video, urls=[unused_url(), replica.url], retry_s=20.0)
+    assert [reply.answers[0].text for reply in replies] == [ANSWER] * 3
+
+
+async def test_asking_in_turn_ends_in_bounded_time(video: Path) -> None:
+    with pytest.raises(EngineError, match=r"no replica answered within 1 s.*ConnectError"):
+        await asked_in_turn(video, urls=[unused_url()], retry_s=1.0)
+
+
+async def test_answers_of_two_weight_versions_are_not_one_result(video: Path) -> None:
+    with serving(always, version=3) as one, serving(always) as other:
+        replies = await asked_in_turn(video, urls=[one.url, other.url], retry_s=1.0)
+    assert one_version(replies[::2]) == 3
+    with pytest.raises(EngineError, match=r"weight versions \[0, 3\], wanted one"):
+        one_version(replies)
 
 
 async def test_the_version_is_that_of_the_first_replica_that_is_ready() -> None:

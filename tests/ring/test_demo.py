@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +20,8 @@ RUN = "pytest-demo"
 RUN_DIR = ROOT / "runs" / RUN
 TIMEOUT_S = 400.0
 STEPS = 20
+QUERIES = 24
+"""Eight clips: enough for every figure of the summary."""
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -48,9 +51,10 @@ def _end(demo: "subprocess.Popen[str]") -> None:
 
 def start_demo(*arguments: str) -> "subprocess.Popen[str]":
     """A demo in its own session, as a shell would start it."""
-    command = [sys.executable, "-m", "tempsamp", "demo", "--run", RUN, "--eval-split", "validation"]
+    command = [sys.executable, "-m", "tempsamp", "demo", "--run", RUN]
+    evaluated = ["--eval-split", "validation", "--eval-queries", str(QUERIES)]
     demo = subprocess.Popen(
-        [*command, *arguments],
+        [*command, *evaluated, *arguments],
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "200"},
         stdout=subprocess.PIPE,
@@ -91,6 +95,19 @@ def interrupt(demo: "subprocess.Popen[str]") -> None:
     assert not alive
 
 
+def check_held_out_answers(summary: dict[str, Any]) -> None:
+    """Both evaluations and both validations asked the same queries of the same weights."""
+    lines = (RUN_DIR / "validation.jsonl").read_text().splitlines()
+    validations = {line["policy_version"]: line for line in map(json.loads, lines)}
+    assert set(validations) == {0, STEPS}
+    for when, end, version in (("before", "start", 0), ("after", "end", STEPS)):
+        answers = RUN_DIR / "evaluation" / when / "predictions.jsonl"
+        assert len(answers.read_text().splitlines()) == QUERIES
+        assert validations[version]["val/queries"] == QUERIES
+        # Greedy answers depend on what else is in the batch by the last bits of a sum.
+        assert validations[version]["val/miou"] == pytest.approx(summary[f"miou_{end}"], abs=0.03)
+
+
 def test_ctrl_c_while_the_engine_loads_stops_every_process() -> None:
     demo = start_demo("--steps", "1000")
     wait_for(RUN_DIR / "logs" / "rollout.log", lines=1, demo=demo)
@@ -120,6 +137,7 @@ def test_demo_survives_a_killed_replica_and_ctrl_c_and_leaves_a_report() -> None
     summary = json.loads((RUN_DIR / "summary.json").read_text())
     assert summary["steps"] == STEPS
     assert summary["groups_trained"] == 8 * STEPS
+    assert summary["eval_queries"] == QUERIES
     assert summary["failed_queries_end"] == 0
     assert summary["policy_version_end"] == STEPS
     wanted = {
@@ -129,6 +147,9 @@ def test_demo_survives_a_killed_replica_and_ctrl_c_and_leaves_a_report() -> None
         *("groups_trained", "groups_unscored", "max_logprob_gap"),
     }
     assert wanted <= summary.keys()
+    assert summary["num_samples"] == 8
+    check_held_out_answers(summary)
     page = (RUN_DIR / "report.html").read_text()
+    assert "Held-out queries while training" in page
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "")

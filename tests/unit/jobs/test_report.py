@@ -4,72 +4,81 @@ import json
 import math
 import random
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from common.spans import Span
 from jobs import clips
 from jobs.baselines import blind_baselines
-from jobs.grounding import (
-    Answer,
-    Evaluation,
-    Failure,
-    Row,
-    SampledAnswers,
-    greedy_metrics,
-    read_rows,
-    sampled_metrics,
-    score_answer,
-    spans_of_clips,
-)
-from jobs.report import NUM_CLIPS, duration_text, verdict, write_report
+from jobs.evaluation.journal import Journal
+from jobs.evaluation.matching import Question
+from jobs.evaluation.predictions import PredictionRecord
+from jobs.evaluation.score import read_questions
+from jobs.grounding import Evaluation, evaluation_of
+from jobs.report import NUM_CLIPS, duration_text, main, verdict, write_report
 from jobs.report_charts import learning_curves, smoothed
 from jobs.report_timelines import place, ticks
-from jobs.summary import PROBE_GAP, RunFacts, build_summary
+from jobs.summary import (
+    ANSWERS_AFTER,
+    ANSWERS_BEFORE,
+    METRICS_FILE,
+    PROBE_GAP,
+    SUMMARY_FILE,
+    VALIDATION_FILE,
+    RunFacts,
+    build_summary,
+)
 
 STEPS = 200
 
 
-def made_answer(row: Row, *, others: list[Any], skill: float, rng: random.Random) -> Answer:
-    """An answer that looks at the asked object with probability `skill`, else at any."""
-    span = row.true_span if rng.random() < skill else rng.choice([row.true_span, *others])
+def made_text(span: Span, *, skill: float, rng: random.Random) -> str:
     start = max(0.0, span[0] + rng.gauss(0, 2.2 - 1.9 * skill))
     end = max(start + 0.5, span[1] + rng.gauss(0, 2.2 - 1.9 * skill))
-    text = "somewhere" if rng.random() < 0.03 else f"<answer> {start:.1f} to {end:.1f} </answer>"
-    return score_answer(row, text=text, other_spans=others)
+    return "somewhere" if rng.random() < 0.03 else f"<answer> {start:.1f} to {end:.1f} </answer>"
+
+
+def made_records(
+    questions: Sequence[Question], *, skill: float, version: int
+) -> list[PredictionRecord]:
+    """Answers that look at the asked object with probability `skill`, else at any of the clip."""
+    rng = random.Random(version)
+    records = []
+    for number, question in enumerate(questions):
+        clip = [one.spans[0] for one in questions if one.video == question.video]
+        span = question.spans[0] if rng.random() < skill else rng.choice(clip)
+        num_samples = 8 if number % 3 == 0 else 0
+        records.append(
+            PredictionRecord(
+                id=question.id,
+                video=question.video,
+                query=question.query,
+                gt=question.spans,
+                duration_s=question.duration_s,
+                mode="answer",
+                text=made_text(span, skill=skill, rng=rng),
+                samples=tuple(made_text(span, skill=skill, rng=rng) for _ in range(num_samples)),
+                samples_tokens=128 if num_samples else None,
+                samples_surprise_nats=128 * (0.6 - 0.35 * skill) if num_samples else None,
+                fingerprint="f",
+            )
+        )
+    return records
 
 
 def made_evaluation(
-    rows: list[Row], *, skill: float, version: int, failures: tuple[Failure, ...] = ()
+    questions: Sequence[Question], *, skill: float, version: int, failures: Sequence[int] = ()
 ) -> Evaluation:
-    rng = random.Random(version)
-    spans = spans_of_clips(rows)
-    answers = tuple(
-        made_answer(
-            row, others=[s for s in spans[row.clip] if s != row.true_span], skill=skill, rng=rng
-        )
-        for row in rows
-    )
-    sampled = tuple(
-        SampledAnswers(
-            row_id=row.row_id,
-            texts=("",) * 8,
-            ious=tuple(min(1.0, max(0.0, rng.gauss(0.3 + 0.3 * skill, 0.2))) for _ in range(8)),
-            num_tokens=128,
-            surprise_nats=128 * (0.6 - 0.35 * skill),
-        )
-        for row in rows[::3]
-    )
-    return Evaluation(
-        policy_version=version,
-        answers=answers,
-        sampled_answers=sampled,
-        failures=failures,
-        greedy=greedy_metrics(answers),
-        sampled=sampled_metrics(sampled),
-    )
+    records = made_records(questions, skill=skill, version=version)
+    for number in failures:
+        failed = {"text": None, "samples": (), "failure": "video", "error": "x.mp4: 0 bytes"}
+        records[number] = records[number].model_copy(update=failed)
+    return evaluation_of(records)
 
 
 def made_metrics() -> list[dict[str, float]]:
@@ -105,8 +114,16 @@ def made_metrics() -> list[dict[str, float]]:
     return lines
 
 
+def made_validations() -> list[dict[str, float]]:
+    """Lines as the learner's validation writes them."""
+    return [
+        {"step": step, "policy_version": step, "val/miou": miou, "val/r1_at_0.5": miou - 0.03}
+        for step, miou in ((0, 0.41), (50, 0.47), (100, 0.52), (150, 0.55), (200, 0.56))
+    ]
+
+
 def made_summary(
-    rows: list[Row], start: Evaluation, end: Evaluation, **facts: Any
+    questions: Sequence[Question], start: Evaluation, end: Evaluation, **facts: Any
 ) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "run": "demo",
@@ -119,12 +136,14 @@ def made_summary(
         "weight_versions": STEPS,
         "groups_trained": STEPS * 8,
         "groups_unscored": 0,
+        "policy_version_start": 0,
+        "policy_version_end": STEPS,
     }
     return build_summary(
         RunFacts(**settings | facts),
         start=start,
         end=end,
-        baselines=blind_baselines(rows, eval_rows=rows),
+        baselines=blind_baselines(questions, evaluated=questions),
         metrics=made_metrics(),
     )
 
@@ -137,14 +156,14 @@ def video_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(video_root: Path) -> list[Row]:
-    return read_rows(video_root / "test" / "rows.jsonl")
+def questions(video_root: Path) -> list[Question]:
+    return read_questions(video_root / "test" / "rows.jsonl")[0]
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    lines = [json.dumps(line) + "\n" for line in made_metrics()]
-    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    for name, lines in ((METRICS_FILE, made_metrics()), (VALIDATION_FILE, made_validations())):
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
 
 
@@ -168,12 +187,12 @@ class References(HTMLParser):
         assert self.open_tags.pop() == tag
 
 
-def written(run_dir: Path, rows: list[Row], video_root: Path, **facts: Any) -> str:
-    start = made_evaluation(rows, skill=0.2, version=0)
-    end = made_evaluation(rows, skill=0.9, version=STEPS)
+def written(run_dir: Path, questions: list[Question], video_root: Path, **facts: Any) -> str:
+    start = made_evaluation(questions, skill=0.2, version=0)
+    end = made_evaluation(questions, skill=0.9, version=STEPS)
     path = write_report(
         run_dir,
-        summary=made_summary(rows, start, end, **facts),
+        summary=made_summary(questions, start, end, **facts),
         start=start,
         end=end,
         video_root=video_root,
@@ -182,9 +201,9 @@ def written(run_dir: Path, rows: list[Row], video_root: Path, **facts: Any) -> s
 
 
 def test_page_loads_nothing_from_elsewhere(
-    run_dir: Path, rows: list[Row], video_root: Path
+    run_dir: Path, questions: list[Question], video_root: Path
 ) -> None:
-    page = written(run_dir, rows, video_root)
+    page = written(run_dir, questions, video_root)
     references = References()
     references.feed(page)
     assert references.open_tags == []
@@ -194,15 +213,15 @@ def test_page_loads_nothing_from_elsewhere(
 
 
 def test_page_shows_the_first_dozen_clips_with_truth_and_both_answers(
-    run_dir: Path, rows: list[Row], video_root: Path
+    run_dir: Path, questions: list[Question], video_root: Path
 ) -> None:
-    page = written(run_dir, rows, video_root)
+    page = written(run_dir, questions, video_root)
     assert page.count('<article class="card clip">') == NUM_CLIPS
     assert "test/00011.mp4" in page
     assert "test/00012.mp4" not in page
-    first = rows[0]
+    first = questions[0]
     assert first.query in page
-    true_bar = place(first.true_span, duration_s=first.duration_s)
+    true_bar = place(first.spans[0], duration_s=16.0)
     assert page.count(f'class="true" style="{true_bar}"') >= 1
     assert page.count('class="true"') == 3 * NUM_CLIPS
     shown = page.count('class="is"') + page.count('class="none is-none">not readable')
@@ -210,48 +229,63 @@ def test_page_shows_the_first_dozen_clips_with_truth_and_both_answers(
 
 
 def test_page_has_all_curves_and_the_figures_of_the_summary(
-    run_dir: Path, rows: list[Row], video_root: Path
+    run_dir: Path, questions: list[Question], video_root: Path
 ) -> None:
-    page = written(run_dir, rows, video_root)
-    start = made_evaluation(rows, skill=0.2, version=0)
-    end = made_evaluation(rows, skill=0.9, version=STEPS)
+    page = written(run_dir, questions, video_root)
+    start = made_evaluation(questions, skill=0.2, version=0)
+    end = made_evaluation(questions, skill=0.9, version=STEPS)
     for value in (start.greedy.miou, end.greedy.miou, end.greedy.r1_at_0_7):
         assert f"{value:.3f}" in page
-    assert page.count('<svg role="img"') == 6
+    assert page.count('<svg role="img"') == 7
     assert page.count("IoU with the objects not asked for") == 1
     assert "6 min 42 s" in page
 
 
 def test_text_of_a_model_cannot_become_markup(
-    run_dir: Path, rows: list[Row], video_root: Path
+    run_dir: Path, questions: list[Question], video_root: Path
 ) -> None:
-    hostile = Row(**rows[0].model_dump() | {"query": "<script>alert(1)</script>"})
-    page = written(run_dir, [hostile, *rows[1:]], video_root, run="<b>run</b>")
+    hostile = replace(questions[0], query="<script>alert(1)</script>")
+    page = written(run_dir, [hostile, *questions[1:]], video_root, run="<b>run</b>")
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "<b>run</b>" not in page
 
 
-def test_requests_without_an_answer_are_listed(
-    run_dir: Path, rows: list[Row], video_root: Path
+def test_queries_without_an_answer_are_listed(
+    run_dir: Path, questions: list[Question], video_root: Path
 ) -> None:
-    failure = Failure(
-        row_id="test/rows:99", clip="test/x.mp4", asked_for="greedy", error="test/x.mp4: 0 bytes"
-    )
-    start = made_evaluation(rows, skill=0.2, version=0)
-    end = made_evaluation(rows, skill=0.9, version=STEPS, failures=(failure,))
-    summary = made_summary(rows, start, end)
-    assert summary["failed_queries_end"] == 1
+    start = made_evaluation(questions, skill=0.2, version=0)
+    end = made_evaluation(questions, skill=0.9, version=STEPS, failures=[4])
+    summary = made_summary(questions, start, end)
+    assert (summary["failed_queries_end"], summary["eval_queries"]) == (1, len(questions) - 1)
     path = write_report(run_dir, summary=summary, start=start, end=end, video_root=video_root)
-    assert "test/x.mp4: 0 bytes" in path.read_text(encoding="utf-8")
+    page = path.read_text(encoding="utf-8")
+    assert "<b>1 query got no answer</b>" in page
+    assert "<li>line 5 (video): x.mp4: 0 bytes</li>" in page
+
+
+def test_the_page_of_a_finished_run_is_written_again_from_its_folder(
+    run_dir: Path, questions: list[Question], video_root: Path
+) -> None:
+    page = written(run_dir, questions, video_root)
+    start = made_evaluation(questions, skill=0.2, version=0)
+    end = made_evaluation(questions, skill=0.9, version=STEPS)
+    (run_dir / SUMMARY_FILE).write_text(json.dumps(made_summary(questions, start, end)))
+    for name, skill, version in ((ANSWERS_BEFORE, 0.2, 0), (ANSWERS_AFTER, 0.9, STEPS)):
+        with Journal(run_dir / name, shard=(1, 1), fingerprint="f") as journal:
+            for record in reversed(made_records(questions, skill=skill, version=version)):
+                journal.append(record)
+    (run_dir / "report.html").unlink()
+    main(run_dir, video_root)
+    assert (run_dir / "report.html").read_text(encoding="utf-8") == page
 
 
 def test_a_clip_that_is_gone_and_a_run_without_curves_or_samples_still_give_a_page(
-    tmp_path: Path, rows: list[Row]
+    tmp_path: Path, questions: list[Question]
 ) -> None:
-    start = made_evaluation(rows, skill=0.2, version=0)
-    bare = start.model_copy(update={"sampled": None, "sampled_answers": ()})
-    summary = made_summary(rows, bare, bare) | {"max_logprob_gap": None}
+    start = made_evaluation(questions, skill=0.2, version=0)
+    bare = start.model_copy(update={"sampled": None})
+    summary = made_summary(questions, bare, bare) | {"max_logprob_gap": None}
     path = write_report(tmp_path, summary=summary, start=bare, end=bare, video_root=tmp_path)
     page = path.read_text(encoding="utf-8")
     assert page.count("the clip is no longer there") == NUM_CLIPS
@@ -281,10 +315,10 @@ def test_verdict_says_which_way_it_went(end: float, change: str, beside_constant
     assert said.endswith(beside_constant)
 
 
-def test_summary_takes_the_largest_probe_gap_and_both_ends(rows: list[Row]) -> None:
-    start = made_evaluation(rows, skill=0.2, version=0)
-    end = made_evaluation(rows, skill=0.9, version=STEPS)
-    summary = made_summary(rows, start, end)
+def test_summary_takes_the_largest_probe_gap_and_both_ends(questions: list[Question]) -> None:
+    start = made_evaluation(questions, skill=0.2, version=0)
+    end = made_evaluation(questions, skill=0.9, version=STEPS)
+    summary = made_summary(questions, start, end)
     assert end.sampled is not None
     assert summary["max_logprob_gap"] == max(
         line[PROBE_GAP] for line in made_metrics() if PROBE_GAP in line
@@ -303,12 +337,21 @@ def test_summary_takes_the_largest_probe_gap_and_both_ends(rows: list[Row]) -> N
 
 def test_chart_without_its_metrics_is_left_out() -> None:
     metrics = [{"step": step, "learner/entropy_nats": 0.5} for step in (1, 2, 3)]
-    assert [drawing.title for drawing in learning_curves(metrics)] == ["Entropy"]
-    assert learning_curves([]) == []
+    drawings = learning_curves(metrics, validations=[])
+    assert [drawing.title for drawing in drawings] == ["Entropy"]
+    assert learning_curves([], validations=[]) == []
+
+
+def test_validations_have_a_chart_of_their_own_with_a_mark_each() -> None:
+    drawing, *others = learning_curves(made_metrics(), validations=made_validations())
+    assert drawing.title == "Held-out queries while training"
+    assert [label for _, label in drawing.legend] == ["mean IoU", "R1@.5"]
+    assert drawing.svg.count("<use") == 2 * len(made_validations())
+    assert others == learning_curves(made_metrics(), validations=[])
 
 
 def test_charts_keep_no_colour_size_or_name_of_their_own() -> None:
-    for drawing in learning_curves(made_metrics()):
+    for drawing in learning_curves(made_metrics(), validations=made_validations()):
         assert not re.search(r"#[0-9a-f]{6}\b", drawing.svg)
         assert not re.search(r'<svg[^>]* (?:width|height)="', drawing.svg)
         assert "font-family" not in drawing.svg
