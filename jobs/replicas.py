@@ -203,8 +203,13 @@ def one_version(replies: Iterable[GenerateResponse], *, wanted: int | None = Non
     return versions.pop()
 
 
-async def served_version(clients: Sequence[httpx.AsyncClient], *, retry_s: float = RETRY_S) -> int:
-    """The weight version that the first replica to be ready serves; `one_version` checks the rest.
+async def served(
+    clients: Sequence[httpx.AsyncClient], *, retry_s: float = RETRY_S
+) -> tuple[int, str | None]:
+    """The weights that the first replica to be ready serves; `one_version` checks the rest.
+
+    Returns:
+        Policy version, and the tag of the run that made them (None: a checkpoint on disk).
 
     Raises:
         EngineError: no replica is ready within `retry_s`.
@@ -212,9 +217,9 @@ async def served_version(clients: Sequence[httpx.AsyncClient], *, retry_s: float
     try:
         async with asyncio.timeout(retry_s):
             for client in itertools.cycle(clients):
-                version = await _version(client)
-                if version is not None:
-                    return version
+                weights = await _weights(client)
+                if weights is not None:
+                    return weights
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
         pass
@@ -224,11 +229,12 @@ async def served_version(clients: Sequence[httpx.AsyncClient], *, retry_s: float
     )
 
 
-async def _version(client: httpx.AsyncClient) -> int | None:
+async def _weights(client: httpx.AsyncClient) -> tuple[int, str | None] | None:
     with contextlib.suppress(httpx.TransportError):
         answer = await client.get("/readyz")
         if answer.is_success:
-            return ReplicaStatus.model_validate_json(answer.content).version
+            status = ReplicaStatus.model_validate_json(answer.content)
+            return None if status.version is None else (status.version, status.run_tag)
     return None
 
 

@@ -181,18 +181,19 @@ def _with_endpoints(
     plan: "Plan", endpoints: Sequence[str], *, checkpoint: Path | None, console: "Console"
 ) -> None:
     from jobs.evaluation.session import prepare
-    from jobs.replicas import connected, served_version
+    from jobs.replicas import connected, served
 
     prepared = prepare(plan)
     digest = None if checkpoint is None else checkpoint_digest(checkpoint)
     token = config.token()
 
-    async def version() -> int:
+    async def weights() -> tuple[int, str | None]:
         async with connected(endpoints, token=token) as clients:
-            return await served_version(clients)
+            return await served(clients)
 
     with console.status("waiting for a replica"):
-        model = Served(version=asyncio.run(version()), sha256=digest)
+        version, run_tag = asyncio.run(weights())
+    model = Served(version=version, run_tag=run_tag, sha256=digest)
     runs = _open_all(plan, prepared, model=model)
     _ask_all(plan, runs, endpoints=endpoints, token=token, console=console)
 

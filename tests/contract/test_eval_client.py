@@ -15,7 +15,7 @@ from jobs.evaluation.predictions import PredictionRecord
 from jobs.evaluation.questions import Asked
 from jobs.evaluation.runner import Runner
 from jobs.evaluation.settings import AnswerSampling, Checkpoint, RunSettings
-from jobs.replicas import Fleet, Replicas, connected, one_version, served_version
+from jobs.replicas import Fleet, Replicas, connected, one_version, served
 from tests.fixtures.clips import make_clip
 from tests.fixtures.stand_in_replica import (
     HangUpError,
@@ -268,10 +268,10 @@ async def test_answers_of_two_weight_versions_are_not_one_result(video: Path) ->
         one_version(replies)
 
 
-async def test_the_version_is_that_of_the_first_replica_that_is_ready() -> None:
-    with serving(always, version=3) as replica:
+async def test_the_weights_are_those_of_the_first_replica_that_is_ready() -> None:
+    with serving(always, version=3, run_tag="5f3a1c") as replica:
         async with connected([unused_url(), replica.url], token=None) as clients:
-            assert await served_version(clients) == 3
+            assert await served(clients) == (3, "5f3a1c")
     async with connected([unused_url()], token=None) as clients:
         with pytest.raises(EngineError, match=r"within 1 s.*--endpoint"):
-            await served_version(clients, retry_s=1.0)
+            await served(clients, retry_s=1.0)
