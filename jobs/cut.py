@@ -86,13 +86,15 @@ def check_output(source: str | os.PathLike[str], *, output: Path) -> None:
         ConfigError: it is the source itself, its folder is missing, or its suffix is unknown.
     """
     if output.exists() and os.path.exists(source) and output.samefile(source):
-        raise ConfigError(f"found {output}, the video itself, wanted another file")
+        raise ConfigError(f"--cut: found {output}, the video itself, wanted another file")
     if not output.parent.is_dir():
-        raise ConfigError(f"found no folder {output.parent}, wanted one to write {output.name} in")
+        raise ConfigError(
+            f"--cut: found no folder {output.parent}, wanted one to write {output.name} in"
+        )
     if output.suffix.lower() not in SUFFIXES:
         wanted = ", ".join(SUFFIXES)
         raise ConfigError(
-            f"found suffix {output.suffix!r} in {output.name}, wanted one of {wanted}"
+            f"--cut: found suffix {output.suffix!r} in {output.name}, wanted one of {wanted}"
         )
 
 

@@ -31,6 +31,7 @@ from common.prompts import chat_messages, grounding_problem
 from common.spans import Span
 from common.video_sampling import VideoSampling
 from jobs.candidates import AGREEMENT, ROUNDING_S, Candidate, Grounding, ground
+from jobs.endpoints import check_endpoints
 from jobs.evaluation.local_engine import LocalReplica, sampling_of, started
 from jobs.processes import interruptible
 from jobs.replicas import Replicas, connected
@@ -176,7 +177,7 @@ def _check_options(query: str, *, video: Path, sheet: Path, clip: Path | None) -
         raise ConfigError("query: found no words, wanted what to look for")
     if sheet.resolve() == video.resolve():
         raise ConfigError(f"--out: found {sheet}, the video itself, wanted another file")
-    if sheet.suffix.lower() != ".png" or not sheet.parent.is_dir():
+    if sheet.suffix.lower() != ".png" or sheet.is_dir() or not sheet.parent.is_dir():
         raise ConfigError(f"--out: found {sheet}, wanted a .png in a folder that is there")
     if clip is not None:
         check_output(video, output=clip)
@@ -205,6 +206,7 @@ def _replicas(
 ) -> Iterator[Ask]:
     """Who is asked: running replicas, or one that is started here and ended in any case."""
     if endpoints:
+        check_endpoints(endpoints)
         yield functools.partial(ask, endpoints=endpoints, token=config.token())
         return
     if checkpoint is None:
@@ -326,7 +328,12 @@ def _write_sheet(found: Grounding, *, output: Path) -> None:
         notes.append(f"{unshown} less confident candidates are not shown")
     lanes = tuple(Lane(spans=c.spans, label=_lane_label(c, found)) for c in shown)
     sheet = Sheet(query=found.query, answer=headline, notes=tuple(notes), lanes=lanes)
-    write_sheet(found.video, sheet=sheet, output=output)
+    try:
+        write_sheet(found.video, sheet=sheet, output=output)
+    except OSError as error:
+        raise ConfigError(
+            f"--out: found {output}: {error.strerror}, wanted a file that can be written"
+        ) from error
 
 
 def _lane_label(candidate: Candidate, found: Grounding) -> str:

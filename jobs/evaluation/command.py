@@ -6,6 +6,7 @@ With --endpoint, running replicas answer; without, one of our own is started and
 """
 
 import asyncio
+import tempfile
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import SecretStr
 from common import config
 from common.config import Run, Video
 from common.errors import ConfigError
+from jobs.endpoints import check_endpoints
 from jobs.evaluation.benchmarks import BENCHMARKS, benchmarks_named
 from jobs.evaluation.questions import parse_shard
 from jobs.evaluation.settings import (
@@ -143,6 +145,12 @@ def command(
 
     if model is None and not endpoint:
         raise ConfigError("found neither --model nor --endpoint, wanted a checkpoint or replicas")
+    if selector is SelectorName.agreement and not mode.startswith("mixed"):
+        raise ConfigError(
+            f"--selector: found agreement with --mode {mode}, wanted mixed_selected or "
+            "mixed_oracle: one mode leaves nothing to choose; --samples takes samples alone"
+        )
+    _check_folder(out)
     run = config.load(run_config) if run_config is not None else None
     plan = Plan(
         benchmarks=benchmarks_named(bench),
@@ -166,6 +174,7 @@ def command(
     try:
         with interruptible():
             if endpoint:
+                check_endpoints(endpoint)
                 _with_endpoints(plan, endpoint, checkpoint=model, console=console)
             else:
                 assert model is not None
@@ -175,6 +184,22 @@ def command(
     except KeyboardInterrupt:
         console.print(f"interrupted; {out} keeps every answer, and the same command goes on")
         raise typer.Exit(130) from None
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that cannot be made or written in, before anything is asked.
+
+    Raises:
+        ConfigError: a file is in the way, or the disk says no.
+    """
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--out: found {there}: {error.strerror}, wanted a folder that can be written"
+        ) from error
 
 
 def _with_endpoints(
@@ -258,7 +283,7 @@ def _ask_all(
                     prepared,
                     settings=settings,
                     clients=clients,
-                    tally=Bar(progress, prepared.benchmark.name, settings.mode),
+                    tally=Bar(progress, prepared.benchmark.name, settings.modes),
                     watch=None if replica is None else replica.watch,
                     retry_s=RETRY_S if replica is None else LOCAL_RETRY_S,
                 )

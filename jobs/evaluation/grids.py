@@ -21,6 +21,7 @@ Cell = str | int | float | Interval | None
 
 MISSING = "-"
 MARKDOWN_SPECIAL = frozenset("\\`*_[]<>|~$&#!")
+LATEX_HEAD = r"% \input this file; it needs \usepackage{booktabs} and \usepackage{adjustbox}."
 LATEX_SPECIAL = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -93,8 +94,8 @@ def markdown(grids: Iterable[Grid]) -> str:
 
 
 def latex(grids: Iterable[Grid]) -> str:
-    """`table` environments that need `\\usepackage{booktabs}`."""
-    return "\n".join(_latex(grid) for grid in grids)
+    """`table` environments, no wider than a line; the first line names the packages."""
+    return "\n".join([LATEX_HEAD, *(_latex(grid) for grid in grids)])
 
 
 def csv_text(rows: Iterable[Sequence[str | int | float | None]]) -> str:
@@ -134,11 +135,11 @@ def _markdown_row(cells: Sequence[Cell]) -> str:
 
 def _latex(grid: Grid) -> str:
     columns = "".join("r" if grid.is_numeric(index) else "l" for index in range(len(grid.headings)))
-    caption = ". ".join(latex_escaped(text) for text in (grid.title, grid.note) if text)
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{caption}}}",
+        rf"\caption{{{latex_escaped(grid.title)}}}",
+        r"\begin{adjustbox}{max width=\linewidth}",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         _latex_row(grid.headings),
@@ -148,7 +149,11 @@ def _latex(grid: Grid) -> str:
         lines.append(_latex_row(row))
         if index in grid.sections and index + 1 < len(grid.rows):
             lines.append(r"\midrule")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{adjustbox}"]
+    if grid.note:
+        note = latex_escaped(grid.note)
+        lines.append(rf"\par\medskip\parbox{{\linewidth}}{{\footnotesize {note}}}")
+    return "\n".join([*lines, r"\end{table}", ""])
 
 
 def _latex_row(cells: Sequence[Cell]) -> str:

@@ -34,6 +34,21 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def write_or_refuse(path: Path, text: str, *, knob: str) -> None:
+    """Write what an option asked for, and make its folder.
+
+    Raises:
+        ConfigError: it cannot be written there; names the option.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{knob}: found {path}: {error.strerror}, wanted a file that can be written"
+        ) from error
+
+
 def read_records(folder: Path) -> list[PredictionRecord]:
     """Records of every shard's file, shard by shard; a last line that was cut is left out.
 

@@ -18,6 +18,7 @@ import typer
 from common.errors import ConfigError
 from common.spans import Span
 from jobs.evaluation.grids import Cell, Grid, rich_table
+from jobs.evaluation.journal import write_or_refuse
 from jobs.evaluation.matching import Pair, Question, match, own_questions
 from jobs.evaluation.modes import label_of
 from jobs.evaluation.paired_differences import Differences, Record, differences
@@ -88,8 +89,7 @@ def command(
     for grid in grids_of(found):
         console.print(rich_table(grid))
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_or_refuse(output, found.model_dump_json(indent=1) + "\n", knob="--json")
 
 
 def compare_runs(

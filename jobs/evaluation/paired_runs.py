@@ -5,8 +5,6 @@ format of `jobs.evaluation.predictions`. Shards are read together. `jobs.evaluat
 the queries of two runs.
 """
 
-import gzip
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +59,6 @@ def read_run(path: Path) -> Run:
     return Run(name=str(path), benches=benches)
 
 
-def mode_of(path: Path) -> AnswerMode:
-    """Mode of a prediction file of ours: that of its first record, as one file has one mode."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        mode: AnswerMode = json.loads(next(line for line in file if line.strip()))["mode"]
-    return mode
-
-
 def _answers(files: Sequence[Path], *, where: Path) -> Answers:
     """A shard that has answered nothing yet is an empty file."""
     written = [file for file in files if file.stat().st_size]
@@ -86,6 +76,6 @@ def _answers(files: Sequence[Path], *, where: Path) -> Answers:
         raise ValueError(f"{where}: found no predictions, wanted at least one: did the run end?")
     return Answers(
         predictions=tuple(one for content in read.values() for one in content.predictions),
-        mode=mode_of(written[0]) if read[written[0]].format == "tempsamp" else None,
+        mode=read[written[0]].mode,
         truncated_lines=sum(content.truncated_lines for content in read.values()),
     )

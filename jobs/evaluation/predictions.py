@@ -6,14 +6,16 @@ Read are our `predictions.jsonl` (`PredictionRecord`), moment_detr's JSONL or li
 says which it is. `jobs.evaluation.matching` finds the annotation of each.
 
 A file that says two things about one query, or holds NaN, is refused with the place. The last line
-of a JSONL that was cut while being written is dropped and counted.
+of a JSONL that was cut while being written is dropped and counted. Gzip is known by its first
+bytes.
 """
 
 import ast
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +32,11 @@ FailureKind = Literal["video", "engine"]
 
 KEY_SEPARATOR = ">>>"
 """Between video, query and span in TimeLens' keys."""
+GZIP_MAGIC = b"\x1f\x8b"
+WANTED = (
+    "wanted predictions of tempsamp (id, video, text), moment_detr (qid), TimeLens "
+    "(video>>>query>>>span) or VTG-LLM (id: timestamp)"
+)
 
 
 class PredictionRecord(BaseModel):
@@ -105,6 +112,8 @@ class PredictionFile:
     predictions: tuple[Prediction, ...]
     truncated_lines: int
     """1 if the last line was cut, and dropped."""
+    mode: AnswerMode | None = None
+    """Of the first record, as one file has one mode; None when the format does not say."""
 
 
 class _Record(BaseModel):
@@ -136,25 +145,41 @@ def read_predictions(path: Path) -> PredictionFile:
     """Every prediction of a file, gzipped or not, in its order.
 
     Raises:
-        ValueError: not a file of the four formats, a value of a wrong type, NaN, or a query that
-            is answered twice; names the file and the line or key.
+        ValueError: no file there, not a file of the four formats, a value of a wrong type, NaN, or
+            a query that is answered twice; names the file and the line or key.
+        OSError: the file cannot be read.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        content = file.read()
+    if not path.is_file():
+        there = "a folder" if path.is_dir() else "no file"
+        raise ValueError(f"{path}: found {there}, wanted a file of predictions")
     try:
-        return _read(content)
+        return _read(_text(path.read_bytes()))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _text(content: bytes) -> str:
+    try:
+        plain = gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"found broken gzip, wanted the whole file: {error}") from error
+    try:
+        return plain.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"found no UTF-8 at byte {error.start}, {WANTED}") from error
+
+
 def _read(content: str) -> PredictionFile:
+    if not content.strip():
+        raise ValueError(f"found nothing, {WANTED}")
     first_line = content.lstrip().partition("\n")[0]
     head = _json_or_none(first_line)
     if isinstance(head, dict) and "qid" in head:
         return _read_lines(content, name="moment_detr", read=_moment_detr_line)
     if isinstance(head, dict) and {"id", "video"} <= head.keys():
-        return _read_lines(content, name="tempsamp", read=_our_line)
+        lines = _read_lines(content, name="tempsamp", read=_our_line)
+        # No record: the only line was cut.
+        return replace(lines, mode=head.get("mode")) if lines.predictions else lines
     document = _json(content)
     if isinstance(document, list):
         return _file("moment_detr", (_moment_detr(record) for record in document))
@@ -163,10 +188,7 @@ def _read(content: str) -> PredictionFile:
         return _file("timelens", (_timelens(key, entry) for key, entry in entries.items()))
     if entries and all(isinstance(e, dict) and "timestamp" in e for e in entries.values()):
         return _file("vtg_llm", (_vtg_llm(key, entry) for key, entry in entries.items()))
-    raise ValueError(
-        f"found {first_line[:80]!r}, wanted predictions of tempsamp (id, video, text), moment_detr "
-        "(qid), TimeLens (video>>>query>>>span) or VTG-LLM (id: timestamp)"
-    )
+    raise ValueError(f"found {first_line[:80]!r}, {WANTED}")
 
 
 def _file(
@@ -285,7 +307,7 @@ def _json(content: str) -> Any:
     try:
         return json.loads(content, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from error
+        raise ValueError(f"found no JSON ({error}), {WANTED}") from error
 
 
 def _json_or_none(line: str) -> Any:

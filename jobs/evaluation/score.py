@@ -22,8 +22,10 @@ from jobs.annotations.reading import read
 from jobs.annotations.records import Annotation, BadRecord
 from jobs.evaluation.breakdown import Breakdown, breakdowns
 from jobs.evaluation.intervals import Interval, mean_interval
+from jobs.evaluation.journal import write_or_refuse
 from jobs.evaluation.matching import Matched, Pair, Question, match, own_questions
-from jobs.evaluation.predictions import Format, PredictionFile, read_predictions
+from jobs.evaluation.modes import label_of
+from jobs.evaluation.predictions import AnswerMode, Format, PredictionFile, read_predictions
 from jobs.evaluation.protocols import PROTOCOLS, THRESHOLDS, Judgement, Readings, judge
 from jobs.evaluation.published import Published, rows_for
 from jobs.evaluation.qvhighlights import HighlightScore, score_highlights
@@ -73,6 +75,10 @@ class Score(BaseModel):
     official: str
     """The protocol that the benchmark's published figures mostly follow."""
     format: Format
+    mode: AnswerMode | None = None
+    """In which our files were answered; None when the file does not say."""
+    label: str | None = None
+    """What that mode is called; says so where the truth was looked at."""
     predictions: int
     """In the file."""
     truncated_lines: int
@@ -120,11 +126,10 @@ def command(
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
     console = Console()
-    for table in tables_of(score):
+    for table in tables_of(score, mode=score.mode):
         console.print(table)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(score.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_or_refuse(output, score.model_dump_json(indent=1) + "\n", knob="--json")
 
 
 def score_file(path: Path, *, bench: str, gt: Path | None = None, partial: bool = False) -> Score:
@@ -141,6 +146,9 @@ def score_file(path: Path, *, bench: str, gt: Path | None = None, partial: bool 
         ValueError: unknown benchmark, or a file that cannot be used; says what, where and the knob.
     """
     _check_bench(bench)
+    if gt is not None and not gt.is_file():
+        there = "a folder" if gt.is_dir() else "no file there"
+        raise ValueError(f"--gt: found {gt}, {there}, wanted an annotation file")
     file = read_predictions(path)
     if gt is None:
         questions, bad = own_questions(file.predictions), 0
@@ -169,6 +177,8 @@ def score_matched(
         bench=bench,
         official=BENCHES[bench],
         format=file.format,
+        mode=file.mode,
+        label=None if file.mode is None else label_of(file.mode),
         predictions=len(file.predictions),
         truncated_lines=file.truncated_lines,
         unknown=matched.unknown,

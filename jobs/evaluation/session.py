@@ -178,7 +178,8 @@ def finish(plan: Plan, prepared: Prepared, *, settings: RunSettings) -> Summary:
         answers, thoughts = (
             read_records(_folder(prepared, plan.mode, mode)) for mode in settings.modes
         )
-        pairs = paired(answers, thoughts=thoughts)
+        asked_by_all = {asked.question.id for asked in prepared.questions.asked}
+        pairs = paired([one for one in answers if one.id in asked_by_all], thoughts=thoughts)
         mine = [record for record in answers if record.id in ids]
         by = None if plan.mode == "mixed_oracle" else plan.selector
         chosen = mix(mine, thoughts=thoughts, by=by)

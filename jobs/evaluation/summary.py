@@ -87,7 +87,9 @@ def summarize(
         truths = [asked.question for asked in questions.asked]
         score = score_matched(
             match(predictions, questions=truths, partial=True),
-            file=PredictionFile(format="tempsamp", predictions=predictions, truncated_lines=0),
+            file=PredictionFile(
+                format="tempsamp", predictions=predictions, truncated_lines=0, mode=settings.mode
+            ),
             bench=scored_as,
         )
     summary = Summary(
@@ -95,7 +97,7 @@ def summarize(
         fingerprint=settings.fingerprint,
         settings=settings,
         queries=len(questions.asked),
-        answered=len(predictions),
+        answered=0 if score is None else score.predictions - score.unknown,
         missing_videos=questions.missing,
         unusable_annotations=questions.unusable,
         score=score,

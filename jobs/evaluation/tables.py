@@ -132,20 +132,23 @@ def _main(scored: Scored) -> Grid:
     rows = [*first, *(_row(scored, name) for name in others)]
     sections = {len(first) - 1, len(rows) - 1}
     published = [row for row in score.published if row.figures.keys() & set(FIGURES)]
-    rows += [_published_row(row) for row in published]
+    sources = list(dict.fromkeys(row.source for row in published))
+    rows += [_published_row(row, number=sources.index(row.source) + 1) for row in published]
     rules = [f"{name}: {PROTOCOLS[name].what}." for name in score.protocols]
+    numbered = [f"[{number}] {source}." for number, source in enumerate(sources, 1)]
     return Grid(
         title=_titled(f"{score.bench}, % with 95 % intervals", scored),
         headings=HEADINGS,
         rows=tuple(rows),
         sections=frozenset(sections),
-        note=" ".join([*rules, PUBLISHED_NOTE] if published else rules),
+        note=" ".join([*rules, PUBLISHED_NOTE, *numbered] if published else rules),
     )
 
 
-def _published_row(row: Published) -> tuple[Cell, ...]:
+def _published_row(row: Published, *, number: int) -> tuple[Cell, ...]:
+    """The note says which source has the number: written out, it would fill three lines a row."""
     figures = (row.figures.get(name) for name in FIGURES)
-    return (row.model, f"published: {row.source}", None, *figures, None, None)
+    return (row.model, f"published [{number}]", None, *figures, None, None)
 
 
 def _side_by_side(scored: Scored) -> list[tuple[Cell, ...]]:

@@ -5,10 +5,12 @@
 Figures of the oracle never stand without saying that it used the truth.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from jobs.evaluation.predictions import AnswerMode, PredictionRecord
+from common.messages import Mode
+from jobs.evaluation.grids import plain
+from jobs.evaluation.predictions import PredictionRecord
 from jobs.evaluation.runner import Tally
 from jobs.evaluation.summary import Mixed, Summary
 from jobs.evaluation.tables import tables_of
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN_MISSING = 20
+"""Videos, and annotations, in the terminal; summary.json has all."""
 
 
 def progress_on(console: "Console") -> "Progress":
@@ -40,10 +43,11 @@ def progress_on(console: "Console") -> "Progress":
 class Bar(Tally):
     """A tally that is seen."""
 
-    def __init__(self, progress: "Progress", bench: str, mode: AnswerMode) -> None:
+    def __init__(self, progress: "Progress", bench: str, modes: Sequence[Mode]) -> None:
+        """`modes`: in which queries are asked; what mixes them is chosen when all are answered."""
         super().__init__()
         self._progress = progress
-        self._task = progress.add_task(f"{bench}, {mode}", total=None, shown="")
+        self._task = progress.add_task(f"{bench}, {' and '.join(modes)}", total=None, shown="")
 
     def start(self, *, total: int) -> None:
         super().start(total=total)
@@ -76,10 +80,16 @@ def show(summary: Summary, *, bench: str, console: "Console") -> None:
         f"{sum(summary.missing_videos.values())} queries of {len(summary.missing_videos)} missing "
         f"videos and {len(summary.unusable_annotations)} unusable annotations are in no figure"
     )
-    for video in list(summary.missing_videos)[:SHOWN_MISSING]:
-        console.print(f"  missing: {video}", highlight=False)
-    if len(summary.missing_videos) > SHOWN_MISSING:
-        console.print(f"  and {len(summary.missing_videos) - SHOWN_MISSING} more")
+    _show_names("missing", list(summary.missing_videos), console=console)
+    _show_names("unusable", summary.unusable_annotations, console=console)
+
+
+def _show_names(kind: str, names: Sequence[str], *, console: "Console") -> None:
+    """Names come from strangers' files: nothing in them is markup."""
+    for name in names[:SHOWN_MISSING]:
+        console.print(plain(f"  {kind}: {name}"), markup=False, highlight=False)
+    if len(names) > SHOWN_MISSING:
+        console.print(f"  and {len(names) - SHOWN_MISSING} more {kind}")
 
 
 def _choices(mixed: Mixed) -> "Table":

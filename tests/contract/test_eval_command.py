@@ -205,6 +205,7 @@ def test_what_only_bounds_the_work_may_change(data: Path, tmp_path: Path, replic
     assert summary(tmp_path)["queries"] == 1
     done(data, tmp_path, url=replica.url, concurrency="2")
     assert summary(tmp_path)["answered"] == len(replica.requests) == 3
+    assert "1 of 1 queries done" in done(data, tmp_path, url=replica.url, limit="1")
 
 
 def test_missing_videos_are_refused_before_anything_is_asked_or_counted_apart(
@@ -212,6 +213,7 @@ def test_missing_videos_are_refused_before_anything_is_asked_or_counted_apart(
 ) -> None:
     videos = json.loads((data / "charades-timelens.json").read_text())
     videos["gone"] = {"duration": 9.0, "spans": [[1, 2], [3, 4]], "queries": ["gone 0", "gone 1"]}
+    videos["odd"] = {"duration": 9.0, "spans": [[3, 2]], "queries": ["[bold]odd"]}
     folder = tmp_path / "bench"
     folder.mkdir()
     (folder / "charades-timelens.json").write_text(json.dumps(videos))
@@ -221,6 +223,7 @@ def test_missing_videos_are_refused_before_anything_is_asked_or_counted_apart(
     shown = done(data, out, "--allow-missing", url=replica.url, bench_dir=str(folder))
     assert "2 queries of 1 missing videos" in shown
     assert "missing: videos/charades/gone.mp4" in shown
+    assert "the true spans ((3.0, 2.0),) are not 0 <= start <= end" in shown
     found = summary(out)
     assert found["missing_videos"] == {"videos/charades/gone.mp4": 2}
     assert found["queries"] == found["score"]["protocols"]["timelens"]["scored"] == 3
@@ -292,6 +295,14 @@ def test_mixed_selected_asks_both_modes_and_keeps_both_answers(data: Path, tmp_p
     assert "oracle (uses the truth)" in shown
 
 
+def test_a_limit_holds_for_the_comparison_of_choices_too(data: Path, tmp_path: Path) -> None:
+    with serving(better_with_thought) as replica:
+        done(data, tmp_path, url=replica.url, mode="mixed_selected")
+        done(data, tmp_path, url=replica.url, mode="mixed_selected", limit="1")
+    found = summary(tmp_path)
+    assert found["mixed"]["queries"] == found["answered"] == found["queries"] == 1
+
+
 def test_the_oracle_is_labelled_wherever_it_is_shown(data: Path, tmp_path: Path) -> None:
     with serving(better_with_thought) as replica:
         shown = done(data, tmp_path, url=replica.url, mode="mixed_oracle")
@@ -353,13 +364,22 @@ def test_qvhighlights_is_scored_by_its_own_evaluator(data: Path, tmp_path: Path)
     assert official["brief"]["MR-full-R1@0.7"] == 100.0
 
 
+def test_a_file_is_no_folder_for_answers(data: Path, replica: StandIn) -> None:
+    file = data / "charades-timelens.json"
+    problem = refused(data, file / "deep", url=replica.url)
+    assert problem.startswith(f"--out: found {file}: ")
+    assert replica.requests == []
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"bench": "charades-timelense"}, "nearest: charades-timelens"),
         ({"shard": "3/2"}, "--shard"),
         ({"protocol_prompt": "timelens", "mode": "think"}, "--protocol-prompt"),
-        ({"selector": "agreement", "samples": "1"}, "--samples: found 1"),
+        ({"mode": "mixed_selected", "selector": "agreement", "samples": "1"}, "--samples: found 1"),
+        ({"selector": "agreement"}, "--selector: found agreement with --mode answer"),
+        ({"endpoint": "localhost:8100"}, "--endpoint: found 'localhost:8100'"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_asked(

@@ -146,12 +146,46 @@ def test_cut_line_that_is_not_the_last_is_refused(tmp_path: Path) -> None:
         ('{"a>>>q>>>[1, x]": {}}', "a>>>q>>>"),
         ('{"1": {"timestamp": [[1, "x"]]}}', "'1': timestamp.0.1: found x"),
         ('{"model": "m"}', "wanted predictions of tempsamp"),
-        ("", "not JSON"),
+        ("no JSON at all", "found no JSON .*, wanted predictions of tempsamp"),
+        ("", "found nothing, wanted predictions of tempsamp"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_predictions(written(tmp_path / "predictions", content))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"caf\xe9", r"predictions: found no UTF-8 at byte 3, wanted predictions"),
+        (gzip.compress(OURS.model_dump_json().encode())[:60], "predictions: found broken gzip"),
+        (b"\x1f\x8bno", "predictions: found broken gzip"),
+    ],
+)
+def test_bytes_that_are_no_text_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "predictions"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_predictions(path)
+
+
+def test_a_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="found a folder, wanted a file of predictions"):
+        read_predictions(tmp_path)
+    with pytest.raises(ValueError, match=r"none: found no file, wanted a file of predictions"):
+        read_predictions(tmp_path / "none")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + f"{detected(7)}\n".encode())
+    assert [one.key for one in read_predictions(path).predictions] == ["7"]
+
+
+def test_our_files_say_their_mode_and_others_do_not(tmp_path: Path) -> None:
+    assert read_predictions(written(tmp_path / "a", OURS.model_dump_json())).mode == OURS.mode
+    assert read_predictions(written(tmp_path / "b", f"{detected(7)}\n")).mode is None
 
 
 def test_record_is_an_answer_or_a_failure() -> None:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from common.errors import ConfigError
 from jobs.evaluation.highlights_text import true_answer
+from jobs.evaluation.modes import ORACLE_LABEL
 from jobs.evaluation.predictions import PredictionRecord
 from jobs.evaluation.score import command, score_file
 
@@ -194,6 +195,29 @@ def test_command_prints_both_kinds_of_figure_and_writes_json(tmp_path: Path) -> 
     found = json.loads(output.read_text())
     assert found["protocols"]["exact"]["miou"]["mean"] == 50.0
     assert found["published"][0]["bench"] == "charades-sta"
+
+
+def test_an_oracle_file_says_so_wherever_it_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "score.json"
+    command(ours(tmp_path, {"mode": "mixed_oracle"}), bench="rows", output=output)
+    assert ORACLE_LABEL in capsys.readouterr().out
+    assert json.loads(output.read_text())["label"] == f"mixed {ORACLE_LABEL}"
+
+
+def test_json_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--json: found .*wanted a file that can be written"):
+        command(three(tmp_path), bench="rows", output=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["none.txt", "."])
+def test_annotations_that_are_not_there_are_named_with_their_option(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"--gt: found .*wanted an annotation file"):
+        command(three(tmp_path), bench="rows", gt=tmp_path / name)
 
 
 def test_unknown_benchmark_is_one_message_with_the_nearest_names(tmp_path: Path) -> None:

@@ -93,7 +93,9 @@ def test_every_published_row_is_marked_and_names_its_source(score: Score) -> Non
     rows = {str(row[0]): str(row[1]) for row in main.rows}
     assert len(score.published) == 8
     for published in score.published:
-        assert rows[published.model] == f"published: {published.source}"
+        mark, number = rows[published.model].split()
+        assert mark == "published"
+        assert f"{number} {published.source}." in main.note
     assert "not measured here" in main.note
 
 
@@ -198,12 +200,27 @@ def test_hostile_cells_do_not_break_a_markdown_table() -> None:
 
 
 def test_hostile_cells_do_not_break_a_latex_table() -> None:
-    text = latex([hostile_grid()])
+    text = latex([hostile_grid()]).partition("\n")[2]
     rows = [line for line in text.splitlines() if line.endswith(r" \\")]
     assert len(rows) == 3
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {1}
     assert r"\input" not in text
     assert not re.search(r"(?<!\\)%", text)
+
+
+def test_a_latex_table_is_no_wider_than_a_line_and_names_its_packages() -> None:
+    grid = Grid(title="title", headings=("a",), rows=((1,),), note="50 % said")
+    head, *lines = latex([grid]).splitlines()
+    assert head.startswith("%")
+    assert r"\usepackage{booktabs}" in head
+    assert r"\usepackage{adjustbox}" in head
+    ends = [
+        lines.index(rf"\{side}{{tabular}}" + more) for side, more in (("begin", "{r}"), ("end", ""))
+    ]
+    assert lines[ends[0] - 1] == r"\begin{adjustbox}{max width=\linewidth}"
+    assert lines[ends[1] + 1] == r"\end{adjustbox}"
+    assert r"\caption{title}" in lines
+    assert lines[-2] == r"\par\medskip\parbox{\linewidth}{\footnotesize 50 \% said}"
 
 
 def test_hostile_cells_reach_the_terminal_as_text() -> None:

@@ -23,6 +23,7 @@ from common.messages import (
     GeneratedAnswer,
     GenerateRequest,
     GenerateResponse,
+    ReplicaStatus,
     Sample,
     TextPart,
     VersionSpan,
@@ -64,6 +65,21 @@ def replica() -> Iterator[Replica]:
     replica = Replica()
     service = FastAPI()
     install_problem_handlers(service)
+
+    @service.get("/readyz")
+    async def readyz() -> ReplicaStatus:
+        return ReplicaStatus(
+            replica="replica",
+            url=replica.url,
+            phase="serving",
+            version=7,
+            run_tag=None,
+            generation=None,
+            num_workers=1,
+            completed_groups=0,
+            failed_prompts=0,
+            generated_tokens=0,
+        )
 
     @service.post("/v1/generate")
     async def generate(body: GenerateRequest, request: Request) -> GenerateResponse:
@@ -304,17 +320,33 @@ def test_a_query_that_cannot_be_asked_is_refused(replica: Replica, video: Path, 
         ("--out", "film [1].mp4", "the video itself"),
         ("--out", "sheet.jpg", r"wanted a .png"),
         ("--out", "none/sheet.png", "in a folder that is there"),
+        ("--out", "folder.png", "in a folder that is there"),
         ("--cut", "film [1].mp4", "the video itself"),
-        ("--cut", "clip.gif", "suffix '.gif'"),
+        ("--cut", "clip.gif", "--cut: found suffix '.gif'"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_refused_before_anybody_is_asked(
     replica: Replica, video: Path, folder: Path, option: str, output: str, problem: str
 ) -> None:
+    (folder / "folder.png").mkdir()
     (folder / video.name).write_bytes(video.read_bytes())
     result = run(folder / video.name, replica, option, output)
     assert problem in failed(result, ConfigError)
     assert replica.requests == []
+
+
+def test_a_sheet_that_the_disk_refuses_is_told_after_the_answer(
+    replica: Replica, video: Path
+) -> None:
+    name = f"{'n' * 250}.png"  # fits a folder, but not with the suffix of a partial file
+    result = run(video, replica, "--out", name)
+    assert "--out: found " in failed(result, ConfigError)
+    assert "4.50 to 7.00 s" in result.stdout
+
+
+def test_a_service_that_is_no_replica_is_named(video: Path) -> None:
+    problem = failed(run(video, Replica(url="ftp://replica")), ConfigError)
+    assert "--endpoint: found 'ftp://replica'" in problem
 
 
 def test_somebody_must_be_named_to_ask(video: Path) -> None:

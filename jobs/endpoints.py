@@ -1,0 +1,57 @@
+"""Addresses of `--endpoint` → are they rollout replicas? Known before a minute of retries.
+
+    --endpoint … -> check_endpoints() -> jobs.replicas asks them
+
+An address that nobody answers at, or a replica that still loads, passes: `jobs.replicas` waits.
+"""
+
+from collections.abc import Iterable
+
+import httpx
+from pydantic import ValidationError
+
+from common.errors import ConfigError
+from common.messages import ReplicaStatus
+
+TIMEOUT_S = 5.0
+SHOWN_CHARS = 80
+
+
+def check_endpoints(endpoints: Iterable[str]) -> None:
+    """Refuse what cannot be a rollout replica.
+
+    Raises:
+        ConfigError: an address is no URL, or something else answers there.
+    """
+    for endpoint in endpoints:
+        _check_address(endpoint)
+    for endpoint in endpoints:
+        _check_service(endpoint)
+
+
+def _check_address(endpoint: str) -> None:
+    try:
+        url = httpx.URL(endpoint)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"--endpoint: found {endpoint!r}, wanted a URL: {error}") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigError(
+            f"--endpoint: found {endpoint!r}, wanted a URL such as http://127.0.0.1:8100"
+        )
+
+
+def _check_service(endpoint: str) -> None:
+    url = f"{endpoint.rstrip('/')}/readyz"
+    try:
+        answer = httpx.get(url, timeout=TIMEOUT_S)
+    except httpx.TransportError:
+        return
+    if answer.is_server_error:
+        return
+    try:
+        ReplicaStatus.model_validate_json(answer.raise_for_status().content)
+    except (httpx.HTTPStatusError, ValidationError) as error:
+        raise ConfigError(
+            f"--endpoint: found {endpoint}, whose /readyz answers status {answer.status_code}: "
+            f"{answer.text[:SHOWN_CHARS]!r}; wanted a rollout replica"
+        ) from error
