@@ -146,7 +146,9 @@ def _draw_smooth(axes: Axes, metrics: Sequence[StepMetrics], series: Sequence[Se
 
 def _draw_marked(axes: Axes, metrics: Sequence[StepMetrics], series: Sequence[Series]) -> None:
     for colour, one in zip(SERIES, series, strict=False):
-        axes.plot(*_points(metrics, one.metric), color=colour, marker="o", markersize=5)
+        steps, values = _points(metrics, one.metric)
+        # Not clipped: the first and the last mark lie on the borders.
+        axes.plot(steps, values, color=colour, marker="o", markersize=5, clip_on=False)
     axes.set_ylim(0, max(axes.dataLim.y1, 0.01) * HEADROOM)
 
 
