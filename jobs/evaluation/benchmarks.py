@@ -95,7 +95,10 @@ def benchmarks_named(names: str) -> list[Benchmark]:
         raise ConfigError(f"--bench: found {names!r}, wanted one of {', '.join(BENCHMARKS)}")
     folders = [benchmark.name for benchmark in found]
     if len(set(folders)) < len(folders):
-        raise ConfigError(f"--bench: found {', '.join(folders)}, wanted every name once")
+        raise ConfigError(
+            f"--bench: found {', '.join(folders)}, wanted every name once: answers go into a "
+            "folder of that name"
+        )
     return found
 
 

@@ -9,7 +9,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from jobs.evaluation.intervals import Interval
 
@@ -81,7 +81,8 @@ def rich_table(grid: Grid) -> "Table":
     note = "\n".join(map(plain, grid.note.splitlines()))
     table.caption = Text(note, style="table.caption") if note else None
     for index, heading in enumerate(grid.headings):
-        table.add_column(Text(heading), justify="right" if grid.is_numeric(index) else "left")
+        side: Literal["left", "right"] = "right" if grid.is_numeric(index) else "left"
+        table.add_column(Text(heading), justify=side, overflow="fold")
     for index, row in enumerate(grid.rows):
         cells = (Text(text_of(cell, between="\n")) for cell in row)
         table.add_row(*cells, end_section=index in grid.sections)

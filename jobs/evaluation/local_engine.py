@@ -28,6 +28,7 @@ from jobs.processes import Child, Children
 
 MAX_PROMPT_TOKENS = 20_480
 MAX_MODEL_LEN = 24_000
+MAX_VISUAL_TOKENS = 14_336
 """SPEC A9."""
 READY_TIMEOUT_S = 1800.0
 """A large checkpoint on a cold disk."""
@@ -111,9 +112,7 @@ def run_toml(checkpoint: Path) -> str:
     Raises:
         ConfigError: no config.json that can be read.
     """
-    model_config = _model_config(checkpoint)
-    text_config = model_config.get("text_config", model_config)
-    max_model_len = min(MAX_MODEL_LEN, text_config.get("max_position_embeddings", MAX_MODEL_LEN))
+    max_model_len = _max_model_len(_model_config(checkpoint))
     on_gpu = CUDA_DEVICE.exists()
     sections: dict[str, dict[str, Any]] = {
         "shared": {
@@ -139,20 +138,27 @@ def run_toml(checkpoint: Path) -> str:
 
 
 def sampling_of(checkpoint: Path) -> VideoSampling:
-    """Frames as SPEC A9 evaluates, with sides that fit the checkpoint's patches."""
-    vision = _model_config(checkpoint).get("vision_config", {})
+    """Frames as SPEC A9 evaluates, with sides that fit the checkpoint's patches.
+
+    A checkpoint that holds fewer tokens than SPEC A9 wants gets the same share of them as frames.
+    """
+    model_config = _model_config(checkpoint)
+    vision = model_config.get("vision_config", {})
     factor = vision.get("patch_size", 16) * vision.get(
         "spatial_merge_size", vision.get("merge_size", 2)
     )
-    return evaluation_sampling(factor)
+    fitting = MAX_VISUAL_TOKENS * _max_model_len(model_config) // MAX_MODEL_LEN
+    return evaluation_sampling(factor, max_visual_tokens=fitting)
 
 
-def evaluation_sampling(factor: int = 32) -> VideoSampling:
+def evaluation_sampling(
+    factor: int = 32, *, max_visual_tokens: int = MAX_VISUAL_TOKENS
+) -> VideoSampling:
     """SPEC A9: 2 fps, at least 64 visual tokens a frame pair, 14,336 a clip."""
     return VideoSampling(
         min_pixels=64 * factor**2,
         max_pixels=768 * factor**2,
-        total_pixels=14_336 * factor**2,
+        total_pixels=max_visual_tokens * factor**2,
         factor=factor,
     )
 
@@ -171,6 +177,12 @@ def _command(run_file: Path, *, checkpoint: Path, port: int) -> list[str]:
         *(sys.executable, "-m", "tempsamp", "rollout", "serve", "--config", str(run_file)),
         *(argument for override in overrides for argument in ("--set", override)),
     ]
+
+
+def _max_model_len(model_config: dict[str, Any]) -> int:
+    text_config = model_config.get("text_config", model_config)
+    held: int = text_config.get("max_position_embeddings", MAX_MODEL_LEN)
+    return min(MAX_MODEL_LEN, held)
 
 
 def _model_config(checkpoint: Path) -> dict[str, Any]:

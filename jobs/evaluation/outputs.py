@@ -61,6 +61,9 @@ def _reported_benches(out: Path, find: FindVideo) -> Iterator[tuple[RunSettings,
 def _reported(folder: Path, summary: Summary, find: FindVideo) -> Reported:
     assert summary.score is not None
     settings = summary.settings
+    # Charts and cases are of spans; the figures of highlights are all in the tables.
+    pairs = _pairs(folder) if settings.task == "moments" else ()
+    asked = {question.id for _, question in pairs}
 
     def video(question: Question) -> Path | None:
         return find(settings.bench, question.video)
@@ -72,10 +75,11 @@ def _reported(folder: Path, summary: Summary, find: FindVideo) -> Reported:
             model=_model(settings),
             mode=settings.mode,
         ),
-        # Charts and cases are of spans; the figures of highlights are all in the tables.
-        pairs=_pairs(folder) if settings.task == "moments" else (),
+        pairs=pairs,
         by_mode={
-            mode: _pairs(folder / mode) for mode in MODES if any((folder / mode).glob(PATTERN))
+            mode: [pair for pair in _pairs(folder / mode) if pair[1].id in asked]
+            for mode in MODES
+            if any((folder / mode).glob(PATTERN))
         },
         errors={one.id: one.error for one in read_records(folder) if one.error is not None},
         video=video,

@@ -110,9 +110,11 @@ def compare_runs(
         common: compare the benchmarks and queries that both have.
 
     Raises:
-        ValueError: a file cannot be used, the runs asked different questions (unless `common`), or
-            they share none; names the difference and the knob.
+        ValueError: an unknown protocol, a file that cannot be used, or the runs asked different
+            questions (unless `common`) or share none; names the difference and the knob.
     """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"--protocol: found {protocol!r}, wanted one of {', '.join(PROTOCOLS)}")
     run_a, run_b = read_run(path_a), read_run(path_b)
     questions = None if gt is None else read_questions(gt)[0]
     benches = []

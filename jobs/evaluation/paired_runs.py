@@ -12,6 +12,10 @@ from pathlib import Path
 from jobs.evaluation.journal import PATTERN
 from jobs.evaluation.predictions import AnswerMode, Prediction, read_predictions
 
+WANTED = (
+    "wanted the folder of a `tempsamp eval`, of one of its benchmarks, or a file of predictions"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
@@ -42,16 +46,15 @@ def read_run(path: Path) -> Run:
             answer the same query; says where.
         OSError: the path cannot be read.
     """
+    if not path.exists():
+        raise ValueError(f"{path}: found nothing there, {WANTED}")
     if not path.is_dir():
         return Run(name=str(path), benches={path.name: _answers([path], where=path)})
     if files := sorted(path.glob(PATTERN)):
         return Run(name=str(path), benches={path.resolve().name: _answers(files, where=path)})
     folders = {found.parent for found in path.glob(f"*/{PATTERN}")}
     if not folders:
-        raise ValueError(
-            f"{path}: found no {PATTERN}, wanted the folder of a `tempsamp eval`, of one of its "
-            "benchmarks, or a prediction file"
-        )
+        raise ValueError(f"{path}: found no {PATTERN}, {WANTED}")
     benches = {
         folder.name: _answers(sorted(folder.glob(PATTERN)), where=folder)
         for folder in sorted(folders)

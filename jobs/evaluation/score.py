@@ -146,9 +146,6 @@ def score_file(path: Path, *, bench: str, gt: Path | None = None, partial: bool 
         ValueError: unknown benchmark, or a file that cannot be used; says what, where and the knob.
     """
     _check_bench(bench)
-    if gt is not None and not gt.is_file():
-        there = "a folder" if gt.is_dir() else "no file there"
-        raise ValueError(f"--gt: found {gt}, {there}, wanted an annotation file")
     file = read_predictions(path)
     if gt is None:
         questions, bad = own_questions(file.predictions), 0
@@ -198,9 +195,12 @@ def read_questions(path: Path, *, partial: bool = False) -> tuple[list[Question]
     """Annotated queries of a file, and how many records could not be read.
 
     Raises:
-        ValueError: a record that cannot be read (unless `partial`), one without a true span, or a
-            time that is no number.
+        ValueError: no file there, a record that cannot be read (unless `partial`), one without a
+            true span, or a time that is no number.
     """
+    if not path.is_file():
+        there = "a folder" if path.is_dir() else "no file there"
+        raise ValueError(f"--gt: found {path}, {there}, wanted an annotation file")
     questions, bad = [], 0
     for record in read(path):
         if isinstance(record, Annotation):

@@ -30,6 +30,8 @@ def test_the_made_run_file_fits_the_checkpoint(tmp_path: Path) -> None:
     assert run.shared.max_prompt_tokens < run.rollout.max_model_len
     assert run.shared.video.sampling == sampling_of(TINY)
     assert run.shared.video.factor == 16  # patches of 8 pixels, merged 2 x 2
+    # 4096 tokens of 24,000 hold 2446 of 14,336 visual ones: a prompt and an answer fit beside them.
+    assert run.shared.video.total_pixels == 2446 * 16**2
 
 
 def test_a_large_checkpoint_is_asked_as_published(tmp_path: Path) -> None:

@@ -113,6 +113,13 @@ def test_a_mixed_run_compares_its_modes(tmp_path: Path) -> None:
     assert "41.25" in page
 
 
+def test_answers_beyond_a_limit_are_on_no_chart(tmp_path: Path) -> None:
+    finished(tmp_path, bench="tvgbench", scored_as="tvgbench", mode="mixed_selected")
+    leave(tmp_path / "tvgbench/answer", [12.0, 7.0, 8.0, 9.0], mode="answer")
+    leave(tmp_path / "tvgbench/think", [12.0, 12.0, 8.0, 12.0], mode="think")
+    assert "3 queries scored in both modes" in write(tmp_path)
+
+
 def test_videos_are_looked_for_by_benchmark(tmp_path: Path) -> None:
     finished(tmp_path, bench="tvgbench", scored_as="tvgbench")
     asked: list[tuple[str, str]] = []

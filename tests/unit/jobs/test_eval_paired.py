@@ -262,7 +262,7 @@ def test_hostile_queries_are_printed_as_text(tmp_path: Path) -> None:
 
 def test_unknown_protocols_are_refused(tmp_path: Path) -> None:
     first = run(tmp_path / "a", [12.0])
-    with pytest.raises(ValueError, match="found 'nearly', wanted one of exact"):
+    with pytest.raises(ValueError, match="--protocol: found 'nearly', wanted one of exact"):
         compare_runs(first, first, protocol="nearly")
 
 
@@ -286,7 +286,7 @@ def test_the_command_prints_and_writes_json(tmp_path: Path) -> None:
 
 
 def test_a_missing_run_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nowhere"):
+    with pytest.raises(ConfigError, match="nowhere: found nothing there, wanted the folder"):
         command(tmp_path / "nowhere", tmp_path / "nowhere", protocol="exact")
 
 

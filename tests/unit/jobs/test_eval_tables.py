@@ -208,6 +208,12 @@ def test_hostile_cells_do_not_break_a_latex_table() -> None:
     assert not re.search(r"(?<!\\)%", text)
 
 
+def test_a_narrow_terminal_breaks_names_and_cuts_nothing() -> None:
+    console = Console(width=20, file=io.StringIO(), record=True)
+    console.print(rich_table(Grid(title="t", headings=("model", "n"), rows=(("x" * 40, 1),))))
+    assert console.export_text().count("x") == 40
+
+
 def test_a_latex_table_is_no_wider_than_a_line_and_names_its_packages() -> None:
     grid = Grid(title="title", headings=("a",), rows=((1,),), note="50 % said")
     head, *lines = latex([grid]).splitlines()
