@@ -209,7 +209,8 @@ async def served(
     """The weights that the first replica to be ready serves; `one_version` checks the rest.
 
     Returns:
-        Policy version, and the tag of the run that made them (None: a checkpoint on disk).
+        Policy version, and the tag of the run that made them (None: a checkpoint on disk, which a
+        replica of a ring serves as version 0 until its learner comes).
 
     Raises:
         EngineError: no replica is ready within `retry_s`.
@@ -234,7 +235,7 @@ async def _weights(client: httpx.AsyncClient) -> tuple[int, str | None] | None:
         answer = await client.get("/readyz")
         if answer.is_success:
             status = ReplicaStatus.model_validate_json(answer.content)
-            return None if status.version is None else (status.version, status.run_tag)
+            return status.version or 0, status.run_tag
     return None
 
 

@@ -272,6 +272,9 @@ async def test_the_weights_are_those_of_the_first_replica_that_is_ready() -> Non
     with serving(always, version=3, run_tag="5f3a1c") as replica:
         async with connected([unused_url(), replica.url], token=None) as clients:
             assert await served(clients) == (3, "5f3a1c")
+    with serving(always, version=None) as waiting:
+        async with connected([waiting.url], token=None) as clients:
+            assert await served(clients) == (0, None)
     async with connected([unused_url()], token=None) as clients:
         with pytest.raises(EngineError, match=r"within 1 s.*--endpoint"):
             await served(clients, retry_s=1.0)
