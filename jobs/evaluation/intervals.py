@@ -42,7 +42,8 @@ def mean_interval(values: npt.ArrayLike, *, seed: int = 0, resamples: int = RESA
     if found.dtype == np.bool_:
         means = generator.binomial(len(found), found.mean(), size=resamples) / len(found)
     else:
-        means = _resampled_means(found.astype(np.float64), generator, resamples)
+        # Sorted, because answers stand in the order in which replicas happened to give them.
+        means = _resampled_means(np.sort(found.astype(np.float64)), generator, resamples)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean=float(found.mean()), low=float(low), high=float(high))

@@ -57,6 +57,11 @@ def test_seed_repeats_the_interval() -> None:
     assert mean_interval(IOUS, seed=3) != mean_interval(IOUS, seed=4)
 
 
+def test_the_order_of_answers_does_not_move_an_interval() -> None:
+    one, other = mean_interval(IOUS), mean_interval(IOUS[::-1])
+    assert (one.low, one.high) == (other.low, other.high)
+
+
 def test_nothing_and_unequal_runs_are_refused() -> None:
     with pytest.raises(ValueError, match="no values"):
         mean_interval([])

@@ -16,6 +16,7 @@ import typer
 import uvicorn
 from fastapi import FastAPI, Request
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from common.errors import ConfigError, EngineError, TempSampError, VideoError
@@ -137,7 +138,8 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the command runs, on a wide terminal and without a token."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    # Where COLUMNS is set when the module is imported, as in xdist's workers, its width stays.
+    monkeypatch.setattr("jobs.ground.console", Console(width=200))
     monkeypatch.delenv("TEMPSAMP_TOKEN", raising=False)
     return tmp_path
 
