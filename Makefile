@@ -32,7 +32,7 @@ compare: setup
 	@$(PY) -m jobs.compare --markdown docs/compare.md
 
 test: check
-	$(PY) -m pytest $(PYTEST_WORKERS:%=--numprocesses=% --dist=loadgroup --no-loadscope-reorder)
+	$(PY) -m pytest $(PYTEST_WORKERS:%=--numprocesses=% --dist=loadfile --no-loadscope-reorder)
 
 check: setup
 	.venv/bin/ruff format --check .
