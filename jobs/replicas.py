@@ -1,9 +1,9 @@
 """Questions to rollout replicas over HTTP: `GenerateRequest` → `GenerateResponse`.
 
 `Replicas` asks in turn and suits a few questions. `Fleet` keeps every replica busy for as
-long as it takes: replicas pull from one queue, so a slow one holds nobody back, and what a dead one
-had in work goes to the others. Neighbours: POST /v1/generate of `services.rollout.app`;
-`jobs.ground` and `jobs.evaluation.runner` ask.
+long as it takes: replicas pull from one queue (`jobs.piles`), so a slow one holds nobody back, and
+what a dead one had in work goes to the others. Neighbours: POST /v1/generate of
+`services.rollout.app`; `jobs.ground` and `jobs.evaluation.runner` ask.
 """
 
 import asyncio
@@ -11,7 +11,15 @@ import contextlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Hashable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from typing import Generic, TypeVar
 
 import httpx
@@ -26,6 +34,7 @@ from tenacity import (
 from common.config import bearer
 from common.errors import EngineError
 from common.messages import GenerateRequest, GenerateResponse, ReplicaStatus
+from jobs.piles import Numbered, Piles
 
 TIMEOUT = httpx.Timeout(10.0, read=120.0)
 FLEET_TIMEOUT = httpx.Timeout(10.0, read=600.0, pool=None)
@@ -129,6 +138,7 @@ class Fleet:
         *,
         do: Callable[[Job, Ask], Awaitable[None]],
         give_up: Callable[[Job, str], None],
+        pile_of: Callable[[Job], Hashable],
     ) -> None:
         """Do every job once, in their order as far as replicas allow.
 
@@ -137,12 +147,17 @@ class Fleet:
             do: does one job by asking one replica; connection errors that it lets through send the
                 job to whoever is free.
             give_up: told about a job during which the connection broke `MAX_DELIVERIES` times.
+            pile_of: what jobs share that a replica caches, such as their clip.
 
         Raises:
             EngineError: every replica was unreachable for `retry_s`; or what `do` raised.
         """
         shift = _Shift(
-            jobs, do=do, give_up=give_up, num_lanes=len(self._clients), retry_s=self._retry_s
+            Piles(jobs, pile_of=pile_of),
+            do=do,
+            give_up=give_up,
+            num_lanes=len(self._clients),
+            retry_s=self._retry_s,
         )
         lanes = [_Lane(client) for client in self._clients]
         try:
@@ -264,17 +279,14 @@ class _Shift(Generic[Job]):
 
     def __init__(
         self,
-        jobs: Iterable[Job],
+        piles: Piles[Job],
         *,
         do: Callable[[Job, Ask], Awaitable[None]],
         give_up: Callable[[Job, str], None],
         num_lanes: int,
         retry_s: float,
     ) -> None:
-        # By number: a job that comes back is as urgent as it was.
-        self._queue: asyncio.PriorityQueue[tuple[int, Job]] = asyncio.PriorityQueue()
-        for entry in enumerate(jobs):
-            self._queue.put_nowait(entry)
+        self._piles = piles
         self._do = do
         self._give_up = give_up
         self._retry_s = retry_s
@@ -284,31 +296,33 @@ class _Shift(Generic[Job]):
 
     async def done(self) -> None:
         """Until every job is done or given up."""
-        await self._queue.join()
+        await self._piles.drained()
 
     async def pull(self, lane: _Lane) -> None:
         """Do jobs until cancelled, or until the replica is lost."""
         pauses = _pauses()
         while lane not in self._lost:
-            number, job = await self._queue.get()
+            numbered = await self._piles.take(lane)
             try:
-                await self._do(job, lane.ask)
-                pauses = _pauses()
+                await self._do(numbered[1], lane.ask)
             except (httpx.TransportError, NotReady) as error:
-                self._put_back(number, job, error)
+                self._put_back(numbered, error)
                 self._check_lost(lane, error)
                 await asyncio.sleep(next(pauses))
-            finally:
-                self._queue.task_done()
+            else:
+                self._piles.done()
+                pauses = _pauses()
 
-    def _put_back(self, number: int, job: Job, error: Exception) -> None:
+    def _put_back(self, numbered: Numbered[Job], error: Exception) -> None:
+        number, job = numbered
         # Only what a replica had begun can be what broke it.
         never_began = isinstance(error, NotReady | httpx.ConnectError | httpx.ConnectTimeout)
         self._broken[number] += not never_began
         if self._broken[number] < MAX_DELIVERIES:
-            self._queue.put_nowait((number, job))
+            self._piles.put_back(numbered)
         else:
             self._give_up(job, f"the connection broke {MAX_DELIVERIES} times: {error!r}")
+            self._piles.done()
 
     def _check_lost(self, lane: _Lane, error: Exception) -> None:
         if lane.failed() < self._retry_s:

@@ -150,6 +150,7 @@ class Runner:
             jobs,
             do=self._do,
             give_up=lambda job, error: self._record_failure(job, kind="engine", error=error),
+            pile_of=lambda job: job.asked.video,
         )
 
     async def _do(self, job: Job, ask: Ask) -> None:

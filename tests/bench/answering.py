@@ -180,7 +180,12 @@ class Served:
             raise AssertionError(f"request {place} of round {number}: {error}")
 
         fleet = Fleet(self.clients[:engines], concurrency=IN_FLIGHT)
-        await fleet.work(range(len(self.rounds[number])), do=do, give_up=give_up)
+        await fleet.work(
+            range(len(self.rounds[number])),
+            do=do,
+            give_up=give_up,
+            pile_of=lambda place: place // clips.SHAPES_PER_CLIP,
+        )
         return [texts[place] for place in sorted(texts)]
 
     def cpu_s(self) -> float:
