@@ -15,13 +15,16 @@ replacement of its file on a network disk would kill the process with SIGBUS. Co
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import functools
 import hashlib
 import importlib.metadata
 import json
+import mmap
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +42,14 @@ from common.video_sampling import VideoSampling
 FORMAT_VERSION: Literal[1] = 1
 MAX_LAYOUT_BYTES = 16_777_216
 """A safetensors layout beyond this is damage, not a header: 768 frames need 30 kB."""
+BLOCK_BYTES = 4096
+"""Direct writes start and end on multiples of this."""
+MAX_WRITE_BYTES = 2**30
 DISTRIBUTIONS = {"decord": "decord", "pyav": "av"}
 """Which installed package a decoder's version is read from."""
 
 _HEADER, _HEADER_DIGEST = "header", "header_blake3"
+_buffers = threading.local()
 
 
 class CorruptEntryError(VideoError):
@@ -342,28 +349,79 @@ def _write_entry(
     path: Path, frames: npt.NDArray[np.uint8], *, header: EntryHeader, sync: bool
 ) -> None:
     """Atomic: a reader finds the old entry, no entry, or the whole new one."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     text = header.model_dump_json()
     metadata = {_HEADER: text, _HEADER_DIGEST: blake3.blake3(text.encode()).hexdigest()}
-    # A folder, since safetensors puts a file of a random name beside the one it is to write.
     # One name is enough: the writer holds the entry's lock.
     temporary = path.with_suffix(".tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file({"frames": np.ascontiguousarray(frames)}, temporary / path.name, metadata)
+        _write_safetensors(temporary / path.name, frames, metadata=metadata)
         if sync:
             sync_file(temporary / path.name)
         os.replace(temporary / path.name, path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise OSError(
             f"{path}: cannot write {frames.nbytes / 1e6:.1f} MB: {error}; free the disk or choose "
             "another cache folder"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_safetensors(
+    path: Path, frames: npt.NDArray[np.uint8], *, metadata: Mapping[str, str]
+) -> None:
+    """What safetensors' `save_file` writes, but past the page cache where that is possible.
+
+    A job that decodes terabytes would push everybody's files out of the page cache, and filling it
+    costs processor time: 70 ms for 22 MB on a virtual machine, 4 ms past it. The layout is padded
+    with spaces, which the format allows, so that frames begin on a disk block.
+    """
+    tensor = {"dtype": "U8", "shape": frames.shape, "data_offsets": [0, frames.nbytes]}
+    layout = json.dumps({"__metadata__": dict(metadata), "frames": tensor}).encode()
+    start = _whole_blocks(8 + len(layout))
+    layout = (start - 8).to_bytes(8, "little") + layout.ljust(start - 8)
+    size = _whole_blocks(start + frames.nbytes)
+    buffer = _page_aligned(size)
+    buffer[:start] = layout
+    np.frombuffer(buffer, np.uint8, frames.nbytes, start).reshape(frames.shape)[...] = frames
+    with memoryview(buffer) as blocks:
+        _write_blocks(path, blocks[:size], num_bytes=start + frames.nbytes)
+
+
+def _page_aligned(num_bytes: int) -> mmap.mmap:
+    """This thread's buffer for direct writes, kept: fresh memory costs more than the copy."""
+    kept: mmap.mmap | None = getattr(_buffers, "kept", None)
+    if kept is None or len(kept) < num_bytes:
+        kept = _buffers.kept = mmap.mmap(-1, num_bytes)
+    return kept
+
+
+def _write_blocks(path: Path, blocks: memoryview, *, num_bytes: int) -> None:
+    for direct in (getattr(os, "O_DIRECT", 0), 0):
+        try:
+            return _write_once(path, blocks, num_bytes=num_bytes, flags=direct)
+        except OSError as error:
+            # What a file system without direct writes says, be it on opening or on writing.
+            if not direct or error.errno != errno.EINVAL:
+                raise
+    raise AssertionError("the last way raises")
+
+
+def _write_once(path: Path, blocks: memoryview, *, num_bytes: int, flags: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags, 0o666)
+    try:
+        written = 0
+        while written < len(blocks):
+            written += os.write(descriptor, blocks[written : written + MAX_WRITE_BYTES])
+        os.truncate(descriptor, num_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def _whole_blocks(num_bytes: int) -> int:
+    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
 @contextlib.contextmanager

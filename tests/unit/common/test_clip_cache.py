@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import psutil
 import pytest
 from safetensors import safe_open
 
+from common import clip_cache
 from common.clip_cache import ClipCache, CorruptEntryError, EntryHeader, SourceFile
 from common.clip_loader import ensure_entry
 from common.video import decode, file_digest
@@ -229,3 +231,25 @@ def test_killed_writer_leaves_no_torn_entry(cache: ClipCache, tmp_path: Path) ->
 def test_sweep_leaves_a_living_writer_alone(cache: ClipCache, video: Path) -> None:
     with cache.locked(file_digest(video), sampling=SAMPLING.fingerprint):
         assert cache.remove_leftovers() == 0
+
+
+def test_a_file_system_without_direct_writes_is_written_as_any_other(
+    cache: ClipCache, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tmpfs of older kernels refuses to open, some network disks refuse to write."""
+    opened: list[int] = []
+
+    def refusing(path: Path, flags: int, mode: int = 0o777) -> int:
+        opened.append(flags)
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return real_open(path, flags, mode)
+
+    real_open = os.open
+    with monkeypatch.context() as patched:
+        patched.setattr(clip_cache.os, "open", refusing)
+        put(cache, video)
+    assert any(flags & os.O_DIRECT for flags in opened)
+    entry = cache.read(file_digest(video), sampling=SAMPLING.fingerprint)
+    assert entry is not None
+    np.testing.assert_array_equal(entry.frames, decode(video, sampling=SAMPLING).frames)
