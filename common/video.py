@@ -32,6 +32,7 @@ ROW_ALIGNMENTS_BYTES = (16, 32, 64)
 NO_STAND_INS = "0.000001"
 """decord's fault_tol: less than one frame may be a repeated neighbour."""
 REMEMBERED_CLIPS = 16_384
+_DLPACK_CPU = 1
 
 Frames = npt.NDArray[np.uint8]
 
@@ -295,7 +296,7 @@ def _decord_reader(path: str, *, total_frames: int) -> Any:
 
 def _decord_batch(reader: Any, indices: Sequence[int]) -> Frames:
     try:
-        frames: Frames = reader.get_batch(list(indices)).asnumpy()
+        frames: Any = np.from_dlpack(_Batch(reader.get_batch(list(indices))))
     except Exception as error:
         raise VideoError(
             f"decord cannot decode frames {indices[0]}..{indices[-1]} ({len(indices)} frames): "
@@ -303,14 +304,28 @@ def _decord_batch(reader: Any, indices: Sequence[int]) -> Frames:
         ) from error
     if frames.shape[-1] != 3:
         raise VideoError(f"decord found {frames.shape[-1]} channels, wanted 3")
-    return frames
+    found: Frames = frames
+    return found
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """decord's array as NumPy can take it over, read-only; `asnumpy` would copy it."""
+
+    array: Any
+
+    def __dlpack__(self, **_: object) -> Any:
+        return self.array.to_dlpack()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (_DLPACK_CPU, 0)
 
 
 def _resize(frames: Frames, frame_hw: tuple[int, int]) -> Frames:
-    """Antialiased bicubic, the filter of Qwen's processors."""
+    """Antialiased bicubic, the filter of Qwen's processors; the caller's own array."""
     height, width = frame_hw
     if frames.shape[1:3] == frame_hw:
-        return frames
+        return frames if frames.flags.writeable else frames.copy()
     resized = np.empty((len(frames), height, width, 3), np.uint8)
     for slot, frame in enumerate(frames):
         picture = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
