@@ -13,7 +13,7 @@ import psutil
 import pytest
 from safetensors import safe_open
 
-from common import clip_cache
+from common import direct_write
 from common.clip_cache import ClipCache, CorruptEntryError, EntryHeader, SourceFile
 from common.clip_loader import ensure_entry
 from common.video import decode, file_digest
@@ -247,7 +247,7 @@ def test_a_file_system_without_direct_writes_is_written_as_any_other(
 
     real_open = os.open
     with monkeypatch.context() as patched:
-        patched.setattr(clip_cache.os, "open", refusing)
+        patched.setattr(direct_write.os, "open", refusing)
         put(cache, video)
     assert any(flags & os.O_DIRECT for flags in opened)
     entry = cache.read(file_digest(video), sampling=SAMPLING.fingerprint)
