@@ -24,7 +24,7 @@ class Rerooting:
         """The path to write."""
         if "://" in video:
             return video
-        path = str(PurePosixPath(video))
+        path = _plain(video)
         while (rerooted := self._once(path)) != path:
             path = rerooted
         return path
@@ -44,5 +44,11 @@ class Rerooting:
 
 def _folder(name: str) -> str:
     """Normalised, with one slash at its end; the current folder is no prefix at all."""
-    path = str(PurePosixPath(name))
+    path = _plain(name)
     return "" if path == "." else path.rstrip("/") + "/"
+
+
+def _plain(path: str) -> str:
+    """Without `.` and doubled slashes; pathlib keeps two at the start, which POSIX lets mean more."""
+    plain = str(PurePosixPath(path))
+    return plain[1:] if plain.startswith("//") else plain

@@ -1,7 +1,7 @@
 """Re-rooting: absolute paths stay, and doing it twice changes nothing."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jobs.annotations.paths import Rerooting
@@ -40,6 +40,7 @@ FOLDERS = st.lists(st.sampled_from(["a", "b", ".", "datasets"]), max_size=4).map
 PATHS = st.builds(lambda start, folders: start + folders, st.sampled_from(["", "/", "./"]), FOLDERS)
 
 
+@example(video="/", prefixes=["/"], root="a")
 @given(video=PATHS, prefixes=st.lists(PATHS, max_size=3), root=st.one_of(st.none(), PATHS))
 def test_rerooting_twice_changes_nothing(video: str, prefixes: list[str], root: str | None) -> None:
     move = Rerooting(strip_prefixes=prefixes, video_root=root)
