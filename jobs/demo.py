@@ -12,7 +12,6 @@ import json
 import logging
 import secrets
 import shutil
-import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from jobs.evaluation.score import read_questions
 from jobs.evaluation.settings import AnswerSampling
 from jobs.grounding import Evaluation, evaluation_of
 from jobs.local_redis import LocalRedis, free_port, start_redis
-from jobs.processes import Children
+from jobs.processes import Children, interruptible
 from jobs.summary import (
     ANSWERS_AFTER,
     ANSWERS_BEFORE,
@@ -339,12 +338,10 @@ def command_line(arguments: list[str]) -> None:
         ConfigError, TempSampError: as `run_demo`.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # SIGINT too: a shell starts background jobs with it ignored, and Python leaves that alone.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(_demo)
-    app(arguments, prog_name="tempsamp demo")
+    with interruptible():
+        app(arguments, prog_name="tempsamp demo")
 
 
 def _demo(

@@ -49,6 +49,6 @@ def _folder(name: str) -> str:
 
 
 def _plain(path: str) -> str:
-    """Without `.` and doubled slashes; pathlib keeps two at the start, which POSIX lets mean more."""
+    """Without `.` and doubled slashes; pathlib keeps two at the start, as POSIX allows."""
     plain = str(PurePosixPath(path))
     return plain[1:] if plain.startswith("//") else plain

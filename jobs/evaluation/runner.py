@@ -118,11 +118,10 @@ class Runner:
     def jobs(self, asked: Iterable[Asked]) -> list[Job]:
         """What is left to ask, the longest clips first."""
         settings = self._settings.sampling
-        asked = list(asked)
-        numbered = sorted(enumerate(asked), key=lambda entry: entry[1].longest_first)
-        first_of_clip = {
-            one.question.video: number for number, one in reversed([*enumerate(asked)])
-        }
+        numbered = list(enumerate(asked))
+        first_of_clip: dict[str, int] = {}
+        for number, one in numbered:
+            first_of_clip.setdefault(one.question.video, number)
         return [
             Job(
                 asked=one,
@@ -134,7 +133,7 @@ class Runner:
                 ),
                 seed=settings.seed + number * SEED_STEP,
             )
-            for number, one in numbered
+            for number, one in sorted(numbered, key=lambda entry: entry[1].longest_first)
             for mode, journal in self._journals.items()
             if one.question.id not in journal.answered
         ]

@@ -176,8 +176,7 @@ class Learner:
         All the while, replicas that came late or came back get their weights.
         """
         learner = self.run.learner
-        last = version == learner.steps
-        due = last or version == 0 or version % learner.validation.every == 0
+        due = version == learner.steps or version % learner.validation.every == 0
         if not self.validates or not due:
             return
         if self.desk is None:

@@ -376,19 +376,14 @@ def table_of(report: Report) -> Table:
     for result in report.results:
         table.add_row(
             str(result.engines),
-            _text(result.direct_per_s, "{:.1f}"),
-            _text(result.replicas_per_s, "{:.1f}"),
-            _text(result.ratio, "{:.2f}"),
+            result.direct_per_s.text("{:.1f}"),
+            result.replicas_per_s.text("{:.1f}"),
+            result.ratio.text("{:.2f}"),
             ">= 0.90",
             f"{result.direct_cpu_ms.median:.1f} / {result.replicas_cpu_ms.median:.1f}",
             f"{result.same_answers:.1%}",
         )
     return table
-
-
-def _text(spread: Spread, form: str) -> str:
-    low, high = form.format(spread.lowest), form.format(spread.highest)
-    return f"{form.format(spread.median)} ({low}-{high})"
 
 
 def main(

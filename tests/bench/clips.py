@@ -53,6 +53,11 @@ class Spread:
     def of(cls, values: Sequence[float]) -> "Spread":
         return cls(statistics.median(values), min(values), max(values))
 
+    def text(self, form: str) -> str:
+        """`median (lowest-highest)`, each in a format such as `{:.1f}`."""
+        low, high = form.format(self.lowest), form.format(self.highest)
+        return f"{form.format(self.median)} ({low}-{high})"
+
 
 @dataclass(frozen=True)
 class ClipResult:
@@ -231,9 +236,9 @@ def clip_table(measured: Sequence[ClipResult]) -> Table:
             result.clip,
             str(result.frames),
             f"{result.width_px}x{result.height_px}",
-            _text(result.decode_ms, "{:.0f}"),
-            _text(result.load_ms, "{:.1f}"),
-            _text(result.speedup, "{:.0f}x"),
+            result.decode_ms.text("{:.0f}"),
+            result.load_ms.text("{:.1f}"),
+            result.speedup.text("{:.0f}x"),
             f"{result.entry_bytes / 1e6:.1f}",
             f"{result.share_of_float32:.1%}",
         )
@@ -246,16 +251,11 @@ def throughput_table(measured: Throughput) -> Table:
     for heading in ("bare files/s", "preprocess files/s", "ratio"):
         table.add_column(heading, justify="right")
     table.add_row(
-        _text(measured.bare, "{:.2f}"),
-        _text(measured.preprocess, "{:.2f}"),
-        _text(measured.ratio, "{:.0%}"),
+        measured.bare.text("{:.2f}"),
+        measured.preprocess.text("{:.2f}"),
+        measured.ratio.text("{:.0%}"),
     )
     return table
-
-
-def _text(spread: Spread, form: str) -> str:
-    low, high = form.format(spread.lowest), form.format(spread.highest)
-    return f"{form.format(spread.median)} ({low}-{high})"
 
 
 def main(

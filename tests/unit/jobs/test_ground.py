@@ -33,6 +33,7 @@ from common.prompts import grounding_problem
 from common.rest import Problem, install_problem_handlers
 from jobs.ground import command
 from tests.fixtures.clips import ffmpeg
+from tests.fixtures.wire import replica_status
 
 ROOT = Path(__file__).resolve().parents[3]
 QUERY = "the lid comes off"
@@ -69,18 +70,7 @@ def replica() -> Iterator[Replica]:
 
     @service.get("/readyz")
     async def readyz() -> ReplicaStatus:
-        return ReplicaStatus(
-            replica="replica",
-            url=replica.url,
-            phase="serving",
-            version=7,
-            run_tag=None,
-            generation=None,
-            num_workers=1,
-            completed_groups=0,
-            failed_prompts=0,
-            generated_tokens=0,
-        )
+        return replica_status("replica", version=7)
 
     @service.post("/v1/generate")
     async def generate(body: GenerateRequest, request: Request) -> GenerateResponse:
