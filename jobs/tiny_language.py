@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common import prompts, video
+from common import prompts
 from common.answers import read_spans
 from common.spans import iou, union_iou
+from common.video import load_frames, processor_metadata, sample_clip
 from jobs.clips import (
     DURATION_S,
     GRID_S,
@@ -273,12 +274,12 @@ def chat_text(processor: Any, *, query: str) -> str:
 
 def prompt_inputs(processor: Any, path: Path, *, query: str) -> Any:
     """What the model's own forward takes for one clip and query, as rollout and learner make it."""
-    ref = video.sample_clip(path, sampling=SAMPLING)
-    metadata = video.processor_metadata(ref)
+    ref = sample_clip(path, sampling=SAMPLING)
+    metadata = processor_metadata(ref)
     del metadata["do_sample_frames"]  # an argument of the processor, not of its metadata
     return processor(
         text=[chat_text(processor, query=query)],
-        videos=[video.load_frames(ref)],
+        videos=[load_frames(ref)],
         video_metadata=[metadata],
         do_sample_frames=False,
         do_resize=False,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common import video
+from common.video import load_frames, sample_clip
 from jobs import clips
 from jobs.clips import COLORS, SHAPES_PER_CLIP, Event, Split
 
@@ -67,12 +67,12 @@ def load_clips(folder: Path, split: Split, *, num_clips: int, video_processor: A
     """
     clips.write_split(folder, split, num_clips=num_clips)
     refs = [
-        video.sample_clip(folder / clips.clip_path(split, i), sampling=clips.SAMPLING)
+        sample_clip(folder / clips.clip_path(split, i), sampling=clips.SAMPLING)
         for i in range(num_clips)
     ]
     patches, grids = [], []
     for start in range(0, num_clips, FEATURE_BATCH):
-        frames = [video.load_frames(ref) for ref in refs[start : start + FEATURE_BATCH]]
+        frames = [load_frames(ref) for ref in refs[start : start + FEATURE_BATCH]]
         out = video_processor(frames, do_sample_frames=False, do_resize=False, return_tensors="pt")
         patches.append(out["pixel_values_videos"].unflatten(0, (len(frames), -1)))
         grids.append(out["video_grid_thw"])

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common import torchvision_cpu, video
+from common import torchvision_cpu
 from common.messages import ScoredGroup
+from common.video import load_frames
 from services.learner import prefix, vision
 from services.learner.batch import MicroBatch
 from services.learner.positions import prompt_positions
@@ -52,7 +53,7 @@ class Policy(nn.Module):
         *,
         freeze_vision: bool,
         feature_cache_bytes: int = vision.FEATURE_CACHE_BYTES,
-        load_frames: vision.LoadFrames = video.load_frames,
+        load_frames: vision.LoadFrames = load_frames,
     ) -> None:
         """See `load_policy`."""
         super().__init__()
@@ -195,7 +196,7 @@ def load_policy(
     freeze_vision: bool = True,
     gradient_checkpointing: bool = False,
     attention: Attention | None = None,
-    load_frames: vision.LoadFrames = video.load_frames,
+    load_frames: vision.LoadFrames = load_frames,
 ) -> Policy:
     """Load a checkpoint to train it.
 

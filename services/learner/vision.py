@@ -18,9 +18,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common import torchvision_cpu, video
+from common import torchvision_cpu
 from common.errors import VideoError
 from common.messages import ClipRef, ScoredGroup
+from common.video import processor_metadata
 
 FEATURE_CACHE_BYTES = 4 * 2**30
 """Host memory for features of frozen towers; a 14k-token clip of an 8B model takes about 0.5 GB."""
@@ -202,7 +203,7 @@ class ClipEncoder:
         return self._decode(clip) if ahead is None else ahead.result()
 
     def _decode(self, clip: ClipRef) -> Tensor:
-        metadata = video.processor_metadata(clip)
+        metadata = processor_metadata(clip)
         metadata.pop("do_sample_frames")
         inputs = self._processor(
             videos=[self._load_frames(clip)],

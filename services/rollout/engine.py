@@ -17,7 +17,6 @@ from typing import Any, NoReturn, Self
 import numpy as np
 import numpy.typing as npt
 
-from common import video
 from common.config import Rollout, Shared
 from common.errors import EngineError
 from common.messages import (
@@ -29,6 +28,7 @@ from common.messages import (
     TensorSlice,
     VersionSpan,
 )
+from common.video import processor_metadata
 
 INITIAL_VERSION = "default"
 """vLLM's name for the weights it loaded from disk: policy version 0 of ours."""
@@ -140,7 +140,7 @@ class Engine:
         )
         prompt = {
             "prompt_token_ids": prompt_ids,
-            "multi_modal_data": {"video": [(frames, video.processor_metadata(clip))]},
+            "multi_modal_data": {"video": [(frames, processor_metadata(clip))]},
             "mm_processor_kwargs": {"do_resize": False},
         }
         output = await self._run(prompt, parameters)

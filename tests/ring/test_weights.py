@@ -7,10 +7,10 @@ import psutil
 import pytest
 import torch
 
-from common import video
 from common.config import bearer
 from common.messages import PromptRequest, ReplicaStatus, ScoredGroup, SpansTarget
 from common.prompts import chat_messages
+from common.video import sample_clip
 from jobs import clips
 from services.learner import parallel
 from services.learner.parallel import Ranks
@@ -65,7 +65,7 @@ def prompt(ring: Ring) -> PromptRequest:
         epoch=0,
         mode="answer",
         task="temporal_grounding",
-        clip=video.sample_clip(path, sampling=clips.SAMPLING),
+        clip=sample_clip(path, sampling=clips.SAMPLING),
         messages=chat_messages(clips.PROBLEM.format(query="the red circle is visible")),
         target=SpansTarget(spans=((1.0, 2.0),)),
         num_samples=4,

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import video
 from common.errors import VideoError
 from common.messages import ClipRef
-from common.video import decode, load_frames, probe, sample_clip
+from common.video import decode, load_frames, probe, processor_metadata, sample_clip
 from common.video_sampling import VideoSampling
 from tests.fixtures.clips import make_clip
 
@@ -112,7 +111,7 @@ class TestLoading:
 class TestProcessorMetadata:
     def test_forbids_a_second_sampling(self, clip: Path) -> None:
         ref = sample_clip(clip, sampling=TWO_FPS)
-        metadata = video.processor_metadata(ref)
+        metadata = processor_metadata(ref)
         assert metadata["do_sample_frames"] is False
         assert metadata["frames_indices"] == list(ref.frame_indices)
         assert (metadata["fps"], metadata["duration"]) == (8.0, 3.0)
@@ -121,7 +120,7 @@ class TestProcessorMetadata:
         """Matroska rounds to milliseconds: that is no variable rate."""
         ref = sample_clip(clip, sampling=TWO_FPS)
         rounded = tuple(round(time_s, 2) for time_s in ref.frame_times_s)
-        metadata = video.processor_metadata(ref.model_copy(update={"frame_times_s": rounded}))
+        metadata = processor_metadata(ref.model_copy(update={"frame_times_s": rounded}))
         assert metadata["frames_indices"] == list(ref.frame_indices)
 
 

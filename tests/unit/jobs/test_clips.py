@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from common import prompts, video
+from common import prompts
 from common.answers import read_spans
+from common.messages import ClipRef
+from common.video import load_frames, sample_clip
 from jobs import clips
 
 
@@ -20,10 +22,10 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def frames_at_1_fps(folder: Path, index: int) -> tuple[video.ClipRef, npt.NDArray[np.uint8]]:
+def frames_at_1_fps(folder: Path, index: int) -> tuple[ClipRef, npt.NDArray[np.uint8]]:
     path = folder / clips.clip_path("train", index)
-    ref = video.sample_clip(path, sampling=clips.SAMPLING)
-    return ref, video.load_frames(ref)
+    ref = sample_clip(path, sampling=clips.SAMPLING)
+    return ref, load_frames(ref)
 
 
 @pytest.fixture(scope="module")

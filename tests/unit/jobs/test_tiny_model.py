@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from common import torchvision_cpu, video
+from common import torchvision_cpu
+from common.video import load_frames, sample_clip
 from jobs import clips, tiny_language, tiny_model, tiny_vision
 from jobs.clips import Event
 
@@ -61,7 +62,7 @@ def generated(processor: Any, model: Any, path: Path, *, query: str) -> str:
 
 
 def video_frames(path: Path) -> np.ndarray[Any, Any]:
-    return video.load_frames(video.sample_clip(path, sampling=clips.SAMPLING))
+    return load_frames(sample_clip(path, sampling=clips.SAMPLING))
 
 
 # --- the script ---------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def test_a_time_stands_before_every_temporal_patch(
     path = clips_folder / clips.clip_path("validation", 0)
     inputs = tiny_language.prompt_inputs(processor, path, query="the red circle is visible")
     prompt = processor.tokenizer.decode(inputs["input_ids"][0])
-    ref = video.sample_clip(path, sampling=clips.SAMPLING)
+    ref = sample_clip(path, sampling=clips.SAMPLING)
     times = np.array(ref.frame_indices).reshape(-1, 2).mean(1) / ref.source_fps
     frame = f"<|vision_start|>{'<|video_pad|>' * 4}<|vision_end|>"
     assert "".join(f"<{time:.1f} seconds>{frame}" for time in times) in prompt
@@ -186,7 +187,7 @@ def test_labels_follow_the_frames_true_times(shipped: tuple[Any, Any], clips_fol
     data = tiny_vision.load_clips(
         clips_folder, "validation", num_clips=4, video_processor=shipped[0].video_processor
     )
-    ref = video.sample_clip(clips_folder / "validation/00000.mp4", sampling=clips.SAMPLING)
+    ref = sample_clip(clips_folder / "validation/00000.mp4", sampling=clips.SAMPLING)
     for event in data.events[0]:
         seen = data.visible_NFC[0, :, list(clips.COLORS).index(event.color)]
         times = [index / ref.source_fps for index in ref.frame_indices]
