@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from common.errors import ConfigError
 from common.messages import Mode, Sampling
-from common.video_sampling import VideoSampling
+from common.video.sampling import VideoSampling
 
 Strategy = Literal["none", "mixed", "downscale", "anchor", "shaping", "sft"]
 """How GT enters a group (SPEC B1): none = GRPO, shaping = TempSamp-R1, sft = GT answers alone."""

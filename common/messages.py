@@ -28,7 +28,8 @@ class Message(BaseModel):
 
 
 class ClipRef(Message):
-    """Names the exact pixels of a clip: both sides decode it to equal bytes (`common.video`)."""
+    """Names the exact pixels of a clip: both sides decode it to equal bytes
+    (`common.video.frames`)."""
 
     uri: str
     """Path of the video file, as both services see it."""

@@ -28,10 +28,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from common.clip_cache import ClipCache, sync_file
 from common.config import Video, load
 from common.errors import ConfigError
 from common.rows import TrainerRow, UnusableRowError
+from common.video.cache import ClipCache, sync_file
 from jobs.crash_safe_pool import Lost, results
 from jobs.processes import interruptible
 

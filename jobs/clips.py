@@ -4,7 +4,7 @@ A clip shows three shapes of different colours, visible at different, partly ove
 a drifting noisy texture. Every clip gives three trainer rows (SPEC A1.1), one per shape, so only
 the query tells which span is asked for. A clip depends on its split's seed and its index alone.
 `jobs.demo` writes train, validation and test; `jobs.tiny_model` also writes `warm`, which no RL run
-reads. Pixels are read back through `common.video` only, with `SAMPLING`.
+reads. Pixels are read back through `common.video.frames` only, with `SAMPLING`.
 
 Shapes: F frames, H W pixels, C = 3 channels (RGB).
 """
@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from common.answers import grounding_answer
 from common.spans import Span
-from common.video_sampling import VideoSampling
+from common.video.sampling import VideoSampling
 
 CHUNK_CLIPS = 16
 """Clips that a process writes at a time."""

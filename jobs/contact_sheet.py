@@ -4,8 +4,8 @@
     time bar    one lane per candidate, the best on top
     second row  frames inside the best candidate, so that a short one is seen as well
 
-Neighbours: `jobs.ground` decides what the lanes are; `common.video` decodes, so the sheet shows
-what a model could see. Text is set in DejaVu Sans, which matplotlib brings along, or in an
+Neighbours: `jobs.ground` decides what the lanes are; `common.video.frames` decodes, so the sheet
+shows what a model could see. Text is set in DejaVu Sans, which matplotlib brings along, or in an
 installed font that holds more of its characters.
 
 Times are seconds since the first frame, sizes pixels.
@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from common.pyav_reader import index_frames
 from common.spans import Span, length_s, merge
-from common.video import load_frames, sample_clip
-from common.video_sampling import VideoSampling
+from common.video.frames import load_frames, sample_clip
+from common.video.pyav_reader import index_frames
+from common.video.sampling import VideoSampling
 
 COLUMNS = 8
 WIDTH_PX, MARGIN_PX, GAP_PX = 1600, 44, 8

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import ConfigError, VideoError
-from common.pyav_reader import CONTAINERS
 from common.spans import Span
+from common.video.pyav_reader import CONTAINERS
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 """Containers whose clips start at time 0 and keep every frame's own time; avi and ts do not."""
@@ -239,7 +239,7 @@ def _streams(container: Any) -> list[Any]:
 
 
 def _video(container: Any) -> Any:
-    """The stream whose frames `common.video` counts: moving pictures, no cover."""
+    """The stream whose frames `common.video.frames` counts: moving pictures, no cover."""
     from av.stream import Disposition
 
     films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]

@@ -29,7 +29,7 @@ from common.errors import ConfigError, EngineError
 from common.messages import ClipRef, GenerateRequest, Mode, Sampling
 from common.prompts import chat_messages, grounding_problem
 from common.spans import Span
-from common.video_sampling import VideoSampling
+from common.video.sampling import VideoSampling
 from jobs.candidates import AGREEMENT, ROUNDING_S, Candidate, Grounding, ground
 from jobs.endpoints import check_endpoints
 from jobs.evaluation.local_engine import LocalReplica, sampling_of, started
@@ -135,7 +135,7 @@ def sample_video(video: Path, *, settings: Settings) -> ClipRef:
     Raises:
         VideoError: the file is missing or is no video.
     """
-    from common.video import sample_clip
+    from common.video.frames import sample_clip
 
     return sample_clip(video.absolute(), sampling=settings.video)
 

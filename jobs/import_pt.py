@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from common.clip_cache import ClipCache, CorruptEntryError, SourceFile, describe
-from common.clip_loader import is_entry_of
 from common.errors import VideoError
 from common.messages import ClipRef
 from common.rows import TrainerRow, UnusableRowError
-from common.video import load_frames, sample_clip
+from common.video.cache import ClipCache, CorruptEntryError, SourceFile, describe
+from common.video.frames import load_frames, sample_clip
+from common.video.loader import is_entry_of
 from jobs.cache_filling import (
     CacheFolder,
     Done,

@@ -2,8 +2,8 @@
 
 Every distinct video is decoded once, in its own process: a decoder that crashes or hangs costs that
 video and no other. Entries that are there are not made again, so a stopped run goes on where it
-was. Neighbours: `jobs.convert` writes the rows, `common.clip_loader.ensure_entry` makes an entry,
-rollout and learner read it through `common.clip_loader.ClipLoader`.
+was. Neighbours: `jobs.convert` writes the rows, `common.video.loader.ensure_entry` makes an entry,
+rollout and learner read it through `common.video.loader.ClipLoader`.
 
 A video that cannot be used is one line of the failure file and exit code 1, never a missing entry
 that nobody hears of.
@@ -17,14 +17,14 @@ from typing import Annotated
 
 import typer
 
-from common.clip_cache import ClipCache, SourceFile
-from common.clip_loader import ensure_entry
 from common.config import Video
 from common.errors import VideoError
 from common.rows import TrainerRow
-from common.video import file_digest
-from common.video_roots import VideoRoots
-from common.video_sampling import VideoSampling
+from common.video.cache import ClipCache, SourceFile
+from common.video.frames import file_digest
+from common.video.loader import ensure_entry
+from common.video.roots import VideoRoots
+from common.video.sampling import VideoSampling
 from jobs.cache_filling import (
     CacheFolder,
     Done,

@@ -1,7 +1,7 @@
 """Timelines of the report: answers before and after → bars over a strip of frames, clip by clip.
 
 Bars are CSS places in percent of the clip's length; strips are JPEGs inside the page. Clips are
-read back through `common.video`, so the strip shows what the model could see.
+read back through `common.video.frames`, so the strip shows what the model could see.
 Neighbour: `jobs.report` puts `timelines` into its template.
 """
 
@@ -16,8 +16,8 @@ from PIL import Image
 
 from common.errors import VideoError
 from common.spans import Span
-from common.video import load_frames, sample_clip
-from common.video_sampling import VideoSampling
+from common.video.frames import load_frames, sample_clip
+from common.video.sampling import VideoSampling
 from jobs.clips import COLORS
 from jobs.grounding import Answer, Evaluation
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 from common import prompts
 from common.answers import read_spans
 from common.spans import iou, union_iou
-from common.video import load_frames, processor_metadata, sample_clip
+from common.video.frames import load_frames, processor_metadata, sample_clip
 from jobs.clips import (
     DURATION_S,
     GRID_S,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.video import load_frames, sample_clip
+from common.video.frames import load_frames, sample_clip
 from jobs import clips
 from jobs.clips import COLORS, SHAPES_PER_CLIP, Event, Split
 

@@ -22,7 +22,7 @@ import httpx
 from pydantic import SecretStr
 
 from common.errors import ConfigError, EngineError
-from common.video_sampling import VideoSampling
+from common.video.sampling import VideoSampling
 from jobs.local_redis import free_port
 from jobs.processes import Child, Children
 

@@ -18,7 +18,7 @@ import httpx
 from common.config import Video
 from common.errors import ConfigError, TempSampError
 from common.messages import Mode
-from common.video_sampling import FIELDS, VideoSampling
+from common.video.sampling import FIELDS, VideoSampling
 from jobs.evaluation.benchmarks import BENCHMARKS, Benchmark, annotation_file, find_video
 from jobs.evaluation.journal import (
     Journal,
@@ -144,7 +144,7 @@ async def ask(
     Raises:
         EngineError: as `Runner.run`; or what `watch` raised.
     """
-    from common.clip_loader import ClipLoader
+    from common.video.loader import ClipLoader
 
     with contextlib.ExitStack() as opened:
         journals: dict[Mode, Journal] = {
@@ -257,7 +257,7 @@ def _prepare(plan: Plan, benchmark: Benchmark) -> Prepared:
 
 def _finder(plan: Plan, benchmark: Benchmark) -> Callable[[str], Path | None]:
     """Where a video is; one that is gone may be in the clip cache."""
-    from common.clip_loader import ClipLoader
+    from common.video.loader import ClipLoader
 
     loader = ClipLoader.of(plan.video)
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from common.errors import ConfigError
 from common.messages import Mode
-from common.video_sampling import VideoSampling
+from common.video.sampling import VideoSampling
 from jobs.evaluation.journal import write_atomically
 from jobs.evaluation.predictions import AnswerMode, Task
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from common.errors import VideoError
-from common.video_roots import VideoRoots
+from common.video.roots import VideoRoots
 from jobs.annotations.records import Annotation, BadRecord
 from jobs.crash_safe_pool import Lost, results
 
@@ -99,7 +99,7 @@ def probe_duration_s(path: Path) -> float:
     Raises:
         VideoError: it cannot be opened, or its first frame cannot be decoded.
     """
-    from common.video import probe
+    from common.video.frames import probe
 
     return probe(path).duration_s
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common import torchvision_cpu
 from common.messages import ScoredGroup
-from common.video import load_frames
+from common.video.frames import load_frames
 from services.learner import prefix, vision
 from services.learner.batch import MicroBatch
 from services.learner.positions import prompt_positions

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from common.clip_loader import ClipLoader
 from common.config import Run
 from common.logs import configure
 from common.messages import ScoredGroup
+from common.video.loader import ClipLoader
 from services.learner import metrics, parallel
 from services.learner.advantage import sample_advantages
 from services.learner.batch import TrainBatch, collate

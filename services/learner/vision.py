@@ -21,7 +21,7 @@ from torch import Tensor
 from common import torchvision_cpu
 from common.errors import VideoError
 from common.messages import ClipRef, ScoredGroup
-from common.video import processor_metadata
+from common.video.frames import processor_metadata
 
 FEATURE_CACHE_BYTES = 4 * 2**30
 """Host memory for features of frozen towers; a 14k-token clip of an 8B model takes about 0.5 GB."""
@@ -30,7 +30,7 @@ CLIPS_AHEAD = 32
 
 
 LoadFrames = Callable[[ClipRef], npt.NDArray[np.uint8]]
-"""`ClipLoader.load` of the run, or `common.video.load_frames`."""
+"""`ClipLoader.load` of the run, or `common.video.frames.load_frames`."""
 
 
 @dataclass(frozen=True, slots=True)

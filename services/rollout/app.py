@@ -25,7 +25,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from common.auth import BearerAuth, refuse_open_port
 from common.broker import Broker
-from common.clip_loader import ClipLoader
 from common.config import Rollout, Run, Shared
 from common.errors import EngineError, TempSampError, VideoError, WeightError
 from common.logs import configure
@@ -39,6 +38,7 @@ from common.messages import (
     UpdateWeights,
 )
 from common.rest import BodyLimit, Problem, install_problem_handlers
+from common.video.loader import ClipLoader
 from services.rollout.engine import Engine, EngineDownError
 from services.rollout.metrics import ReplicaCollector
 from services.rollout.reward_client import GroupScorer

@@ -28,7 +28,7 @@ from common.messages import (
     TensorSlice,
     VersionSpan,
 )
-from common.video import processor_metadata
+from common.video.frames import processor_metadata
 
 INITIAL_VERSION = "default"
 """vLLM's name for the weights it loaded from disk: policy version 0 of ours."""

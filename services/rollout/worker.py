@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from common.broker import Broker, ClaimedPrompt
-from common.clip_loader import ClipLoader
 from common.config import Rollout, Shared
 from common.errors import TempSampError
 from common.messages import PromptRequest, Sample, ScoredGroup, Timings, Verdict
+from common.video.loader import ClipLoader
 from services.rollout.engine import Engine, Generation
 from services.rollout.reward_client import GroupScorer, Scoring
 from services.rollout.weights import Weights

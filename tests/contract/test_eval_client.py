@@ -7,8 +7,8 @@ import pytest
 
 from common.errors import EngineError
 from common.messages import GenerateRequest, GenerateResponse
-from common.video import sample_clip
-from common.video_sampling import VideoSampling
+from common.video.frames import sample_clip
+from common.video.sampling import VideoSampling
 from jobs.evaluation.journal import Journal
 from jobs.evaluation.matching import Question
 from jobs.evaluation.predictions import PredictionRecord

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from common import config
-from common.clip_loader import ClipLoader
 from common.messages import ClipRef
+from common.video.loader import ClipLoader
 from tests.fixtures.clips import make_clip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ from services.rollout.app import Replica
 frames = Replica(run, url="").loader.load(clip)
 """
 LEARNER = """
-from common.clip_loader import ClipLoader
+from common.video.loader import ClipLoader
 from services.learner.policy import load_policy
 policy = load_policy(run.shared.model, load_frames=ClipLoader.of(run.shared.video).load)
 frames = policy.clips._load_frames(clip)

@@ -10,7 +10,7 @@ import torch
 from common.config import bearer
 from common.messages import PromptRequest, ReplicaStatus, ScoredGroup, SpansTarget
 from common.prompts import chat_messages
-from common.video import sample_clip
+from common.video.frames import sample_clip
 from jobs import clips
 from services.learner import parallel
 from services.learner.parallel import Ranks

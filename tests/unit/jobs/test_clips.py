@@ -12,7 +12,7 @@ import pytest
 from common import prompts
 from common.answers import read_spans
 from common.messages import ClipRef
-from common.video import load_frames, sample_clip
+from common.video.frames import load_frames, sample_clip
 from jobs import clips
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from common.video_sampling import VideoSampling
+from common.video.sampling import VideoSampling
 from jobs.evaluation.journal import Journal, read_records
 from jobs.evaluation.predictions import PredictionRecord, read_predictions
 from jobs.evaluation.settings import (

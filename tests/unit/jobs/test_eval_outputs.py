@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from common.video_sampling import VideoSampling
+from common.video.sampling import VideoSampling
 from jobs.evaluation.matching import match, own_questions
 from jobs.evaluation.outputs import write_outputs
 from jobs.evaluation.predictions import AnswerMode, PredictionFile, read_predictions

@@ -11,10 +11,10 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from common.clip_cache import ClipCache, EntryHeader
 from common.rows import TrainerRow, UnusableRowError
-from common.video import decode, file_digest
-from common.video_sampling import VideoSampling
+from common.video.cache import ClipCache, EntryHeader
+from common.video.frames import decode, file_digest
+from common.video.sampling import VideoSampling
 from jobs.cache_filling import Done, Fault
 from jobs.import_pt import OldEntry, command, find_pt, import_entry, old_entry_of
 from jobs.preprocess import Plan

@@ -18,12 +18,12 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from common.clip_cache import ClipCache
-from common.clip_loader import ClipLoader
 from common.errors import ConfigError
-from common.video import decode, file_digest, load_frames
-from common.video_roots import VideoRoots
-from common.video_sampling import VideoSampling
+from common.video.cache import ClipCache
+from common.video.frames import decode, file_digest, load_frames
+from common.video.loader import ClipLoader
+from common.video.roots import VideoRoots
+from common.video.sampling import VideoSampling
 from jobs.cache_filling import Done, Fault, Report, failures_path, fill, group_rows, video_settings
 from jobs.preprocess import Plan, command, content_of, find_video, make_entry, video_of
 from tests.fixtures.clips import make_clip

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from common import torchvision_cpu
-from common.video import load_frames, sample_clip
+from common.video.frames import load_frames, sample_clip
 from jobs import clips, tiny_language, tiny_model, tiny_vision
 from jobs.clips import Event
 

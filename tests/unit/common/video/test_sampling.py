@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from common import torchvision_cpu
 from common.config import Video
 from common.errors import VideoError
-from common.video import load_frames, processor_metadata, sample_clip
-from common.video_sampling import VideoSampling, frame_indices, frame_size, num_frames
+from common.video.frames import load_frames, processor_metadata, sample_clip
+from common.video.sampling import VideoSampling, frame_indices, frame_size, num_frames
 from tests.fixtures.clips import make_clip
 
 torchvision_cpu.install()

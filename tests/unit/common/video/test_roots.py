@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from common import video_roots
 from common.errors import VideoError
-from common.video_roots import VideoRoots
+from common.video import roots as video_roots
+from common.video.roots import VideoRoots
 
 CONTENT = b"moving pictures " * 4096
 

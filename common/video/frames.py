@@ -2,8 +2,8 @@
 
 The learner's feed samples, rollout and learner load; both get equal bytes because everything that
 decides a pixel is in the `ClipRef`. `decode` does both at once, for offline preprocessing; `probe`
-says what a file holds. Which frames, at which size: `common.video_sampling`. True times and files
-that decord would misread: `common.pyav_reader`. The only file that imports decord.
+says what a file holds. Which frames, at which size: `common.video.sampling`. True times and files
+that decord would misread: `common.video.pyav_reader`. The only file that imports decord.
 
 Shapes: F frames, H W pixels, C = 3 channels (RGB). Time 0 is the first frame.
 """
@@ -22,8 +22,8 @@ from PIL import Image
 
 from common.errors import VideoError
 from common.messages import ClipRef, Decoder
-from common.pyav_reader import REGULAR_WITHIN_FRAMES, VideoIndex, index_frames, read_frames
-from common.video_sampling import VideoSampling, frame_indices, frame_size, num_frames
+from common.video.pyav_reader import REGULAR_WITHIN_FRAMES, VideoIndex, index_frames, read_frames
+from common.video.sampling import VideoSampling, frame_indices, frame_size, num_frames
 
 DECORD_CODECS = frozenset({"h264", "hevc", "vp9"})
 """Codecs of which decord 0.6 was seen to give PyAV's bytes, one frame to a packet."""

@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from common.clip_cache import ClipCache, SourceFile
-from common.clip_loader import CacheMode, ClipLoader, ensure_entry
 from common.errors import VideoError
-from common.video import decode, file_digest, load_frames, sample_clip
-from common.video_roots import VideoRoots
-from common.video_sampling import VideoSampling
+from common.video.cache import ClipCache, SourceFile
+from common.video.frames import decode, file_digest, load_frames, sample_clip
+from common.video.loader import CacheMode, ClipLoader, ensure_entry
+from common.video.roots import VideoRoots
+from common.video.sampling import VideoSampling
 from tests.fixtures.clips import make_clip
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 SAMPLING = VideoSampling(fps=4.0)
 OTHER = VideoSampling(fps=2.0, min_frames=2)
 

@@ -8,8 +8,8 @@ the wanted one, and whatever is not used is counted and said:
     strict   the entry or `VideoError`; the source files need not be there at all
 
 Damage is not a difference: an entry with a wrong digest is decoded again and mended on disk in both
-cached modes, and is a `VideoError` when its source is gone. Neighbours: `common.clip_cache` (the
-store), `common.video` (the decoders), `common.video_roots` (which files may be opened);
+cached modes, and is a `VideoError` when its source is gone. Neighbours: `common.video.cache` (the
+store), `common.video.frames` (the decoders), `common.video.roots` (which files may be opened);
 `jobs.preprocess` fills the store through `ensure_entry`.
 """
 
@@ -26,7 +26,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from common.clip_cache import (
+from common.config import Video
+from common.errors import VideoError
+from common.messages import ClipRef
+from common.video.cache import (
     ClipCache,
     CorruptEntryError,
     EntryHeader,
@@ -34,12 +37,9 @@ from common.clip_cache import (
     SourceFile,
     describe,
 )
-from common.config import Video
-from common.errors import VideoError
-from common.messages import ClipRef
-from common.video import decode, file_digest, load_frames, sample_clip
-from common.video_roots import VideoRoots
-from common.video_sampling import VideoSampling
+from common.video.frames import decode, file_digest, load_frames, sample_clip
+from common.video.roots import VideoRoots
+from common.video.sampling import VideoSampling
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,18 @@ import pytest
 from PIL import Image
 
 from common.errors import VideoError
-from common.video import DecodedClip, decode, load_frames, probe, processor_metadata, sample_clip
-from common.video_sampling import VideoSampling
+from common.video.frames import (
+    DecodedClip,
+    decode,
+    load_frames,
+    probe,
+    processor_metadata,
+    sample_clip,
+)
+from common.video.sampling import VideoSampling
 from tests.fixtures.clips import ffmpeg, make_clip, shown_frames
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 SAMPLING = VideoSampling(fps=4.0, min_pixels=32 * 32)
 GROUPS_OF_8 = ("-g", "8", "-bf", "3")
 OPEN_GROUPS = ("-x264-params", "open-gop=1:keyint=8:min-keyint=8:bframes=3:scenecut=0")
@@ -284,8 +291,8 @@ def decode_elsewhere(files: list[Path]) -> dict[str, str]:
     """Outcome per file, from one process that is killed after 60 s."""
     code = (
         "import json, sys\n"
-        "from common.video import VideoError, decode\n"
-        "from common.video_sampling import VideoSampling\n"
+        "from common.video.frames import VideoError, decode\n"
+        "from common.video.sampling import VideoSampling\n"
         "for file in sys.argv[1:]:\n"
         "    try:\n"
         "        outcome = str(decode(file, sampling=VideoSampling(fps=4.0)).frames.shape)\n"

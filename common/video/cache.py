@@ -6,7 +6,7 @@
 An entry is the tensor `frames` [F, H, W, 3] uint8 and one JSON `EntryHeader`, each with a blake3
 digest: a flipped bit of either is found. Entries are written beside their place, synced and
 renamed, by one process at a time (`locked`); a killed writer leaves nothing that could be read.
-`jobs.preprocess` and `jobs.import_pt` write, `common.clip_loader` decides what may be used.
+`jobs.preprocess` and `jobs.import_pt` write, `common.video.loader` decides what may be used.
 
 Reading copies the file into a fresh array instead of mapping it: an array that outlives a
 replacement of its file on a network disk would kill the process with SIGBUS. Copy and digest take
@@ -33,10 +33,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.direct_write import whole_blocks, write_file
 from common.errors import VideoError
 from common.messages import ClipRef
-from common.video_sampling import VideoSampling
+from common.video.direct_write import whole_blocks, write_file
+from common.video.sampling import VideoSampling
 
 FORMAT_VERSION: Literal[1] = 1
 MAX_LAYOUT_BYTES = 16_777_216

@@ -13,14 +13,14 @@ import psutil
 import pytest
 from safetensors import safe_open
 
-from common import direct_write
-from common.clip_cache import ClipCache, CorruptEntryError, EntryHeader, SourceFile
-from common.clip_loader import ensure_entry
-from common.video import decode, file_digest
-from common.video_sampling import VideoSampling
+from common.video import direct_write
+from common.video.cache import ClipCache, CorruptEntryError, EntryHeader, SourceFile
+from common.video.frames import decode, file_digest
+from common.video.loader import ensure_entry
+from common.video.sampling import VideoSampling
 from tests.fixtures.clips import make_clip
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 SAMPLING = VideoSampling(fps=4.0)
 DEADLINE_S = 60.0
 
@@ -152,9 +152,9 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
     """A process of its own that knows `cache`, `video` and `sampling`."""
     known = (
         "import sys\n"
-        "from common.clip_cache import ClipCache, SourceFile\n"
-        "from common.clip_loader import decode, ensure_entry, file_digest\n"
-        "from common.video_sampling import VideoSampling\n"
+        "from common.video.cache import ClipCache, SourceFile\n"
+        "from common.video.loader import decode, ensure_entry, file_digest\n"
+        "from common.video.sampling import VideoSampling\n"
         "cache, video, sampling = ClipCache(sys.argv[1]), sys.argv[2], VideoSampling(fps=4.0)\n"
     )
     command = [sys.executable, "-c", known + code, *map(str, arguments)]

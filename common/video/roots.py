@@ -1,8 +1,8 @@
 """Which video files may be opened: `VideoRoots(roots).resolve(uri) -> real path of a local file`.
 
 Rows and requests name videos, and come from outside. Whoever is about to open one asks here first;
-`common.video` then only sees absolute paths of regular files, so that no name is taken for one of
-FFmpeg's protocols. Knobs: `shared.video.roots`, `shared.video.allow_urls`.
+`common.video.frames` then only sees absolute paths of regular files, so that no name is taken for
+one of FFmpeg's protocols. Knobs: `shared.video.roots`, `shared.video.allow_urls`.
 """
 
 import contextlib

@@ -2,7 +2,7 @@
 
 A job that decodes terabytes would push everybody's files out of the page cache, and filling it
 costs processor time: 70 ms for 22 MB on a virtual machine, 4 ms past it. File systems that refuse
-direct writes get plain ones. Used by `common.clip_cache`.
+direct writes get plain ones. Used by `common.video.cache`.
 """
 
 import contextlib

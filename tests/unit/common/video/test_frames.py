@@ -10,8 +10,8 @@ import pytest
 
 from common.errors import VideoError
 from common.messages import ClipRef
-from common.video import decode, load_frames, probe, processor_metadata, sample_clip
-from common.video_sampling import VideoSampling
+from common.video.frames import decode, load_frames, probe, processor_metadata, sample_clip
+from common.video.sampling import VideoSampling
 from tests.fixtures.clips import make_clip
 
 TWO_FPS = VideoSampling(fps=2.0)

@@ -1,9 +1,9 @@
 """What a video file really holds: path → `VideoIndex`, and (path, indices) → frames.
 
 The index lists the packets of the file, without decoding more than the first frame: true times,
-rotation, rate. `common.video` decides with it whether decord would read the file rightly, and
-otherwise reads frames here. Bicubic chroma makes both decoders give equal bytes. The only file of
-`common` that imports PyAV (FFmpeg).
+rotation, rate. `common.video.frames` decides with it whether decord would read the file rightly,
+and otherwise reads frames here. Bicubic chroma makes both decoders give equal bytes. The only file
+of `common` that imports PyAV (FFmpeg).
 
 Only container formats of single files are opened: a playlist would name other files.
 Shapes: N frames of the file, F wanted frames, H W pixels as displayed, C = 3 channels (RGB).

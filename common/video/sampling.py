@@ -1,9 +1,9 @@
 """Which frames stand for a clip, at which size: lengths and sizes → frame indices and sides.
 
-`VideoSampling` holds the settings (`[shared.video]` of a run file derives from it), `common.video`
-applies them to files. The arithmetic is qwen-vl-utils' own (SPEC A4): `smart_nframes` and
-`smart_resize` are called, and only what the library keeps inside `fetch_video` is written here: the
-index rounding and the pixel budget of one frame.
+`VideoSampling` holds the settings (`[shared.video]` of a run file derives from it),
+`common.video.frames` applies them to files. The arithmetic is qwen-vl-utils' own (SPEC A4):
+`smart_nframes` and `smart_resize` are called, and only what the library keeps inside `fetch_video`
+is written here: the index rounding and the pixel budget of one frame.
 
 Nothing heavy is imported before the first call: the library imports torch and torchvision.
 """
