@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.answers import read_highlights, read_spans
+from common.answers.reading import read_highlights, read_spans
 from common.messages import (
     ChatMessage,
     ClipRef,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from common.spans import Span
+from common.answers.spans import Span
 from jobs.evaluation.matching import Question
 from jobs.grounding import Record
 
@@ -79,7 +79,7 @@ def grid_spans(duration_s: float, *, grid_s: float = GRID_S) -> Floats:
 
 
 def iou_matrix(candidates_C2: Floats, true_Q2: Floats) -> Floats:
-    """[C, Q] IoU of spans, as `common.spans.iou`."""
+    """[C, Q] IoU of spans, as `common.answers.spans.iou`."""
     start_C1, end_C1 = candidates_C2[:, :1], candidates_C2[:, 1:]
     start_1Q, end_1Q = true_Q2[:, 0][None], true_Q2[:, 1][None]
     overlap_CQ = np.maximum(0.0, np.minimum(end_C1, end_1Q) - np.maximum(start_C1, start_1Q))

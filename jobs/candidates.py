@@ -14,9 +14,9 @@ from statistics import fmean
 
 from pydantic import BaseModel, ConfigDict
 
-from common.answers import read_spans
+from common.answers.reading import read_spans
+from common.answers.spans import Span, union_iou
 from common.messages import ClipRef, GeneratedAnswer, GenerateResponse, Mode
-from common.spans import Span, union_iou
 from jobs.evaluation.modes import answer_logprob
 from jobs.replicas import one_version
 

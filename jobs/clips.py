@@ -22,8 +22,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from common.answers import grounding_answer
-from common.spans import Span
+from common.answers.reading import grounding_answer
+from common.answers.spans import Span
 from common.video.sampling import VideoSampling
 
 CHUNK_CLIPS = 16

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from common.spans import Span, length_s, merge
+from common.answers.spans import Span, length_s, merge
 from common.video.frames import load_frames, sample_clip
 from common.video.pyav_reader import index_frames
 from common.video.sampling import VideoSampling

@@ -15,8 +15,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.answers.spans import Span
 from common.errors import ConfigError, VideoError
-from common.spans import Span
 from common.video.pyav_reader import CONTAINERS
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")

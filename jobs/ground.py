@@ -25,10 +25,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from common import config
+from common.answers.spans import Span
 from common.errors import ConfigError, EngineError
 from common.messages import ClipRef, GenerateRequest, Mode, Sampling
 from common.prompts import chat_messages, grounding_problem
-from common.spans import Span
 from common.video.sampling import VideoSampling
 from jobs.candidates import AGREEMENT, ROUNDING_S, Candidate, Grounding, ground
 from jobs.endpoints import check_endpoints

@@ -14,8 +14,8 @@ from statistics import fmean
 
 from pydantic import BaseModel, ConfigDict
 
-from common.answers import read_spans
-from common.spans import Span, union_iou
+from common.answers.reading import read_spans
+from common.answers.spans import Span, union_iou
 from jobs.evaluation.predictions import PredictionRecord
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common.answers.spans import Span
 from common.errors import VideoError
-from common.spans import Span
 from common.video.frames import load_frames, sample_clip
 from common.video.sampling import VideoSampling
 from jobs.clips import COLORS

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common import prompts
-from common.answers import read_spans
-from common.spans import iou, union_iou
+from common.answers.reading import read_spans
+from common.answers.spans import iou, union_iou
 from common.video.frames import load_frames, processor_metadata, sample_clip
 from jobs.clips import (
     DURATION_S,

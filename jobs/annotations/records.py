@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidationError
 
+from common.answers.spans import Span
 from common.messages import Highlight
 from common.rows import UnusableRowError
-from common.spans import Span
 
 SchemaName = Literal[
     "timelens-100k",

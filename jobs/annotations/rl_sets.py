@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from common.answers.spans import Span
 from common.rows import UnusableRowError
-from common.spans import Span
 from jobs.annotations.containers import json_records
 from jobs.annotations.records import (
     Annotation,

@@ -1,6 +1,6 @@
 """Trainer rows (SPEC A1.1, `common.rows`) and the chat records they were once made from (A1.2).
 
-Both carry their own instruction, and their truth may be text; `common.answers` reads it.
+Both carry their own instruction, and their truth may be text; `common.answers.reading` reads it.
 """
 
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from common.answers import read_highlights, read_spans
+from common.answers.reading import read_highlights, read_spans
+from common.answers.spans import Span
 from common.messages import Highlight
 from common.prompts import VIDEO_TAG
 from common.rows import UnusableRowError
-from common.spans import Span
 from jobs.annotations.containers import json_records
 from jobs.annotations.records import (
     Annotation,

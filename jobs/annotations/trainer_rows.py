@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from common.answers import highlight_answer
+from common.answers.reading import highlight_answer
+from common.answers.spans import Span
 from common.messages import Highlight
 from common.prompts import VIDEO_TAG, grounding_problem, highlight_problem
 from common.rows import CLIP_END_TOLERANCE_S, UnusableRowError, query_of
-from common.spans import Span
 from jobs.annotations.durations import is_duration, video_name
 from jobs.annotations.paths import Rerooting
 from jobs.annotations.records import Annotation, clean_query

@@ -5,14 +5,14 @@
 Clips that are not mentioned score 0, which is how published language models are compared with
 detectors on QVHighlights. A perfect answer of this kind reaches 60.81 mAP and 95.68 HIT@1 at Very
 Good: the scores are means of three raters, and each rater is a truth of its own. Used by
-`jobs.evaluation.score`; the reader is `common.answers.read_highlights`.
+`jobs.evaluation.score`; the reader is `common.answers.reading.read_highlights`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from common.answers import highlight_answer, read_highlights
+from common.answers.reading import highlight_answer, read_highlights
 from common.messages import Highlight
 from jobs.evaluation.moment_detr import CLIP_S, LEVELS
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import PurePosixPath
 
-from common.spans import Span
+from common.answers.spans import Span
 from jobs.evaluation.predictions import Prediction
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v"})

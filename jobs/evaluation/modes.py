@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Literal
 
-from common.answer_tags import ANSWER_CLOSE, ANSWER_OPEN, find_answer, fold
-from common.answers import read_spans
+from common.answers.reading import read_spans
+from common.answers.spans import union_iou
+from common.answers.tags import ANSWER_CLOSE, ANSWER_OPEN, find_answer, fold
 from common.messages import GeneratedAnswer
-from common.spans import union_iou
 from jobs.evaluation.predictions import AnswerMode, PredictionRecord
 
 Selector = Literal["logprob", "agreement"]

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from common.spans import Span
+from common.answers.spans import Span
 
 Floats = npt.NDArray[np.float64]
 Figures = dict[str, float]

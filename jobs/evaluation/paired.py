@@ -15,8 +15,8 @@ from typing import Annotated
 
 import typer
 
+from common.answers.spans import Span
 from common.errors import ConfigError
-from common.spans import Span
 from jobs.evaluation.grids import Cell, Grid, rich_table
 from jobs.evaluation.journal import write_or_refuse
 from jobs.evaluation.matching import Pair, Question, match, own_questions

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from common.spans import Span
+from common.answers.spans import Span
 from jobs.evaluation.intervals import Interval, paired_difference
 from jobs.evaluation.matching import Pair
 from jobs.evaluation.protocols import PROTOCOLS, THRESHOLDS, Judgement, judge, read_answer

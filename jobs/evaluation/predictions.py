@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from common.answer_presets import read_timelens
-from common.spans import Span
+from common.answers.presets import read_timelens
+from common.answers.spans import Span
 
 Format = Literal["tempsamp", "moment_detr", "timelens", "vtg_llm"]
 Task = Literal["moments", "highlights"]

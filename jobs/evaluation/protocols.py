@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from common.answers import NOTHING, Reading, read_spans
-from common.spans import Span, iou, union_iou
+from common.answers.reading import NOTHING, Reading, read_spans
+from common.answers.spans import Span, iou, union_iou
 from jobs.evaluation.matching import Pair, Question
 from jobs.evaluation.predictions import Prediction
 
@@ -37,7 +37,7 @@ class Protocol:
     what: str
     """In a few words, for the table."""
     parser: str
-    """Of `common.answers`."""
+    """Of `common.answers.reading`."""
     whole_seconds: bool = False
     """Times read in text are rounded, halves to even."""
     ready_spans_first: bool = False

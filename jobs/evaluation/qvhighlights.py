@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from common.answers import read_spans
+from common.answers.reading import read_spans
 from jobs.evaluation.highlights_text import clip_scores
 from jobs.evaluation.matching import Pair, Question
 from jobs.evaluation.moment_detr import Metrics, Submission, Truth, evaluate

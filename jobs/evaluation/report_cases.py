@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.spans import Span
+from common.answers.spans import Span
 from jobs.evaluation.matching import Pair, Question
 from jobs.evaluation.protocols import PROTOCOLS, Judgement, read_answer
 from jobs.report_timelines import frame_strip, place, ticks

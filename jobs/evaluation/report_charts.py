@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from common.spans import Span
+from common.answers.spans import Span
 from jobs.report_charts import MUTED, SERIES, STYLE, Drawing, inline_svg
 
 Floats = npt.NDArray[np.float64]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.answers import read_spans
+from common.answers.reading import read_spans
 from common.errors import EngineError, VideoError
 from common.messages import ClipRef, GeneratedAnswer, GenerateRequest, Mode, Sampling
 from jobs.evaluation.highlights_text import clip_scores, hits

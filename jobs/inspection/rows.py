@@ -16,8 +16,8 @@ from typing import TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from common.answers.spans import Span, length_s
 from common.rows import CLIP_END_TOLERANCE_S
-from common.spans import Span, length_s
 from jobs.annotations.durations import is_duration
 from jobs.annotations.records import Annotation, BadRecord
 from jobs.annotations.trainer_rows import PAST_THE_END

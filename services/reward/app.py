@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from common.answers import PARSERS
+from common.answers.reading import PARSERS
 from common.auth import BearerAuth
 from common.config import Reward
 from common.rest import BodyLimit, Problem, install_problem_handlers, read_json

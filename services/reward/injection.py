@@ -10,7 +10,7 @@ think mode offers three options, by name:
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from common.answer_tags import thought_of
+from common.answers.tags import thought_of
 from common.config import ThinkInjection
 from common.messages import Mode
 

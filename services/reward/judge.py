@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from common.answers import PARSERS
+from common.answers.reading import PARSERS
 from common.config import Reward
 from common.rest import FieldError, Problem
 from common.reward_api import InjectionRequest, ScoreItem, ScoreRequest

@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from common.answers import PARSERS
+from common.answers.reading import PARSERS
 from common.auth import PUBLIC_PATHS
 from common.rest import MEDIA_TYPE, ProblemDocument
 from common.reward_api import InjectionRequest, ScoreRequest, ShapeRequest

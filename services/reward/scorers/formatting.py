@@ -12,8 +12,8 @@ never required, a reversed span earns the reward, and tags are lower case.
 
 import re
 
-from common.answer_presets import first_block, has_one_block, has_seed_pair
-from common.answer_tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, fold
+from common.answers.presets import first_block, has_one_block, has_seed_pair
+from common.answers.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, fold
 from common.messages import Mode
 from common.reward_api import FormatRule
 

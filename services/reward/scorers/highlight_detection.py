@@ -11,8 +11,8 @@ or the `matched` ones, where one perfect clip earns 0.54. Without a match the sa
 import math
 from typing import Any, NamedTuple
 
-from common.answer_grammar import MAX_TIME_S
-from common.answers import find_answer, highlight_answer, read_highlights
+from common.answers.grammar import MAX_TIME_S
+from common.answers.reading import find_answer, highlight_answer, read_highlights
 from common.messages import Highlight, HighlightsTarget, Target, TextTarget
 from common.reward_api import ScoreItem, ScoreRequest, WmseSupport
 from services.reward.scorers.formatting import has_format

@@ -8,12 +8,12 @@ One or several spans: IoU of the unions; a single span on both sides is plain Io
 from collections.abc import Callable
 from typing import Any
 
-from common.answer_presets import STANDALONE_NUMBER
-from common.answer_tags import MAX_READ_CHARS
-from common.answers import PARSERS, Reading, grounding_answer, read_spans
+from common.answers.presets import STANDALONE_NUMBER
+from common.answers.reading import PARSERS, Reading, grounding_answer, read_spans
+from common.answers.spans import Span, union_iou
+from common.answers.tags import MAX_READ_CHARS
 from common.messages import SpansTarget, Target, TextTarget
 from common.reward_api import ScoreItem, ScoreRequest
-from common.spans import Span, union_iou
 from services.reward.scorers.formatting import has_format, has_seed_format, has_timezero_format
 from services.reward.scorers.targets import (
     ScoreOne,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.answers import read_spans
+from common.answers.reading import read_spans
 from common.prompts import EVALUATION_PROMPTS, GROUNDING, HIGHLIGHTS, chat_messages
 from jobs.annotations.reading import read
 from jobs.annotations.records import Annotation

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from common.answers import read_highlights
+from common.answers.reading import read_highlights
+from common.answers.spans import iou
 from common.prompts import HIGHLIGHTS
-from common.spans import iou
 from jobs.annotations.durations import read_durations
 from jobs.annotations.reading import read
 from jobs.annotations.records import Annotation, BadRecord

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.answers import read_highlights, read_spans
+from common.answers.reading import read_highlights, read_spans
+from common.answers.spans import Span
 from common.messages import Highlight, HighlightsTarget, SpansTarget
 from common.prompts import HIGHLIGHTS, grounding_problem, highlight_problem
 from common.rows import TrainerRow, UnusableRowError
-from common.spans import Span
 from jobs.annotations.records import Annotation
 from jobs.annotations.trainer_rows import AnswerFormat, RowRules, make_row
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.spans import Span, iou
+from common.answers.spans import Span, iou
 from jobs.baselines import best_constant, blind_baselines, grid_spans, iou_matrix
 from jobs.evaluation.matching import Question
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from common import prompts
-from common.answers import read_spans
+from common.answers.reading import read_spans
 from common.messages import ClipRef
 from common.video.frames import load_frames, sample_clip
 from jobs import clips

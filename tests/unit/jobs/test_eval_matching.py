@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.spans import Span
+from common.answers.spans import Span
 from jobs.evaluation.matching import Question, match, own_questions
 from jobs.evaluation.predictions import Prediction
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.answers import read_spans
-from common.spans import Span
+from common.answers.reading import read_spans
+from common.answers.spans import Span
 from jobs.evaluation.matching import Pair, Question, match, own_questions
 from jobs.evaluation.predictions import FailureKind, Prediction, read_predictions
 from jobs.evaluation.protocols import PROTOCOLS, judge, read_answer

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.spans import Span
+from common.answers.spans import Span
 from jobs.evaluation.matching import Matched, Pair, Question
 from jobs.evaluation.modes import ORACLE_LABEL
 from jobs.evaluation.predictions import AnswerMode, FailureKind, Prediction, PredictionFile

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from common.spans import Span
+from common.answers.spans import Span
 from jobs.evaluation.predictions import PredictionRecord
 from jobs.grounding import Evaluation, entropy_nats, evaluation_of, recall, sampled_metrics
 

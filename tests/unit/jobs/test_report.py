@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from common.spans import Span
+from common.answers.spans import Span
 from jobs import clips
 from jobs.baselines import blind_baselines
 from jobs.evaluation.journal import Journal

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from common.answers import PARSERS
+from common.answers.reading import PARSERS
 from common.messages import Highlight, HighlightsTarget, SpansTarget
 from common.reward_api import ScoreItem, ScoreRequest
 from services.reward.scorers import highlight_detection, temporal_grounding

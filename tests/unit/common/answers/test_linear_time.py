@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from common.answer_tags import thought_of
-from common.answers import PARSERS, read_highlights, read_spans
+from common.answers.reading import PARSERS, read_highlights, read_spans
+from common.answers.tags import thought_of
 from tests.fixtures.adversarial import ADVERSARIAL
 
 SMALL, LARGE = 100_000, 1_000_000

@@ -1,7 +1,7 @@
 """Response text → spans or highlights: the parsers by name. Used by reward and evaluation.
 
-`default` is the one to train with (`common.answer_grammar`); the others reproduce published code
-(`common.answer_presets`). All are linear in the length of the text. `grounding_answer` prints what
+`default` is the one to train with (`common.answers.grammar`); the others reproduce published code
+(`common.answers.presets`). All are linear in the length of the text. `grounding_answer` prints what
 every parser reads back.
 """
 
@@ -10,21 +10,21 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from types import MappingProxyType
 
-from common.answer_grammar import (
+from common.answers.grammar import (
     NOTHING,
     Reading,
     read_default,
     times_in,
 )
-from common.answer_presets import (
+from common.answers.presets import (
     read_seed_eval,
     read_seed_train,
     read_timelens,
     read_timezero,
 )
-from common.answer_tags import find_answer
+from common.answers.spans import Span
+from common.answers.tags import find_answer
 from common.messages import Highlight
-from common.spans import Span
 
 __all__ = [
     "NOTHING",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.spans import Span, iou, length_s, merge, union_iou
+from common.answers.spans import Span, iou, length_s, merge, union_iou
 
 times = st.floats(min_value=-100, max_value=10_000, allow_nan=False).map(lambda t: round(t, 3))
 

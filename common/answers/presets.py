@@ -1,6 +1,6 @@
 """Readings of an answer as published code bases do it, faults included: `text -> Reading`.
 
-Kept for comparisons with published numbers; `common.answer_grammar` is the reading to train with.
+Kept for comparisons with published numbers; `common.answers.grammar` is the reading to train with.
 SPEC A6 (seed_train), A9 (seed_eval), A9 and B5 (timelens, timezero) say what each one does.
 
 The public patterns are quadratic or worse on long runs of digits or tags. Here numbers are
@@ -13,9 +13,9 @@ import re
 import sys
 from itertools import islice
 
-from common.answer_grammar import MAX_TIMES, NOTHING, Reading
-from common.answer_tags import ANSWER_CLOSE, ANSWER_OPEN, MAX_READ_CHARS, MAX_TAGS
-from common.spans import Span
+from common.answers.grammar import MAX_TIMES, NOTHING, Reading
+from common.answers.spans import Span
+from common.answers.tags import ANSWER_CLOSE, ANSWER_OPEN, MAX_READ_CHARS, MAX_TAGS
 
 NUMBER = r"(?<!\d)(\d++\.?+\d*+)"
 _TO_OR_AND = re.compile(NUMBER + r"\s*+(?:to|and)\s*+" + NUMBER)

@@ -6,7 +6,7 @@ thought, else the whole text without thoughts. `pairs` reads times there (12.5, 
 
 Linear time: characters and times that are looked at are bounded, gaps between two times are matched
 only up to `MAX_GAP_CHARS`, and no pattern can backtrack over an unbounded stretch twice.
-`common.answers` is the public face; `common.answer_presets` reads as other code bases do.
+`common.answers.reading` is the public face; `common.answers.presets` reads as other code bases do.
 """
 
 import re
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
 
-from common.answer_tags import find_answer
-from common.spans import Span
+from common.answers.spans import Span
+from common.answers.tags import find_answer
 
 MAX_TIMES = 512
 MAX_GAP_CHARS = 48

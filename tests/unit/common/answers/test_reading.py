@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.answers import (
+from common.answers.reading import (
     PARSERS,
     find_answer,
     grounding_answer,
@@ -16,10 +16,10 @@ from common.answers import (
     read_highlights,
     read_spans,
 )
+from common.answers.spans import Span
 from common.messages import Highlight
-from common.spans import Span
 
-TESTS = Path(__file__).parents[2]
+TESTS = Path(__file__).parents[3]
 PARSE_TABLE = json.loads((TESTS / "golden/reward/parse_table.json").read_text())
 AWKWARD = [
     json.loads(line)

@@ -1,7 +1,7 @@
 """Think and answer tags of a response, any case, in linear time: `find_answer(text) -> AnswerText`.
 
 `str.find` on the folded text instead of patterns: a megabyte of tags or of `<` costs a few
-milliseconds. Used by `common.answer_grammar` and by the format reward.
+milliseconds. Used by `common.answers.grammar` and by the format reward.
 """
 
 from typing import NamedTuple
