@@ -11,8 +11,8 @@ import typer
 from matplotlib.figure import Figure
 
 from common.config import token
-from common.reward_api import ShapeRequest, Shaping
-from common.reward_client import RewardClient
+from common.rest.reward_api import ShapeRequest, Shaping
+from common.rest.reward_client import RewardClient
 
 POINTS = 201
 THRESHOLD = 0.8

@@ -22,10 +22,10 @@ from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.answers.reading import PARSERS
-from common.auth import BearerAuth
 from common.config import Reward
-from common.rest import BodyLimit, Problem, install_problem_handlers, read_json
-from common.reward_api import (
+from common.rest.auth import BearerAuth
+from common.rest.problems import BodyLimit, Problem, install_problem_handlers, read_json
+from common.rest.reward_api import (
     InjectionRequest,
     InjectionResponse,
     ScoreRequest,

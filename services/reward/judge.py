@@ -10,8 +10,8 @@ from typing import Any
 
 from common.answers.reading import PARSERS
 from common.config import Reward
-from common.rest import FieldError, Problem
-from common.reward_api import InjectionRequest, ScoreItem, ScoreRequest
+from common.rest.problems import FieldError, Problem
+from common.rest.reward_api import InjectionRequest, ScoreItem, ScoreRequest
 from services.reward.injection import Injection, inject
 from services.reward.metrics import Metrics
 from services.reward.registry import GroundTruthQuery, ScoreAll, Task, VerdictJson

@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from common.answers.reading import PARSERS
-from common.auth import PUBLIC_PATHS
-from common.rest import MEDIA_TYPE, ProblemDocument
-from common.reward_api import InjectionRequest, ScoreRequest, ShapeRequest
+from common.rest.auth import PUBLIC_PATHS
+from common.rest.problems import MEDIA_TYPE, ProblemDocument
+from common.rest.reward_api import InjectionRequest, ScoreRequest, ShapeRequest
 
 REFERENCE = "#/components/schemas/{model}"
 MEANING = {

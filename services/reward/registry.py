@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from common.errors import RewardError
 from common.messages import Mode, Target
-from common.reward_api import ScoreItem, ScoreRequest, ScorerInfo
+from common.rest.reward_api import ScoreItem, ScoreRequest, ScorerInfo
 from services.reward.sandbox import GROUP
 from services.reward.scorer_process import ScorerFailed, ScorerPool
 from services.reward.scorers import highlight_detection, temporal_grounding
@@ -21,7 +21,8 @@ from services.reward.scorers.targets import ScoreOne
 from services.reward.shaping import score_shaper
 
 VerdictJson = dict[str, Any]
-"""A verdict as it goes out; kinds and fields are those of `common.reward_api.AnswerVerdict`."""
+"""A verdict as it goes out; kinds and fields are those of
+`common.rest.reward_api.AnswerVerdict`."""
 ScoreAll = Callable[[Sequence[str]], list[VerdictJson]]
 
 

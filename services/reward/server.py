@@ -16,8 +16,8 @@ from pydantic import SecretStr
 from uvicorn.supervisors import Multiprocess
 
 from common import logs
-from common.auth import refuse_open_port
 from common.config import Reward
+from common.rest.auth import refuse_open_port
 from services.reward.app import create_app
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ group's advantages do not change under a common shift.
 import math
 from collections.abc import Callable
 
-from common.reward_api import Shaping
+from common.rest.reward_api import Shaping
 
 Shaper = Callable[[float], float]
 

@@ -20,8 +20,8 @@ from tenacity import (
 from common.config import Rollout, Shared
 from common.errors import RewardError
 from common.messages import PromptRequest, Unscored, Verdict
-from common.reward_api import ScoreItem, ScoreRequest, Shaping, to_message
-from common.reward_client import AsyncRewardClient
+from common.rest.reward_api import ScoreItem, ScoreRequest, Shaping, to_message
+from common.rest.reward_client import AsyncRewardClient
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ LIGHT_MODULES = [
     "common.messages",
     "common.prompts",
     "common.broker",
-    "common.reward_api",
+    "common.rest.reward_api",
     "services.reward.app",
 ]
 

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.messages import SpansTarget
-from common.reward_api import ScoreItem, ScoreRequest, Shaping
+from common.rest.reward_api import ScoreItem, ScoreRequest, Shaping
 from services.reward.scorers.temporal_grounding import bind
 from tests.fixtures.adversarial import ADVERSARIAL
 from tests.fixtures.reward_server import reward_server

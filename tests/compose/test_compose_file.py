@@ -12,7 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from common.auth import TOKEN_VARIABLE, is_loopback
+from common.rest.auth import TOKEN_VARIABLE, is_loopback
 from services.reward.server import DRAIN_S
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from common.errors import RewardError
 from common.messages import Scored, SpansTarget, Unscored
-from common.reward_api import (
+from common.rest.reward_api import (
     InjectionRequest,
     ScoredAnswer,
     ScoreItem,
@@ -19,7 +19,7 @@ from common.reward_api import (
     Shaping,
     to_message,
 )
-from common.reward_client import AsyncRewardClient, RewardClient
+from common.rest.reward_client import AsyncRewardClient, RewardClient
 from services.reward.app import create_app
 from tests.fixtures.reward_server import reward_server
 

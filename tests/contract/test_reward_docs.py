@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from common.reward_api import ScoreItem, ScoreRequest, Shaping
+from common.rest.reward_api import ScoreItem, ScoreRequest, Shaping
 from tests.fixtures.reward_server import RewardServer, reward_server
 
 ROOT = Path(__file__).parents[2]

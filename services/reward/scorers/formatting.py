@@ -15,7 +15,7 @@ import re
 from common.answers.presets import first_block, has_one_block, has_seed_pair
 from common.answers.tags import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, fold
 from common.messages import Mode
-from common.reward_api import FormatRule
+from common.rest.reward_api import FormatRule
 
 _THOUGHT_THEN_ANSWER = re.compile(THINK_CLOSE + r"\s*" + ANSWER_OPEN)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from common.answers.grammar import MAX_TIME_S
 from common.answers.reading import find_answer, highlight_answer, read_highlights
 from common.messages import Highlight, HighlightsTarget, Target, TextTarget
-from common.reward_api import ScoreItem, ScoreRequest, WmseSupport
+from common.rest.reward_api import ScoreItem, ScoreRequest, WmseSupport
 from services.reward.scorers.formatting import has_format
 from services.reward.scorers.targets import (
     END_TOLERANCE_S,

@@ -13,7 +13,7 @@ from common.answers.reading import PARSERS, Reading, grounding_answer, read_span
 from common.answers.spans import Span, union_iou
 from common.answers.tags import MAX_READ_CHARS
 from common.messages import SpansTarget, Target, TextTarget
-from common.reward_api import ScoreItem, ScoreRequest
+from common.rest.reward_api import ScoreItem, ScoreRequest
 from services.reward.scorers.formatting import has_format, has_seed_format, has_timezero_format
 from services.reward.scorers.targets import (
     ScoreOne,

@@ -30,7 +30,7 @@ from common.messages import (
     VersionSpan,
 )
 from common.prompts import grounding_problem
-from common.rest import Problem, install_problem_handlers
+from common.rest.problems import Problem, install_problem_handlers
 from jobs.ground import command
 from tests.fixtures.clips import ffmpeg
 from tests.fixtures.wire import replica_status

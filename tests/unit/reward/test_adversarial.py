@@ -10,7 +10,7 @@ import pytest
 
 from common.answers.reading import PARSERS
 from common.messages import Highlight, HighlightsTarget, SpansTarget
-from common.reward_api import ScoreItem, ScoreRequest
+from common.rest.reward_api import ScoreItem, ScoreRequest
 from services.reward.scorers import highlight_detection, temporal_grounding
 from tests.fixtures.adversarial import ADVERSARIAL
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from common.reward_api import FormatRule
+from common.rest.reward_api import FormatRule
 from services.reward.scorers.formatting import has_format, has_seed_format, has_timezero_format
 
 PARSE_TABLE = json.loads((Path(__file__).parents[2] / "golden/reward/parse_table.json").read_text())

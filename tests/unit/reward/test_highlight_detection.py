@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.messages import Highlight, HighlightsTarget, SpansTarget, Target, TextTarget
-from common.reward_api import ScoreItem, ScoreRequest
+from common.rest.reward_api import ScoreItem, ScoreRequest
 from services.reward.scorers.highlight_detection import (
     answer,
     bind,

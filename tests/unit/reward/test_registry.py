@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import RewardError
 from common.messages import TextTarget
-from common.reward_api import ScoreItem, ScoreRequest
+from common.rest.reward_api import ScoreItem, ScoreRequest
 from services.reward import registry
 from services.reward.registry import BuiltInTask, built_in, discover
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.reward_api import Shaping
+from common.rest.reward_api import Shaping
 from services.reward.shaping import (
     downscaled,
     injected_shaper,

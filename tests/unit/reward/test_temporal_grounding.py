@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from common.messages import HighlightsTarget, SpansTarget, Target, TextTarget
-from common.reward_api import ScoreItem, ScoreRequest, Shaping
+from common.rest.reward_api import ScoreItem, ScoreRequest, Shaping
 from services.reward.scorers.targets import TargetError, UnrenderableTarget
 from services.reward.scorers.temporal_grounding import answer, bind, seed_ground_truth
 

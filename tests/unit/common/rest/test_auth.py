@@ -7,8 +7,8 @@ import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from common.auth import BearerAuth, is_loopback, refuse_open_port
 from common.errors import ConfigError
+from common.rest.auth import BearerAuth, is_loopback, refuse_open_port
 
 
 @pytest.fixture

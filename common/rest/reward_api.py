@@ -1,8 +1,8 @@
 """The REST contract of the reward service as types: requests, responses, problems.
 
-Client and service share it; `common.reward_client` sends it, `services.reward` answers it. Times
-are in seconds. Numbers are finite; unknown fields are refused. Lists stop at their first wrong
-member: naming each of two million takes gigabytes.
+Client and service share it; `common.rest.reward_client` sends it, `services.reward` answers it.
+Times are in seconds. Numbers are finite; unknown fields are refused. Lists stop at their first
+wrong member: naming each of two million takes gigabytes.
 """
 
 from typing import Annotated, Any, Literal

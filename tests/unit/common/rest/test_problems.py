@@ -8,7 +8,7 @@ import pytest
 from fastapi import Depends, FastAPI, Request
 from pydantic import BaseModel, Field
 
-from common.rest import MEDIA_TYPE, BodyLimit, Problem, install_problem_handlers, read_json
+from common.rest.problems import MEDIA_TYPE, BodyLimit, Problem, install_problem_handlers, read_json
 
 MAX_BYTES = 200
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from common.config import bearer
 from common.errors import RewardError
-from common.reward_api import (
+from common.rest.reward_api import (
     InjectionRequest,
     InjectionResponse,
     ScoreRequest,

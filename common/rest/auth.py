@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from common.errors import ConfigError
-from common.rest import Problem, problem_response
+from common.rest.problems import Problem, problem_response
 
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
 """Answered without a token: orchestrators probe them."""
