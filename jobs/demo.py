@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common import config
-from common.broker import Broker
 from common.config import Run, Strategy
 from common.errors import ConfigError, TempSampError
+from common.queue.broker import Broker
 from jobs.baselines import blind_baselines
 from jobs.evaluation.held_out import HeldOut
 from jobs.evaluation.journal import read_records

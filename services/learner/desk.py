@@ -17,10 +17,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Self
 
-from common.broker import Broker
 from common.config import Run
 from common.errors import ConfigError
 from common.messages import ClipRef, PromptRequest, ReplicaStatus, ScoredGroup
+from common.queue.broker import Broker
 from services.learner import metrics
 from services.learner.checkpoint import RunState
 from services.learner.feed import Feed

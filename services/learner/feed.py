@@ -15,10 +15,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from common.broker import Broker
 from common.config import Learner, Shared
 from common.errors import ConfigError, VideoError
 from common.messages import Mode, PromptRequest, Sampling
+from common.queue.broker import Broker
 from common.rows import Row, UnusableRowError
 from common.video.loader import ClipLoader
 from services.learner.rows import RejectedRows, Rejection, load_rows

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
-from common.broker import Broker
 from common.errors import RewardError
 from common.messages import Scored, ScoredGroup, Unscored
+from common.queue.broker import Broker
 from services.learner.feed import Feed
 
 log = logging.getLogger(__name__)

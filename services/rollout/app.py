@@ -23,7 +23,6 @@ import uvicorn
 from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from common.broker import Broker
 from common.config import Rollout, Run, Shared
 from common.errors import EngineError, TempSampError, VideoError, WeightError
 from common.logs import configure
@@ -36,6 +35,7 @@ from common.messages import (
     ReplicaStatus,
     UpdateWeights,
 )
+from common.queue.broker import Broker
 from common.rest.auth import BearerAuth, refuse_open_port
 from common.rest.problems import BodyLimit, Problem, install_problem_handlers
 from common.video.loader import ClipLoader

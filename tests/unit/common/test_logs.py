@@ -76,7 +76,7 @@ def test_libraries_speak_from_warning_on() -> None:
     configure("reward", run_id="demo", stream=stream)
     logging.getLogger("httpx").info("request")
     logging.getLogger("httpx").warning("slow")
-    logging.getLogger("common.broker").info("ours")
+    logging.getLogger("common.queue.broker").info("ours")
     assert [line["event"] for line in lines(stream)] == ["slow", "ours"]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from common.broker import Broker
 from common.errors import QueueError
+from common.queue.broker import Broker
 from jobs.local_redis import LocalRedis, find_redis_server, start_redis
 from tests.fixtures.wire import prompt_request
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from common.broker import Broker
 from common.config import Learner, Shared, Video
 from common.errors import ConfigError
 from common.messages import PromptRequest, Sampling, SpansTarget
 from common.prompts import grounding_problem
+from common.queue.broker import Broker
 from services.learner.feed import Feed, FeedState
 from tests.fixtures.clips import make_clip
 from tests.fixtures.redis_server import RedisServer

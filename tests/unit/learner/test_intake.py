@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from common.broker import Broker
 from common.config import Learner, Shared, Video
 from common.errors import RewardError
 from common.messages import ScoredGroup
 from common.prompts import grounding_problem
+from common.queue.broker import Broker
 from services.learner import intake as intake_module
 from services.learner.feed import Feed, FeedState
 from services.learner.intake import Intake, IntakeState

@@ -21,7 +21,7 @@ from redis.backoff import NoBackoff
 from common.config import Shared
 from common.errors import ConfigError, QueueError
 from common.messages import DeadLetter, PromptRequest, ReplicaStatus, ScoredGroup
-from common.stream_entries import (
+from common.queue.stream_entries import (
     DROP_RUN,
     HOLD_RUN,
     TOUCH_CLAIM,

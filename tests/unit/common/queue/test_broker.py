@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from common.broker import Broker, ClaimedPrompt
 from common.errors import ConfigError, QueueError
 from common.messages import ScoredGroup
+from common.queue.broker import Broker, ClaimedPrompt
 from tests.fixtures.redis_server import RedisServer
 from tests.fixtures.wire import prompt_request, replica_status, scored_group
 

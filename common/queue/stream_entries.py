@@ -1,6 +1,6 @@
 """What lies in a run's Redis streams: wire type ↔ entry fields; scripts that have to be atomic.
 
-Used by `common.broker` alone; nothing here talks to Redis.
+Used by `common.queue.broker` alone; nothing here talks to Redis.
 """
 
 from dataclasses import dataclass
