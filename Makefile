@@ -45,7 +45,7 @@ format: setup
 	.venv/bin/ruff check --fix .
 
 tiny-model: setup
-	$(PY) -m jobs.tiny_model --out deploy/tiny-qwen3vl
+	$(PY) -m jobs.toy.make_model --out deploy/tiny-qwen3vl
 
 bench-prefix: setup
 	@$(PY) -m tests.bench.prefix

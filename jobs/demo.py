@@ -162,7 +162,7 @@ def run_demo(demo: Demo, *, write_report: bool) -> dict[str, Any]:
 def _run_ring(
     demo: Demo, redis: LocalRedis, children: Children, *, write_report: bool, started: float
 ) -> dict[str, Any]:
-    from jobs import clips
+    from jobs.toy import clips
 
     folder, overrides = demo.run_dir, demo.overrides(redis.url)
     run = config.load(CONFIG, overrides=overrides, environ=demo.environ)

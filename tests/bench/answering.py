@@ -39,10 +39,10 @@ from common.errors import EngineError
 from common.messages import GenerateRequest, Sampling
 from common.video.frames import sample_clip
 from common.video.loader import ClipLoader
-from jobs import clips
 from jobs.evaluation.local_engine import LocalReplica, started
 from jobs.evaluation.questions import find_questions
 from jobs.replicas import FLEET_TIMEOUT, Ask, Fleet, connected
+from jobs.toy import clips
 from services.rollout.engine import Engine
 from tests.bench.clips import Spread
 from tests.bench.reward import machine

@@ -16,8 +16,8 @@ import typer
 from typer.testing import CliRunner
 
 from common.errors import ConfigError
-from jobs import clips
 from jobs.evaluation.command import command
+from jobs.toy import clips
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"

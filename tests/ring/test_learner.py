@@ -15,8 +15,8 @@ import pytest
 from transformers import AutoModelForImageTextToText
 
 from common.prompts import grounding_problem
-from jobs import clips
 from jobs.evaluation.score import score_file
+from jobs.toy import clips
 from tests.ring.conftest import ROOT, Ring
 
 CHARADES = ROOT.parent / "shared/data/videos/charades_3MSZA.mp4"

@@ -11,7 +11,7 @@ from common.config import bearer
 from common.messages import PromptRequest, ReplicaStatus, ScoredGroup, SpansTarget
 from common.prompts import chat_messages
 from common.video.frames import sample_clip
-from jobs import clips
+from jobs.toy import clips
 from services.learner import parallel
 from services.learner.parallel import Ranks
 from services.learner.policy import Policy, load_policy

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from common.answers.spans import Span
-from jobs import clips
 from jobs.baselines import blind_baselines
 from jobs.evaluation.journal import Journal
 from jobs.evaluation.matching import Question
@@ -33,6 +32,7 @@ from jobs.summary import (
     RunFacts,
     build_summary,
 )
+from jobs.toy import clips
 
 STEPS = 200
 

@@ -13,7 +13,7 @@ from common import prompts
 from common.answers.reading import read_spans
 from common.messages import ClipRef
 from common.video.frames import load_frames, sample_clip
-from jobs import clips
+from jobs.toy import clips
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""Make the demo's start checkpoint from nothing: `python -m jobs.tiny_model --out FOLDER`.
+"""Make the demo's start checkpoint from nothing: `python -m jobs.toy.make_model --out FOLDER`.
 
 A genuine `Qwen3VLForConditionalGeneration` of 0.95 M parameters that answers in the right format
 and has only begun to mind which shape was asked for. Three stages: tokenizer and processor
-(`jobs.tiny_tokenizer`), vision tower (`jobs.tiny_vision`), language model (`jobs.tiny_language`).
+(`jobs.toy.tokenizer`), vision tower (`jobs.toy.vision`), language model (`jobs.toy.language`).
 The shipped one is `deploy/tiny-qwen3vl`; demo and tests load it like any Hugging Face checkpoint.
 
 **Start rule**, fixed before any reinforcement-learning result was looked at: from step 100 of the
@@ -25,8 +25,8 @@ from rich.console import Console
 from torch import Tensor
 
 from common import torchvision_cpu
-from jobs import clips
-from jobs.tiny_language import (
+from jobs.toy import clips
+from jobs.toy.language import (
     SCHEDULE_STEPS,
     Evaluation,
     Events,
@@ -35,8 +35,8 @@ from jobs.tiny_language import (
     best_constant,
     evaluate,
 )
-from jobs.tiny_tokenizer import MERGE_SIZE, PATCH_PX, TEMPORAL_PATCH, write_processor
-from jobs.tiny_vision import PERMUTATIONS, Report, features, load_clips, pretrain
+from jobs.toy.tokenizer import MERGE_SIZE, PATCH_PX, TEMPORAL_PATCH, write_processor
+from jobs.toy.vision import PERMUTATIONS, Report, features, load_clips, pretrain
 
 EVALUATE_EVERY = 5
 VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "av", "decord")

@@ -3,7 +3,7 @@
 A byte-level BPE tokenizer of a few hundred pieces, trained on the demo's own sentences, in Qwen2's
 pre-tokenisation: every digit is its own token, so times are read and written digit by digit, and
 any other text falls back to bytes. `<think>` and `<answer>` tags are plain text. The chat template
-is Qwen's without tools. Neighbours: `jobs.tiny_model` writes the weights beside it; rollout and
+is Qwen's without tools. Neighbours: `jobs.toy.make_model` writes the weights beside it; rollout and
 learner load both like any Qwen3-VL checkpoint.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from common.prompts import VIDEO_TAG, grounding_problem
-from jobs.clips import COLORS, PROBLEM, SHAPES, Event
+from jobs.toy.clips import COLORS, PROBLEM, SHAPES, Event
 
 PATCH_PX = 8
 MERGE_SIZE = 2

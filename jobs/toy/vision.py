@@ -2,7 +2,7 @@
 
 No text and no time take part: two linear heads, thrown away afterwards, read the colours off the
 tower's two outputs. Permuting the RGB channels turns one clip into six with other colours, which
-keeps the tower from learning the clips by heart. `jobs.tiny_language` then trains on `features` of
+keeps the tower from learning the clips by heart. `jobs.toy.language` then trains on `features` of
 the frozen tower. The tower is run as transformers ships it.
 
 Shapes: N clips, F = 16 frames, T = F/2 temporal patches, V = 4 visual tokens per temporal patch,
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.video.frames import load_frames, sample_clip
-from jobs import clips
-from jobs.clips import COLORS, SHAPES_PER_CLIP, Event, Split
+from jobs.toy import clips
+from jobs.toy.clips import COLORS, SHAPES_PER_CLIP, Event, Split
 
 PERMUTATIONS = tuple(itertools.permutations(range(3)))
 """Channel orders; the first one changes nothing."""

@@ -15,10 +15,10 @@ import torch
 
 from common import torchvision_cpu
 from common.video.frames import load_frames, sample_clip
-from jobs import clips, tiny_language, tiny_model, tiny_vision
-from jobs.clips import Event
+from jobs.toy import clips, language, make_model, vision
+from jobs.toy.clips import Event
 
-REPO = Path(__file__).parents[3]
+REPO = Path(__file__).parents[4]
 SHIPPED = REPO / "deploy" / "tiny-qwen3vl"
 NUM_VALIDATION = clips.NUM_CLIPS["validation"]
 
@@ -54,7 +54,7 @@ def shipped() -> tuple[Any, Any]:
 
 def generated(processor: Any, model: Any, path: Path, *, query: str) -> str:
     """The greedy answer by transformers' own generate, special tokens kept."""
-    inputs = tiny_language.prompt_inputs(processor, path, query=query)
+    inputs = language.prompt_inputs(processor, path, query=query)
     with torch.no_grad():
         out = model.generate(**inputs, max_new_tokens=24, do_sample=False)
     text: str = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :])
@@ -73,7 +73,7 @@ def test_the_script_makes_a_checkpoint_that_transformers_loads(tmp_path: Path) -
     sizes = (
         "--warm-clips 4 --validation-clips 2 --vision-steps 2 --first-evaluation 2 --start-miou 0"
     )
-    command = [sys.executable, "-m", "jobs.tiny_model", "--out", str(out)]
+    command = [sys.executable, "-m", "jobs.toy.make_model", "--out", str(out)]
     command += ["--clips", str(tmp_path / "clips"), *sizes.split()]
     ran = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
@@ -83,7 +83,7 @@ def test_the_script_makes_a_checkpoint_that_transformers_loads(tmp_path: Path) -
     assert not any(loading.values())
     assert type(processor).__name__ == "Qwen3VLProcessor"
     assert type(model).__name__ == "Qwen3VLForConditionalGeneration"
-    inputs = tiny_language.prompt_inputs(
+    inputs = language.prompt_inputs(
         processor, tmp_path / "clips" / "warm" / "00000.mp4", query="the red circle is visible"
     )
     assert torch.isfinite(model(**inputs).logits).all()
@@ -95,7 +95,7 @@ def test_the_script_makes_a_checkpoint_that_transformers_loads(tmp_path: Path) -
 def test_a_recipe_that_never_reaches_the_start_says_how_far_it_came(
     clips_folder: Path, tmp_path: Path
 ) -> None:
-    recipe = tiny_model.Recipe(
+    recipe = make_model.Recipe(
         warm_clips=2,
         validation_clips=2,
         vision_steps=1,
@@ -104,7 +104,7 @@ def test_a_recipe_that_never_reaches_the_start_says_how_far_it_came(
         max_language_steps=1,
     )
     with pytest.raises(RuntimeError, match=r"found validation mIoU \[.*\].*wanted 1\.0"):
-        tiny_model.make(tmp_path, clips_folder=clips_folder, recipe=recipe, report=str)
+        make_model.make(tmp_path, clips_folder=clips_folder, recipe=recipe, report=str)
     assert not (tmp_path / "model.safetensors").exists()
 
 
@@ -139,7 +139,7 @@ def test_a_time_stands_before_every_temporal_patch(
 ) -> None:
     processor, _ = shipped
     path = clips_folder / clips.clip_path("validation", 0)
-    inputs = tiny_language.prompt_inputs(processor, path, query="the red circle is visible")
+    inputs = language.prompt_inputs(processor, path, query="the red circle is visible")
     prompt = processor.tokenizer.decode(inputs["input_ids"][0])
     ref = sample_clip(path, sampling=clips.SAMPLING)
     times = np.array(ref.frame_indices).reshape(-1, 2).mean(1) / ref.source_fps
@@ -157,7 +157,7 @@ def test_permuting_patches_is_permuting_the_channels_of_the_frames(
     shipped: tuple[Any, Any], clips_folder: Path
 ) -> None:
     processor, model = shipped
-    data = tiny_vision.load_clips(
+    data = vision.load_clips(
         clips_folder, "validation", num_clips=2, video_processor=processor.video_processor
     )
     order = (2, 0, 1)
@@ -170,21 +170,21 @@ def test_permuting_patches_is_permuting_the_channels_of_the_frames(
     )["pixel_values_videos"]
     recolored = replace(data, patches_NPD=patches.reshape(data.patches_NPD.shape))
     torch.testing.assert_close(
-        tiny_vision.features(model.model.visual, data, permutation=order),
-        tiny_vision.features(model.model.visual, recolored, permutation=(0, 1, 2)),
+        vision.features(model.model.visual, data, permutation=order),
+        vision.features(model.model.visual, recolored, permutation=(0, 1, 2)),
     )
 
 
 def test_recoloring_names_the_colour_the_channels_make() -> None:
-    assert tiny_vision.recolored("red", (1, 0, 2)) == "green"
-    assert tiny_vision.recolored("yellow", (0, 2, 1)) == "magenta"
-    for order in tiny_vision.PERMUTATIONS:
-        names = {tiny_vision.recolored(name, order) for name in clips.COLORS}
+    assert vision.recolored("red", (1, 0, 2)) == "green"
+    assert vision.recolored("yellow", (0, 2, 1)) == "magenta"
+    for order in vision.PERMUTATIONS:
+        names = {vision.recolored(name, order) for name in clips.COLORS}
         assert names == set(clips.COLORS)
 
 
 def test_labels_follow_the_frames_true_times(shipped: tuple[Any, Any], clips_folder: Path) -> None:
-    data = tiny_vision.load_clips(
+    data = vision.load_clips(
         clips_folder, "validation", num_clips=4, video_processor=shipped[0].video_processor
     )
     ref = sample_clip(clips_folder / "validation/00000.mp4", sampling=clips.SAMPLING)
@@ -197,9 +197,9 @@ def test_labels_follow_the_frames_true_times(shipped: tuple[Any, Any], clips_fol
 
 def test_best_constant_is_found_on_a_case_worked_by_hand() -> None:
     events = ((Event("red", "circle", 2.0, 6.0), Event("blue", "square", 2.0, 6.0)),)
-    assert tiny_language.best_constant(events) == ((2.0, 6.0), 1.0)
+    assert language.best_constant(events) == ((2.0, 6.0), 1.0)
     one_wider = ((events[0][0], replace(events[0][1], end_s=10.0)),)
-    span, miou = tiny_language.best_constant(one_wider)
+    span, miou = language.best_constant(one_wider)
     assert span[0] == 2.0
     assert miou == pytest.approx(0.75)  # (1 + 1/2) / 2 at either end
 
@@ -238,19 +238,17 @@ def test_the_recipe_records_what_a_recomputation_finds(
     shipped: tuple[Any, Any], clips_folder: Path
 ) -> None:
     processor, model = shipped
-    data = tiny_vision.load_clips(
+    data = vision.load_clips(
         clips_folder,
         "validation",
         num_clips=NUM_VALIDATION,
         video_processor=processor.video_processor,
     )
-    features = tiny_vision.features(
-        model.model.visual, data, permutation=tiny_vision.PERMUTATIONS[0]
-    )
-    reader = tiny_language.SharedPrefix(
+    features = vision.features(model.model.visual, data, permutation=vision.PERMUTATIONS[0])
+    reader = language.SharedPrefix(
         model, processor, clips_folder / clips.clip_path("validation", 0)
     )
-    found = tiny_language.evaluate(reader, features, data.events)
+    found = language.evaluate(reader, features, data.events)
     recipe = json.loads((SHIPPED / "recipe.json").read_text())
     recorded = recipe["validation"]
     # another CPU may round a few greedy choices differently
@@ -261,7 +259,7 @@ def test_the_recipe_records_what_a_recomputation_finds(
     assert recipe["recipe"]["start_miou"] <= recorded["miou"] < 0.45
     assert all(row["miou"] < recipe["recipe"]["start_miou"] for row in recipe["history"][:-1])
     assert recorded["best_constant_miou"] == pytest.approx(
-        tiny_language.best_constant(data.events)[1], abs=1e-4
+        language.best_constant(data.events)[1], abs=1e-4
     )
 
     for i in range(3):

@@ -3,9 +3,9 @@
 Supervised warm-up on features of the frozen tower: the three queries of a clip share one forward of
 the video prefix. Two linear heads, thrown away afterwards, predict from a middle and from the last
 layer in which frames the queried shape is visible; without them a few hundred steps do not make the
-query matter. `evaluate` gives the greedy mIoU that the start rule of `jobs.tiny_model` looks at.
-The model is run as transformers ships it: features enter by its `mm_encoder_outputs`, the prefix by
-its cache.
+query matter. `evaluate` gives the greedy mIoU that the start rule of `jobs.toy.make_model` looks
+at. The model is run as transformers ships it: features enter by its `mm_encoder_outputs`, the
+prefix by its cache.
 
 Shapes: N clips, B = queries of all clips, Q = queries per clip, E = events per clip, L prefix
 tokens, S query tokens, R answer tokens, F frames, X = T*V visual tokens, H hidden size.
@@ -27,7 +27,7 @@ from common import prompts
 from common.answers.reading import read_spans
 from common.answers.spans import iou, union_iou
 from common.video.frames import load_frames, processor_metadata, sample_clip
-from jobs.clips import (
+from jobs.toy.clips import (
     DURATION_S,
     GRID_S,
     PROBLEM,
@@ -35,7 +35,7 @@ from jobs.clips import (
     SHAPES_PER_CLIP,
     Event,
 )
-from jobs.tiny_vision import COLOR_NAMES, PERMUTATIONS, ClipTensors, recolored, set_learning_rate
+from jobs.toy.vision import COLOR_NAMES, PERMUTATIONS, ClipTensors, recolored, set_learning_rate
 
 Events = tuple[tuple[Event, ...], ...]
 """Per clip, its events."""
