@@ -33,7 +33,7 @@ from common.errors import ConfigError
 from common.rows import TrainerRow, UnusableRowError
 from common.video.cache import ClipCache, sync_file
 from jobs.crash_safe_pool import Lost, results
-from jobs.processes import interruptible
+from jobs.local.processes import interruptible
 
 Key = TypeVar("Key")
 

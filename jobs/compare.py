@@ -37,7 +37,7 @@ from common import config
 from common.errors import ConfigError, TempSampError
 from jobs.comparison import Comparison, compare, markdown, tables
 from jobs.demo import CONFIG, METHODS, ROOT
-from jobs.processes import Child, Children
+from jobs.local.processes import Child, Children
 
 DEFAULT_METHODS = "grpo,mixed,tempsamp,sft"
 DEFAULT_SEEDS = "0,1,2,3,4"

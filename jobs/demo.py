@@ -33,8 +33,8 @@ from jobs.evaluation.journal import read_records
 from jobs.evaluation.score import read_questions
 from jobs.evaluation.settings import AnswerSampling
 from jobs.grounding import Evaluation, evaluation_of
-from jobs.local_redis import LocalRedis, free_port, start_redis
-from jobs.processes import Children, interruptible
+from jobs.local.processes import Children, interruptible
+from jobs.local.redis import LocalRedis, free_port, start_redis
 from jobs.summary import (
     ANSWERS_AFTER,
     ANSWERS_BEFORE,

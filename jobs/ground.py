@@ -32,8 +32,8 @@ from common.prompts import chat_messages, grounding_problem
 from common.video.sampling import VideoSampling
 from jobs.candidates import AGREEMENT, ROUNDING_S, Candidate, Grounding, ground
 from jobs.endpoints import check_endpoints
-from jobs.evaluation.local_engine import LocalReplica, sampling_of, started
-from jobs.processes import interruptible
+from jobs.local.processes import interruptible
+from jobs.local.replica import LocalReplica, sampling_of, started
 from jobs.replicas import Replicas, connected
 
 if TYPE_CHECKING:

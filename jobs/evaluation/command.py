@@ -28,13 +28,13 @@ from jobs.evaluation.settings import (
     Served,
     checkpoint_digest,
 )
-from jobs.processes import interruptible
+from jobs.local.processes import interruptible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from jobs.evaluation.local_engine import LocalReplica
     from jobs.evaluation.session import Plan, Prepared
+    from jobs.local.replica import LocalReplica
 
 MAX_TOKENS = 512
 """SPEC A9."""
@@ -226,8 +226,8 @@ def _with_endpoints(
 def _with_own_replica(
     plan: "Plan", checkpoint: Path, *, run_file: Path | None, console: "Console"
 ) -> None:
-    from jobs.evaluation.local_engine import started
     from jobs.evaluation.session import prepare
+    from jobs.local.replica import started
 
     prepared = prepare(plan)
     with console.status("reading the checkpoint"):
@@ -320,7 +320,7 @@ def _write_outputs(plan: "Plan", *, console: "Console") -> None:
 
 def _video(run: Run | None, *, checkpoint: Path | None) -> Video:
     """Frames as the run has them, else as SPEC A9 evaluates; any file may be sampled."""
-    from jobs.evaluation.local_engine import evaluation_sampling, sampling_of
+    from jobs.local.replica import evaluation_sampling, sampling_of
 
     if run is not None:
         return run.shared.video.model_copy(update={"roots": (Path("/"),)})

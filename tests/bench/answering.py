@@ -39,8 +39,8 @@ from common.errors import EngineError
 from common.messages import GenerateRequest, Sampling
 from common.video.frames import sample_clip
 from common.video.loader import ClipLoader
-from jobs.evaluation.local_engine import LocalReplica, started
 from jobs.evaluation.questions import find_questions
+from jobs.local.replica import LocalReplica, started
 from jobs.replicas import FLEET_TIMEOUT, Ask, Fleet, connected
 from jobs.toy import clips
 from services.rollout.engine import Engine

@@ -20,8 +20,8 @@ from common import config
 from common.config import Run
 from common.messages import ReplicaStatus
 from common.queue.broker import Broker
-from jobs.local_redis import LocalRedis, free_port, start_redis
-from jobs.processes import Child, Children
+from jobs.local.processes import Child, Children
+from jobs.local.redis import LocalRedis, free_port, start_redis
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 300.0

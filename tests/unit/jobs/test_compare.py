@@ -22,7 +22,7 @@ from jobs.comparison import (
     paired_difference,
     tables,
 )
-from jobs.processes import ChildError
+from jobs.local.processes import ChildError
 
 
 def a_summary(method: str, seed: int, **figures: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.processes import Child, ChildError, Children
+from jobs.local.processes import Child, ChildError, Children
 
 PYTHON = sys.executable
 
@@ -57,7 +57,7 @@ def test_a_child_that_ends_by_itself_and_an_unwatched_one_are_no_error(tmp_path:
 def test_leaving_ends_children_and_their_children_even_stubborn_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.processes.STOP_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("jobs.local.processes.STOP_TIMEOUT_S", 0.5)
     stubborn = (
         "import signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"

@@ -23,8 +23,8 @@ from pydantic import SecretStr
 
 from common.errors import ConfigError, EngineError
 from common.video.sampling import VideoSampling
-from jobs.local_redis import free_port
-from jobs.processes import Child, Children
+from jobs.local.processes import Child, Children
+from jobs.local.redis import free_port
 
 MAX_PROMPT_TOKENS = 20_480
 MAX_MODEL_LEN = 24_000

@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import QueueError
 from common.queue.broker import Broker
-from jobs.local_redis import LocalRedis, find_redis_server, start_redis
+from jobs.local.redis import LocalRedis, find_redis_server, start_redis
 from tests.fixtures.wire import prompt_request
 
 Start = Callable[..., LocalRedis]

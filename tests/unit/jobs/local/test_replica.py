@@ -8,10 +8,10 @@ import pytest
 
 from common import config
 from common.errors import ConfigError
-from jobs.evaluation.local_engine import run_toml, sampling_of, started
-from jobs.processes import ChildError
+from jobs.local.processes import ChildError
+from jobs.local.replica import run_toml, sampling_of, started
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 TINY = ROOT / "deploy/tiny-qwen3vl"
 
 
