@@ -1,6 +1,6 @@
 """Answers to one question → `Candidate`s, each with a confidence. Pure.
 
-    GenerateResponse of jobs.replicas -> ground -> Grounding -> jobs.ground shows it
+    GenerateResponse of jobs.asking.replicas -> ground -> Grounding -> jobs.ground shows it
 
 With one greedy answer, its confidence is the geometric mean of its tokens' probabilities. With
 samples, it is the share of them that agree: answers whose spans overlap with IoU >= `SAME_IOU` are
@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from common.answers.reading import read_spans
 from common.answers.spans import Span, union_iou
 from common.messages import ClipRef, GeneratedAnswer, GenerateResponse, Mode
+from jobs.asking.replicas import one_version
 from jobs.evaluation.modes import answer_logprob
-from jobs.replicas import one_version
 
 SAME_IOU = 0.5
 """Answers that overlap this much are one candidate."""

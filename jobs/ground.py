@@ -1,6 +1,6 @@
 """`tempsamp ground VIDEO "query"`: when does it happen? One question, spans with a confidence.
 
-    video + query -> jobs.replicas -> jobs.candidates -> table or --json
+    video + query -> jobs.asking.replicas -> jobs.candidates -> table or --json
                                       jobs.contact_sheet (--out), jobs.cut (--cut)
 
 Exit code 1 when no answer can be read, the video cannot be used or nobody answers; 2 for a mistake
@@ -30,11 +30,11 @@ from common.errors import ConfigError, EngineError
 from common.messages import ClipRef, GenerateRequest, Mode, Sampling
 from common.prompts import chat_messages, grounding_problem
 from common.video.sampling import VideoSampling
+from jobs.asking.endpoints import check_endpoints
+from jobs.asking.replicas import Replicas, connected
 from jobs.candidates import AGREEMENT, ROUNDING_S, Candidate, Grounding, ground
-from jobs.endpoints import check_endpoints
 from jobs.local.processes import interruptible
 from jobs.local.replica import LocalReplica, sampling_of, started
-from jobs.replicas import Replicas, connected
 
 if TYPE_CHECKING:
     from jobs.cut import Cut

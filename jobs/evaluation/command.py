@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from common import config
 from common.config import Run, Video
 from common.errors import ConfigError
-from jobs.endpoints import check_endpoints
+from jobs.asking.endpoints import check_endpoints
 from jobs.evaluation.benchmarks import BENCHMARKS, benchmarks_named
 from jobs.evaluation.questions import parse_shard
 from jobs.evaluation.settings import (
@@ -205,8 +205,8 @@ def _check_folder(out: Path) -> None:
 def _with_endpoints(
     plan: "Plan", endpoints: Sequence[str], *, checkpoint: Path | None, console: "Console"
 ) -> None:
+    from jobs.asking.replicas import connected, served
     from jobs.evaluation.session import prepare
-    from jobs.replicas import connected, served
 
     prepared = prepare(plan)
     digest = None if checkpoint is None else checkpoint_digest(checkpoint)
@@ -271,9 +271,9 @@ def _ask_all(
     console: "Console",
     replica: "LocalReplica | None" = None,
 ) -> None:
+    from jobs.asking.replicas import FLEET_TIMEOUT, RETRY_S, connected
     from jobs.evaluation.session import LOCAL_RETRY_S, ask
     from jobs.evaluation.terminal import Bar, progress_on
-    from jobs.replicas import FLEET_TIMEOUT, RETRY_S, connected
 
     async def ask_each() -> None:
         async with connected(endpoints, token=token, patience=FLEET_TIMEOUT) as clients:

@@ -16,13 +16,13 @@ from pydantic import SecretStr
 from common.config import Run, Video
 from common.errors import ConfigError, EngineError
 from common.messages import Mode
+from jobs.asking.replicas import FLEET_TIMEOUT, RETRY_S, connected
 from jobs.evaluation.benchmarks import Benchmark
 from jobs.evaluation.matching import Question
 from jobs.evaluation.runner import Tally
 from jobs.evaluation.session import Plan, ask, finish, open_run, prepare
 from jobs.evaluation.settings import AnswerSampling, Served
 from jobs.evaluation.summary import Summary
-from jobs.replicas import FLEET_TIMEOUT, RETRY_S, connected
 
 VALIDATION_RETRY_S = 10.0
 """Only the learner can bring weights to a replica that came back, and it is waiting for us."""

@@ -19,6 +19,7 @@ from common.config import Video
 from common.errors import ConfigError, TempSampError
 from common.messages import Mode
 from common.video.sampling import FIELDS, VideoSampling
+from jobs.asking.replicas import RETRY_S, Fleet
 from jobs.evaluation.benchmarks import BENCHMARKS, Benchmark, annotation_file, find_video
 from jobs.evaluation.journal import (
     Journal,
@@ -39,7 +40,6 @@ from jobs.evaluation.settings import (
     asked_modes,
 )
 from jobs.evaluation.summary import Summary, mix, paired, summarize
-from jobs.replicas import RETRY_S, Fleet
 
 LOCAL_RETRY_S = 900.0
 """How long our own replica may take to load a checkpoint again after a crash."""

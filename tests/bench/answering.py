@@ -2,8 +2,8 @@
 
 The tiny model answers the same greedy requests, one engine against one and two against two:
 
-    direct      `Engine.generate` from a loop in a process per engine, nothing in between
-    replicas    `tempsamp rollout serve` from a checkpoint, asked through `jobs.replicas.Fleet`
+    direct      `Engine.generate` from a loop in a process per engine, nothing in between replicas
+    `tempsamp rollout serve` from a checkpoint, asked through `jobs.asking.replicas.Fleet`
 
 Both decode every clip with `ClipLoader`, with as many requests in flight in each engine. Engines
 are started and warmed before anything is timed. Rounds alternate and each has clips of its own, so
@@ -39,9 +39,9 @@ from common.errors import EngineError
 from common.messages import GenerateRequest, Sampling
 from common.video.frames import sample_clip
 from common.video.loader import ClipLoader
+from jobs.asking.replicas import FLEET_TIMEOUT, Ask, Fleet, connected
 from jobs.evaluation.questions import find_questions
 from jobs.local.replica import LocalReplica, started
-from jobs.replicas import FLEET_TIMEOUT, Ask, Fleet, connected
 from jobs.toy import clips
 from services.rollout.engine import Engine
 from tests.bench.clips import Spread

@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.piles import Piles
+from jobs.asking.piles import Piles
 
 
 def piles_of(*jobs: str) -> Piles[str]:

@@ -1,7 +1,7 @@
 """Questions to rollout replicas over HTTP: `GenerateRequest` → `GenerateResponse`.
 
-`Replicas` asks in turn and suits a few questions. `Fleet` keeps every replica busy for as
-long as it takes: replicas pull from one queue (`jobs.piles`), so a slow one holds nobody back, and
+`Replicas` asks in turn and suits a few questions. `Fleet` keeps every replica busy for as long as
+it takes: replicas pull from one queue (`jobs.asking.piles`), so a slow one holds nobody back, and
 what a dead one had in work goes to the others. Neighbours: POST /v1/generate of
 `services.rollout.app`; `jobs.ground` and `jobs.evaluation.runner` ask.
 """
@@ -34,7 +34,7 @@ from tenacity import (
 from common.config import bearer
 from common.errors import EngineError
 from common.messages import GenerateRequest, GenerateResponse, ReplicaStatus
-from jobs.piles import Numbered, Piles
+from jobs.asking.piles import Numbered, Piles
 
 TIMEOUT = httpx.Timeout(10.0, read=120.0)
 FLEET_TIMEOUT = httpx.Timeout(10.0, read=600.0, pool=None)

@@ -4,7 +4,7 @@
 
 The queries of one clip are such a pile: the replica that has its frames and its prefix in a cache
 answers the next one for less. Nobody waits for a pile, though: who finds nothing of his own and
-nothing new helps another. For one event loop. Used by `jobs.replicas.Fleet`.
+nothing new helps another. For one event loop. Used by `jobs.asking.replicas.Fleet`.
 """
 
 import asyncio

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from common.errors import ConfigError
-from jobs.endpoints import check_endpoints
+from jobs.asking.endpoints import check_endpoints
 from tests.fixtures.stand_in_replica import serving, unused_url
 
 

@@ -1,8 +1,9 @@
 """Addresses of `--endpoint` → are they rollout replicas? Known before a minute of retries.
 
-    --endpoint … -> check_endpoints() -> jobs.replicas asks them
+    --endpoint … -> check_endpoints() -> jobs.asking.replicas asks them
 
-An address that nobody answers at, or a replica that still loads, passes: `jobs.replicas` waits.
+An address that nobody answers at, or a replica that still loads, passes: `jobs.asking.replicas`
+waits.
 """
 
 from collections.abc import Iterable
