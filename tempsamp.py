@@ -106,7 +106,7 @@ def demo(context: typer.Context) -> None:
 @data.command("convert", **PASSED_ON)
 def data_convert(context: typer.Context) -> None:
     """Turn published annotation files into trainer rows."""
-    from jobs.convert_cli import command
+    from jobs.data.convert_command import command
 
     _run(command, context)
 
@@ -114,7 +114,7 @@ def data_convert(context: typer.Context) -> None:
 @data.command("inspect", **PASSED_ON)
 def data_inspect(context: typer.Context) -> None:
     """Show what an annotation file holds, and check its videos."""
-    from jobs.inspection.cli import command
+    from jobs.data.inspection.command import command
 
     _run(command, context)
 
@@ -122,7 +122,7 @@ def data_inspect(context: typer.Context) -> None:
 @data.command("preprocess", **PASSED_ON)
 def data_preprocess(context: typer.Context) -> None:
     """Decode the videos of trainer rows into a clip cache."""
-    from jobs.preprocess import command
+    from jobs.data.preprocess import command
 
     _run(command, context)
 
@@ -130,7 +130,7 @@ def data_preprocess(context: typer.Context) -> None:
 @data.command("import-pt", **PASSED_ON)
 def data_import_pt(context: typer.Context) -> None:
     """Bring an old cache of .pt files into a clip cache."""
-    from jobs.import_pt import command
+    from jobs.data.import_pt import command
 
     _run(command, context)
 

@@ -6,7 +6,8 @@
 An entry is the tensor `frames` [F, H, W, 3] uint8 and one JSON `EntryHeader`, each with a blake3
 digest: a flipped bit of either is found. Entries are written beside their place, synced and
 renamed, by one process at a time (`locked`); a killed writer leaves nothing that could be read.
-`jobs.preprocess` and `jobs.import_pt` write, `common.video.loader` decides what may be used.
+`jobs.data.preprocess` and `jobs.data.import_pt` write, `common.video.loader` decides what may be
+used.
 
 Reading copies the file into a fresh array instead of mapping it: an array that outlives a
 replacement of its file on a network disk would kill the process with SIGBUS. Copy and digest take

@@ -10,7 +10,7 @@ the wanted one, and whatever is not used is counted and said:
 Damage is not a difference: an entry with a wrong digest is decoded again and mended on disk in both
 cached modes, and is a `VideoError` when its source is gone. Neighbours: `common.video.cache` (the
 store), `common.video.frames` (the decoders), `common.video.roots` (which files may be opened);
-`jobs.preprocess` fills the store through `ensure_entry`.
+`jobs.data.preprocess` fills the store through `ensure_entry`.
 """
 
 import contextlib

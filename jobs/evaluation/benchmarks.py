@@ -1,7 +1,7 @@
 """Benchmark names → annotation files, and video names → files (SPEC A1.5, A1.6).
 
 Files keep the names they are published under; a folder of ours may hold them flat or one folder
-deep. `jobs.annotations` reads them, `jobs.evaluation.questions` asks about them.
+deep. `jobs.data.annotations` reads them, `jobs.evaluation.questions` asks about them.
 """
 
 from collections.abc import Mapping
@@ -155,7 +155,7 @@ def find_video(name: str, *, root: Path, subset: str = "") -> Path | None:
     (`videos/`, `video_shards/`, flat; with and without the benchmark's folder) and container.
 
     Args:
-        name: as `jobs.annotations` gives it.
+        name: as `jobs.data.annotations` gives it.
         root: --video-root.
         subset: of the benchmark.
     """

@@ -2,7 +2,7 @@
 
 By the annotation's id where the file uses such ids, else by video and query as names and sentences
 are commonly rewritten: folders, suffixes, letter case, spaces and outer dots do not count. Between
-`jobs.evaluation.predictions`, `jobs.annotations` and `jobs.evaluation.protocols`.
+`jobs.evaluation.predictions`, `jobs.data.annotations` and `jobs.evaluation.protocols`.
 """
 
 from collections.abc import Iterable, Sequence

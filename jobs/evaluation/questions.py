@@ -17,8 +17,8 @@ from common.errors import ConfigError
 from common.messages import ChatMessage, Mode, SpansTarget
 from common.prompts import EVALUATION_PROMPTS, HIGHLIGHTS, chat_messages
 from common.rows import Row
-from jobs.annotations.reading import read
-from jobs.annotations.records import Annotation, BadRecord, clean_query
+from jobs.data.annotations.reading import read
+from jobs.data.annotations.records import Annotation, BadRecord, clean_query
 from jobs.evaluation.matching import Question
 from jobs.evaluation.moment_detr import positive_clips
 from jobs.evaluation.predictions import Task
@@ -119,7 +119,7 @@ def find_questions(
     """The questions of an annotation file.
 
     Args:
-        path: of any schema of `jobs.annotations`.
+        path: of any schema of `jobs.data.annotations`.
         find: video as the annotation names it → file, or None.
         task: what is asked for; highlights need ratings that can be scored.
         limit: only the first queries whose videos are there.

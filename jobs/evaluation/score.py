@@ -4,7 +4,7 @@
 
 The figures of `exact`, which are ours, stand beside those of the protocols that others publish by.
 Nothing is left out or counted as wrong without being counted by kind. Neighbours:
-`jobs.annotations` reads truths, `jobs.evaluation.tables` prints.
+`jobs.data.annotations` reads truths, `jobs.evaluation.tables` prints.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ import typer
 from pydantic import BaseModel, ConfigDict
 
 from common.errors import ConfigError
-from jobs.annotations.reading import read
-from jobs.annotations.records import Annotation, BadRecord
+from jobs.data.annotations.reading import read
+from jobs.data.annotations.records import Annotation, BadRecord
 from jobs.evaluation.breakdown import Breakdown, breakdowns
 from jobs.evaluation.intervals import Interval, mean_interval, mean_intervals
 from jobs.evaluation.journal import write_or_refuse
@@ -138,9 +138,8 @@ def score_file(path: Path, *, bench: str, gt: Path | None = None, partial: bool 
     """Score predictions on a benchmark.
 
     Args:
-        path: of one of the formats of `read_predictions`.
-        bench: one of `BENCHES`.
-        gt: annotations of any schema of `jobs.annotations`; None takes the truths that our files
+        path: of one of the formats of `read_predictions`. bench: one of `BENCHES`. gt: annotations
+        of any schema of `jobs.data.annotations`; None takes the truths that our files
             and TimeLens' repeat.
         partial: leave out what only one side has, and annotations that cannot be read.
 

@@ -21,7 +21,7 @@ ALLOWED = {
 TORCH_FILES = {
     "common/torchvision_cpu.py",
     "common/weight_group.py",
-    "jobs/import_pt.py",
+    "jobs/data/import_pt.py",
     "services/rollout/engine.py",
     "services/rollout/weight_engine.py",
     "services/rollout/weights.py",

@@ -31,9 +31,9 @@ from common.video.frames import file_digest
 from common.video.loader import ClipLoader, ensure_entry
 from common.video.roots import VideoRoots
 from common.video.sampling import VideoSampling, frame_indices, frame_size, num_frames
-from jobs.cache_filling import RowsByKey, fill
-from jobs.crash_safe_pool import results
-from jobs.preprocess import Plan, make_entry
+from jobs.data.cache_filling import RowsByKey, fill
+from jobs.data.crash_safe_pool import results
+from jobs.data.preprocess import Plan, make_entry
 
 SAMPLING = VideoSampling()
 """fps 2 and the default budgets."""

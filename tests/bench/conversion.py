@@ -26,7 +26,7 @@ SMALL, LARGE = 10_000, 100_000
 OUTPUT = Path("docs/bench/conversion.json")
 CHILD = """
 import re, sys, time, typer
-from jobs.convert_cli import command
+from jobs.data.convert_command import command
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(command)
 started, cpu_s = time.perf_counter(), time.process_time()

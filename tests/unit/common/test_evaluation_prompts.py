@@ -6,8 +6,8 @@ import pytest
 
 from common.answers.reading import read_spans
 from common.prompts import EVALUATION_PROMPTS, GROUNDING, HIGHLIGHTS, chat_messages
-from jobs.annotations.reading import read
-from jobs.annotations.records import Annotation
+from jobs.data.annotations.reading import read
+from jobs.data.annotations.records import Annotation
 
 DATA = Path(__file__).parents[3].parent / "shared" / "data"
 BENCHMARKS = (

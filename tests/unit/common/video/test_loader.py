@@ -293,5 +293,5 @@ def test_no_pickle_is_loaded_anywhere() -> None:
                 users[name] = [alias.name for alias in node.names]
             elif isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 unsafe += [name] if "weights_only=True" not in ast.unparse(node) else []
-    assert users == {"jobs/import_pt.py": ["UnpicklingError"]}
+    assert users == {"jobs/data/import_pt.py": ["UnpicklingError"]}
     assert unsafe == []

@@ -1,0 +1,72 @@
+"""Durations from another file, for annotations that have none: path → seconds by video name.
+
+A CSV of `id,seconds`, or JSON (lines or array) of records with `video_path` or `videos` and
+`duration` (SPEC A2). Videos are matched by file name without folder and suffix.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeGuard
+
+from common.errors import ConfigError
+from jobs.data.annotations.containers import first_byte, json_records, open_bytes
+from jobs.data.annotations.records import Record
+
+
+def read_durations(path: Path) -> dict[str, float]:
+    """Seconds by `video_name`.
+
+    Raises:
+        ConfigError: no such file, no durations in it, or two different ones for a video.
+    """
+    is_json = first_byte(path) in (b"{", b"[")
+    durations: dict[str, float] = {}
+    for name, duration_s in _json_pairs(path) if is_json else _csv_pairs(path):
+        if durations.setdefault(name, duration_s) != duration_s:
+            raise ConfigError(
+                f"{path}: found durations {durations[name]} and {duration_s} s for {name!r}, "
+                "wanted one; --duration-source needs unique file names"
+            )
+    if not durations:
+        raise ConfigError(
+            f"{path}: found no durations, wanted CSV `id,seconds` or JSON records with "
+            "video_path or videos and duration"
+        )
+    return durations
+
+
+def video_name(video: str) -> str:
+    """File name without folder and suffix."""
+    return PurePosixPath(video).stem
+
+
+def is_duration(value: Any) -> TypeGuard[float]:
+    """Whether it can be a video's length: a finite number above 0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value > 0
+
+
+def _csv_pairs(path: Path) -> Iterator[tuple[str, float]]:
+    """Rows whose second cell is a duration; a heading is not."""
+    with open_bytes(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+        for cells in csv.reader(text):
+            try:
+                duration_s = float(cells[1])
+            except (IndexError, ValueError):
+                continue
+            if is_duration(duration_s):
+                yield cells[0].strip(), duration_s
+
+
+def _json_pairs(path: Path) -> Iterator[tuple[str, float]]:
+    for record in json_records(path):
+        if not isinstance(record, Record) or not isinstance(record.content, dict):
+            continue
+        videos = record.content.get("videos")
+        video = record.content.get("video_path") or (videos[0] if videos else None)
+        duration_s = record.content.get("duration")
+        if isinstance(video, str) and is_duration(duration_s):
+            yield video_name(video), float(duration_s)

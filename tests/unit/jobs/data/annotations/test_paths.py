@@ -1,0 +1,49 @@
+"""Re-rooting: absolute paths stay, and doing it twice changes nothing."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from jobs.data.annotations.paths import Rerooting
+
+
+@pytest.mark.parametrize(
+    ("video", "root", "expected"),
+    [
+        ("datasets/TimeLens-100K/videos/a.mp4", None, "videos/a.mp4"),
+        ("datasets/a.mp4", "/data", "/data/a.mp4"),
+        ("./video_shards//a.mp4", None, "video_shards/a.mp4"),
+        ("a.mp4", "clips/", "clips/a.mp4"),
+        ("clips/a.mp4", "clips", "clips/a.mp4"),
+        ("clipsandmore/a.mp4", "clips", "clips/clipsandmore/a.mp4"),
+        ("/abs/a.mp4", "/data", "/abs/a.mp4"),
+        ("/abs/a.mp4", None, "/abs/a.mp4"),
+        ("datasetsx/a.mp4", None, "datasetsx/a.mp4"),
+        ("https://host/a.mp4", "/data", "https://host/a.mp4"),
+        ("a.mp4", ".", "a.mp4"),
+    ],
+)
+def test_path_is_stripped_and_rooted(video: str, root: str | None, expected: str) -> None:
+    assert Rerooting(video_root=root)(video) == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("/old/", "/new"), ("/data/old", "/data"), ("/data", "/data/new"), ("a", "b")]
+)
+def test_old_root_is_exchanged_for_a_new_one(old: str, new: str) -> None:
+    move = Rerooting(strip_prefixes=[old], video_root=new)
+    assert move(f"{old.rstrip('/')}/x/y.mp4") == f"{new}/x/y.mp4"
+    assert move(f"{new}/x/y.mp4") == f"{new}/x/y.mp4"
+
+
+FOLDERS = st.lists(st.sampled_from(["a", "b", ".", "datasets"]), max_size=4).map("/".join)
+PATHS = st.builds(lambda start, folders: start + folders, st.sampled_from(["", "/", "./"]), FOLDERS)
+
+
+@example(video="/", prefixes=["/"], root="a")
+@given(video=PATHS, prefixes=st.lists(PATHS, max_size=3), root=st.one_of(st.none(), PATHS))
+def test_rerooting_twice_changes_nothing(video: str, prefixes: list[str], root: str | None) -> None:
+    move = Rerooting(strip_prefixes=prefixes, video_root=root)
+    once = move(f"{video}/clip.mp4")
+    assert move(once) == once
+    assert once.endswith("clip.mp4")
