@@ -139,7 +139,7 @@ def data_import_pt(context: typer.Context) -> None:
 def evaluate(context: typer.Context) -> None:
     """Answer benchmarks with a checkpoint; `eval score FILE` scores anybody's predictions."""
     if context.args[:1] == ["score"]:
-        from jobs.evaluation.score import command as score
+        from jobs.evaluation.scoring.score import command as score
 
         _run(score, context, skip=1)
     else:
@@ -151,7 +151,7 @@ def evaluate(context: typer.Context) -> None:
 @app.command("compare", **PASSED_ON)
 def compare(context: typer.Context) -> None:
     """Compare two evaluations query by query."""
-    from jobs.evaluation.paired import command
+    from jobs.evaluation.comparing.command import command
 
     _run(command, context)
 

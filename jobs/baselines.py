@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.answers.spans import Span
-from jobs.evaluation.matching import Question
+from jobs.evaluation.scoring.matching import Question
 from jobs.grounding import Record
 
 GRID_S = 0.5

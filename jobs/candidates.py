@@ -18,7 +18,7 @@ from common.answers.reading import read_spans
 from common.answers.spans import Span, union_iou
 from common.messages import ClipRef, GeneratedAnswer, GenerateResponse, Mode
 from jobs.asking.replicas import one_version
-from jobs.evaluation.modes import answer_logprob
+from jobs.evaluation.scoring.modes import answer_logprob
 
 SAME_IOU = 0.5
 """Answers that overlap this much are one candidate."""

@@ -30,7 +30,7 @@ from common.queue.broker import Broker
 from jobs.baselines import blind_baselines
 from jobs.evaluation.held_out import HeldOut
 from jobs.evaluation.journal import read_records
-from jobs.evaluation.score import read_questions
+from jobs.evaluation.scoring.score import read_questions
 from jobs.evaluation.settings import AnswerSampling
 from jobs.grounding import Evaluation, evaluation_of
 from jobs.local.processes import Children, interruptible

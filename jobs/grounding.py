@@ -2,10 +2,10 @@
 
     HeldOut.ask -> predictions.jsonl -> read_records -> evaluation_of() -> summary.json, report.html
 
-`jobs.evaluation.score` has the figures of the benchmarks; here are those that show how a policy
-learned: whether the query matters, and what greedy decoding hides. All shares and IoUs are in
-[0, 1]. An answer that cannot be read has IoU 0 and lowers `parse_rate`; a query that got no answer
-counts nowhere and is listed.
+`jobs.evaluation.scoring.score` has the figures of the benchmarks; here are those that show how a
+policy learned: whether the query matters, and what greedy decoding hides. All shares and IoUs are
+in [0, 1]. An answer that cannot be read has IoU 0 and lowers `parse_rate`; a query that got no
+answer counts nowhere and is listed.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from common.answers.reading import read_spans
 from common.answers.spans import Span, union_iou
-from jobs.evaluation.predictions import PredictionRecord
+from jobs.evaluation.scoring.predictions import PredictionRecord
 
 
 class Record(BaseModel):

@@ -1,1 +1,1 @@
-"""Scores of predictions under the protocols of the field; no model, no GPU."""
+"""Benchmarks, asked of a checkpoint or of running replicas, and what came of it."""

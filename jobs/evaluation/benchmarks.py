@@ -26,7 +26,7 @@ class Benchmark:
     name: str
     """Of the output folder."""
     scored_as: str
-    """Key of `jobs.evaluation.score.BENCHES`."""
+    """Key of `jobs.evaluation.scoring.score.BENCHES`."""
     files: tuple[str, ...]
     """Names of its annotation file, the usual one first."""
     subset: str = ""

@@ -305,7 +305,7 @@ def _finish_all(plan: "Plan", runs: Runs, *, console: "Console") -> None:
 
 def _write_outputs(plan: "Plan", *, console: "Console") -> None:
     from jobs.evaluation.benchmarks import find_video
-    from jobs.evaluation.outputs import write_outputs
+    from jobs.evaluation.showing.outputs import write_outputs
 
     subsets = {benchmark.name: benchmark.subset for benchmark in plan.benchmarks}
 

@@ -18,8 +18,8 @@ from common.errors import ConfigError, EngineError
 from common.messages import Mode
 from jobs.asking.replicas import FLEET_TIMEOUT, RETRY_S, connected
 from jobs.evaluation.benchmarks import Benchmark
-from jobs.evaluation.matching import Question
 from jobs.evaluation.runner import Tally
+from jobs.evaluation.scoring.matching import Question
 from jobs.evaluation.session import Plan, ask, finish, open_run, prepare
 from jobs.evaluation.settings import AnswerSampling, Served
 from jobs.evaluation.summary import Summary

@@ -16,7 +16,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from common.errors import ConfigError
-from jobs.evaluation.predictions import PredictionRecord
+from jobs.evaluation.scoring.predictions import PredictionRecord
 
 PATTERN = "predictions*.jsonl"
 

@@ -19,11 +19,11 @@ from common.prompts import EVALUATION_PROMPTS, HIGHLIGHTS, chat_messages
 from common.rows import Row
 from jobs.data.annotations.reading import read
 from jobs.data.annotations.records import Annotation, BadRecord, clean_query
-from jobs.evaluation.matching import Question
-from jobs.evaluation.moment_detr import positive_clips
-from jobs.evaluation.predictions import Task
-from jobs.evaluation.qvhighlights import truth_of
-from jobs.evaluation.score import question_of
+from jobs.evaluation.scoring.matching import Question
+from jobs.evaluation.scoring.moment_detr import positive_clips
+from jobs.evaluation.scoring.predictions import Task
+from jobs.evaluation.scoring.qvhighlights import truth_of
+from jobs.evaluation.scoring.score import question_of
 
 SHOWN = 8
 """Names in a message."""

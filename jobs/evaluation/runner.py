@@ -4,7 +4,7 @@
 
 The scored answer is greedy; further samples are asked for only when a selector wants them. A
 failure is a record with its kind, never an answer. Neighbours: `jobs.evaluation.questions` before,
-`jobs.evaluation.journal` and `jobs.evaluation.score` after; `jobs.asking.replicas` carries.
+`jobs.evaluation.journal` and `jobs.evaluation.scoring.score` after; `jobs.asking.replicas` carries.
 """
 
 import asyncio
@@ -17,12 +17,12 @@ from common.answers.reading import read_spans
 from common.errors import EngineError, VideoError
 from common.messages import ClipRef, GeneratedAnswer, GenerateRequest, Mode, Sampling
 from jobs.asking.replicas import Ask, Fleet, Refused, one_version
-from jobs.evaluation.highlights_text import clip_scores, hits
 from jobs.evaluation.journal import Journal
-from jobs.evaluation.matching import Question
-from jobs.evaluation.modes import answer_logprob, true_iou
-from jobs.evaluation.predictions import FailureKind, PredictionRecord
 from jobs.evaluation.questions import Asked
+from jobs.evaluation.scoring.highlights_text import clip_scores, hits
+from jobs.evaluation.scoring.matching import Question
+from jobs.evaluation.scoring.modes import answer_logprob, true_iou
+from jobs.evaluation.scoring.predictions import FailureKind, PredictionRecord
 from jobs.evaluation.settings import RunSettings
 
 SEED_STEP = 1_000_003

@@ -27,10 +27,10 @@ from jobs.evaluation.journal import (
     read_records,
     write_atomically,
 )
-from jobs.evaluation.modes import Selector
-from jobs.evaluation.predictions import AnswerMode, PredictionRecord, Task
 from jobs.evaluation.questions import PROMPTS, Asked, Questions, find_questions
 from jobs.evaluation.runner import Runner, Tally
+from jobs.evaluation.scoring.modes import Selector
+from jobs.evaluation.scoring.predictions import AnswerMode, PredictionRecord, Task
 from jobs.evaluation.settings import (
     AnswerSampling,
     Checkpoint,

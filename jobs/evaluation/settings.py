@@ -17,7 +17,7 @@ from common.errors import ConfigError
 from common.messages import Mode
 from common.video.sampling import VideoSampling
 from jobs.evaluation.journal import write_atomically
-from jobs.evaluation.predictions import AnswerMode, Task
+from jobs.evaluation.scoring.predictions import AnswerMode, Task
 
 FILE = "settings.json"
 NOT_IN_DIGEST = frozenset({"README.md", ".gitattributes"})

@@ -2,7 +2,7 @@
 
     journals of both modes -> mix() -> predictions.jsonl -> summarize() -> Summary
 
-Neighbours: `jobs.evaluation.command` calls; `jobs.evaluation.score` computes the figures.
+Neighbours: `jobs.evaluation.command` calls; `jobs.evaluation.scoring.score` computes the figures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +12,9 @@ from statistics import fmean
 from pydantic import BaseModel, ConfigDict
 
 from jobs.evaluation.journal import PATTERN, write_atomically
-from jobs.evaluation.matching import match
-from jobs.evaluation.modes import (
+from jobs.evaluation.questions import Questions
+from jobs.evaluation.scoring.matching import match
+from jobs.evaluation.scoring.modes import (
     ORACLE_LABEL,
     SELECTORS,
     Selector,
@@ -23,9 +24,8 @@ from jobs.evaluation.modes import (
     select,
     true_iou,
 )
-from jobs.evaluation.predictions import PredictionFile, PredictionRecord, read_predictions
-from jobs.evaluation.questions import Questions
-from jobs.evaluation.score import Score, score_matched
+from jobs.evaluation.scoring.predictions import PredictionFile, PredictionRecord, read_predictions
+from jobs.evaluation.scoring.score import Score, score_matched
 from jobs.evaluation.settings import RunSettings
 
 FILE = "summary.json"
@@ -77,7 +77,7 @@ def summarize(
         folder: of the benchmark.
         settings: of the run.
         questions: of all shards.
-        scored_as: key of `jobs.evaluation.score.BENCHES`.
+        scored_as: key of `jobs.evaluation.scoring.score.BENCHES`.
         mixed: both answers of each query; empty unless the mode mixes.
     """
     files = [path for path in sorted(folder.glob(PATTERN)) if path.stat().st_size]

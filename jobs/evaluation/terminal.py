@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from common.messages import Mode
-from jobs.evaluation.grids import plain
-from jobs.evaluation.predictions import PredictionRecord
 from jobs.evaluation.runner import Tally
+from jobs.evaluation.scoring.predictions import PredictionRecord
+from jobs.evaluation.showing.grids import plain
+from jobs.evaluation.showing.tables import tables_of
 from jobs.evaluation.summary import Mixed, Summary
-from jobs.evaluation.tables import tables_of
 
 if TYPE_CHECKING:
     from rich.console import Console

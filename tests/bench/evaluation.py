@@ -20,9 +20,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from jobs.evaluation.moment_detr import Submission, Truth, evaluate
-from jobs.evaluation.predictions import PredictionRecord
-from jobs.evaluation.score import score_file
+from jobs.evaluation.scoring.moment_detr import Submission, Truth, evaluate
+from jobs.evaluation.scoring.predictions import PredictionRecord
+from jobs.evaluation.scoring.score import score_file
 from tests.bench.reward import machine
 
 QUERIES = 1550

@@ -11,10 +11,10 @@ from common.video.frames import sample_clip
 from common.video.sampling import VideoSampling
 from jobs.asking.replicas import Fleet, Replicas, connected, one_version, served
 from jobs.evaluation.journal import Journal
-from jobs.evaluation.matching import Question
-from jobs.evaluation.predictions import PredictionRecord
 from jobs.evaluation.questions import Asked
 from jobs.evaluation.runner import Runner
+from jobs.evaluation.scoring.matching import Question
+from jobs.evaluation.scoring.predictions import PredictionRecord
 from jobs.evaluation.settings import AnswerSampling, Checkpoint, RunSettings
 from tests.fixtures.clips import make_clip
 from tests.fixtures.stand_in_replica import (

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from common.errors import ConfigError
 from common.messages import GenerateRequest
 from jobs.evaluation.command import command
-from jobs.evaluation.predictions import read_predictions
-from jobs.evaluation.score import score_file
+from jobs.evaluation.scoring.predictions import read_predictions
+from jobs.evaluation.scoring.score import score_file
 from tests.fixtures.clips import make_clip
 from tests.fixtures.stand_in_replica import StandIn, question_of, refuse, serving
 

@@ -14,9 +14,9 @@ from common.errors import ConfigError
 from common.messages import GenerateRequest
 from common.prompts import highlight_problem
 from jobs.evaluation.command import command
-from jobs.evaluation.highlights_text import true_answer
-from jobs.evaluation.predictions import read_predictions
-from jobs.evaluation.score import score_file
+from jobs.evaluation.scoring.highlights_text import true_answer
+from jobs.evaluation.scoring.predictions import read_predictions
+from jobs.evaluation.scoring.score import score_file
 from tests.fixtures.clips import make_clip
 from tests.fixtures.stand_in_replica import question_of, refuse, serving
 

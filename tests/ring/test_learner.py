@@ -15,7 +15,7 @@ import pytest
 from transformers import AutoModelForImageTextToText
 
 from common.prompts import grounding_problem
-from jobs.evaluation.score import score_file
+from jobs.evaluation.scoring.score import score_file
 from jobs.toy import clips
 from tests.ring.conftest import ROOT, Ring
 

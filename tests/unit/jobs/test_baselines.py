@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from common.answers.spans import Span, iou
 from jobs.baselines import best_constant, blind_baselines, grid_spans, iou_matrix
-from jobs.evaluation.matching import Question
+from jobs.evaluation.scoring.matching import Question
 
 
 def asked(*spans: Span, duration_s: float | None = 10.0) -> Question:

@@ -15,9 +15,9 @@ import pytest
 from common.answers.spans import Span
 from jobs.baselines import blind_baselines
 from jobs.evaluation.journal import Journal
-from jobs.evaluation.matching import Question
-from jobs.evaluation.predictions import PredictionRecord
-from jobs.evaluation.score import read_questions
+from jobs.evaluation.scoring.matching import Question
+from jobs.evaluation.scoring.predictions import PredictionRecord
+from jobs.evaluation.scoring.score import read_questions
 from jobs.grounding import Evaluation, evaluation_of
 from jobs.report import NUM_CLIPS, duration_text, main, verdict, write_report
 from jobs.report_charts import learning_curves, smoothed

@@ -1,0 +1,177 @@
+"""Which annotation does a prediction answer? `match(predictions, questions=…)` → `Matched`.
+
+By the annotation's id where the file uses such ids, else by video and query as names and sentences
+are commonly rewritten: folders, suffixes, letter case, spaces and outer dots do not count. Between
+`jobs.evaluation.scoring.predictions`, `jobs.data.annotations` and
+`jobs.evaluation.scoring.protocols`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import PurePosixPath
+
+from common.answers.spans import Span
+from jobs.evaluation.scoring.predictions import Prediction
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v"})
+"""Names such as `NUsG9BgSes0_210.0_360.0` hold dots that are no suffix."""
+SHOWN = 5
+"""Names in a message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One annotated query."""
+
+    id: str
+    video: str
+    query: str
+    spans: tuple[Span, ...]
+    """True spans in seconds."""
+    duration_s: float | None = None
+    clip_ids: tuple[int, ...] = ()
+    """QVHighlights: rated clips of two seconds, counted from 0."""
+    saliency: tuple[tuple[float, ...], ...] = ()
+    """QVHighlights: ratings of each of `clip_ids`, 0 to 4."""
+
+
+Pair = tuple[Prediction, Question]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matched:
+    """Predictions beside what they answer."""
+
+    pairs: tuple[Pair, ...]
+    """In the order of the file."""
+    unknown: int
+    """Predictions without an annotation, left out."""
+    unanswered: int
+    """Annotations without a prediction, left out."""
+
+
+def own_questions(predictions: Sequence[Prediction]) -> list[Question]:
+    """The truth that our files and TimeLens' carry with each prediction.
+
+    Raises:
+        ValueError: a prediction carries none.
+    """
+    if without := [prediction.key for prediction in predictions if not prediction.truth]:
+        raise ValueError(
+            f"found no true span with prediction {without[0]!r}, wanted an annotation file: --gt"
+        )
+    return [
+        Question(
+            id=prediction.key,
+            video=prediction.video or "",
+            query=prediction.query or "",
+            spans=prediction.truth,
+            duration_s=prediction.duration_s,
+            clip_ids=tuple(prediction.ratings or ()),
+            saliency=tuple((prediction.ratings or {}).values()),
+        )
+        for prediction in predictions
+    ]
+
+
+def match(
+    predictions: Iterable[Prediction], *, questions: Sequence[Question], partial: bool = False
+) -> Matched:
+    """Pair every prediction with its annotation.
+
+    Args:
+        predictions: of one file.
+        questions: of the benchmark.
+        partial: leave out what only one side has, instead of refusing it.
+
+    Raises:
+        ValueError: an annotation id stands twice, two predictions answer one annotation, an id
+            belongs to another query, or one side has what the other lacks.
+    """
+    index = _Index(questions)
+    pairs, unknown, answered = [], [], set[str]()
+    for prediction in predictions:
+        question = index.find(prediction)
+        if question is None:
+            unknown.append(prediction.key)
+            continue
+        if question.id in answered:
+            raise ValueError(f"found two predictions for annotation {question.id!r}, wanted one")
+        answered.add(question.id)
+        if question.duration_s is None:
+            question = replace(question, duration_s=prediction.duration_s)
+        pairs.append((prediction, question))
+    unanswered = [question.id for question in questions if question.id not in answered]
+    if not partial:
+        _refuse(unknown, "predictions without an annotation")
+        _refuse(unanswered, "annotations without a prediction")
+    if not pairs:
+        raise ValueError(
+            f"found no prediction for any of {len(questions)} annotations, wanted at least one: "
+            "are --bench and --gt those that were asked?"
+        )
+    return Matched(pairs=tuple(pairs), unknown=len(unknown), unanswered=len(unanswered))
+
+
+class _Index:
+    """Annotations by id and by name; what several share is handed out in order."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self._by_id = {question.id: question for question in questions}
+        if len(self._by_id) < len(questions):
+            ids = sorted(question.id for question in questions)
+            twice = next(one for one, two in pairwise(ids) if one == two)
+            raise ValueError(f"found annotation {twice!r} twice, wanted every id once")
+
+    @cached_property
+    def _by_name(self) -> dict[tuple[str, str], list[Question]]:
+        """Made when the first prediction has no id that is known here."""
+        named: dict[tuple[str, str], list[Question]] = {}
+        for question in self._by_id.values():
+            name = (_video(question.video), _query(question.query))
+            named.setdefault(name, []).append(question)
+        return named
+
+    def find(self, prediction: Prediction) -> Question | None:
+        if prediction.id is not None and (found := self._by_id.get(prediction.id)):
+            _check_same_query(prediction, found)
+            return found
+        name = (_video(prediction.video or ""), _query(prediction.query or ""))
+        candidates = self._by_name.get(name, [])
+        same = [question for question in candidates if question.spans == prediction.truth]
+        if not (same or candidates):
+            return None
+        chosen = (same or candidates)[0]
+        if len(candidates) > 1:
+            candidates.remove(chosen)
+        return chosen
+
+
+def _check_same_query(prediction: Prediction, question: Question) -> None:
+    if prediction.query is None or prediction.query == question.query:
+        return
+    if _query(prediction.query) != _query(question.query):
+        raise ValueError(
+            f"{prediction.key!r}: found an answer to {prediction.query!r}, wanted one to "
+            f"{question.query!r}: are --bench and --gt those that were asked?"
+        )
+
+
+def _refuse(names: Sequence[str], what: str) -> None:
+    if names:
+        shown = ", ".join(repr(name) for name in names[:SHOWN])
+        raise ValueError(
+            f"found {len(names)} {what}, wanted none: {shown}"
+            f"{', …' if len(names) > SHOWN else ''}; --partial leaves them out and counts them"
+        )
+
+
+def _video(name: str) -> str:
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
+
+
+def _query(sentence: str) -> str:
+    return " ".join(sentence.split()).strip(" .").casefold()
