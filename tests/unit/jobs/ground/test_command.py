@@ -31,11 +31,11 @@ from common.messages import (
 )
 from common.prompts import grounding_problem
 from common.rest.problems import Problem, install_problem_handlers
-from jobs.ground import command
+from jobs.ground.command import command
 from tests.fixtures.clips import ffmpeg
 from tests.fixtures.wire import replica_status
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 QUERY = "the lid comes off"
 GREEDY = "<answer> 4.5 to 7.0 </answer>"
 SAMPLES = (
@@ -129,7 +129,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the command runs, on a wide terminal and without a token."""
     monkeypatch.chdir(tmp_path)
     # Where COLUMNS is set when the module is imported, as in xdist's workers, its width stays.
-    monkeypatch.setattr("jobs.ground.console", Console(width=200))
+    monkeypatch.setattr("jobs.ground.command.console", Console(width=200))
     monkeypatch.delenv("TEMPSAMP_TOKEN", raising=False)
     return tmp_path
 

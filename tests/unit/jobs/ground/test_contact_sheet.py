@@ -1,4 +1,4 @@
-"""`jobs.contact_sheet`: what is drawn where, read back from the pixels."""
+"""`jobs.ground.contact_sheet`: what is drawn where, read back from the pixels."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from common.errors import VideoError
-from jobs.contact_sheet import (
+from jobs.ground.contact_sheet import (
     BEST,
     CELL_PX,
     COLUMNS,

@@ -1,4 +1,4 @@
-"""`jobs.cut` on files with reordered frames, sound, rotation and a film's real ones."""
+"""`jobs.ground.cut` on files with reordered frames, sound, rotation and a film's real ones."""
 
 import importlib.util
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from common.errors import ConfigError, VideoError
-from jobs.cut import cut
+from jobs.ground.cut import cut
 from tests.fixtures.clips import ffmpeg, shown_frames
 
 FPS, SIZE = 8, (48, 64)

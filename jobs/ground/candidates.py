@@ -1,6 +1,6 @@
 """Answers to one question → `Candidate`s, each with a confidence. Pure.
 
-    GenerateResponse of jobs.asking.replicas -> ground -> Grounding -> jobs.ground shows it
+    GenerateResponse of jobs.asking.replicas -> ground -> Grounding -> jobs.ground.command shows it
 
 With one greedy answer, its confidence is the geometric mean of its tokens' probabilities. With
 samples, it is the share of them that agree: answers whose spans overlap with IoU >= `SAME_IOU` are
