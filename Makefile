@@ -29,7 +29,7 @@ demo: setup
 
 # Hours of work for two cores; finished runs are kept, so it can be stopped and started again.
 compare: setup
-	@$(PY) -m jobs.compare --markdown docs/compare.md
+	@$(PY) -m jobs.demo.compare_methods --markdown docs/compare.md
 
 test: check
 	$(PY) -m pytest $(PYTEST_WORKERS:%=--numprocesses=% --dist=loadfile --no-loadscope-reorder)

@@ -98,7 +98,7 @@ def learner(
 @app.command("demo", **PASSED_ON)
 def demo(context: typer.Context) -> None:
     """Run the whole ring on this machine: clips, services, training, report."""
-    from jobs.demo import command_line
+    from jobs.demo.run import command_line
 
     command_line(context.args)
 

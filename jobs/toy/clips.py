@@ -3,8 +3,8 @@
 A clip shows three shapes of different colours, visible at different, partly overlapping times, over
 a drifting noisy texture. Every clip gives three trainer rows (SPEC A1.1), one per shape, so only
 the query tells which span is asked for. A clip depends on its split's seed and its index alone.
-`jobs.demo` writes train, validation and test; `jobs.toy.make_model` also writes `warm`, which no RL
-run reads. Pixels are read back through `common.video.frames` only, with `SAMPLING`.
+`jobs.demo.run` writes train, validation and test; `jobs.toy.make_model` also writes `warm`, which
+no RL run reads. Pixels are read back through `common.video.frames` only, with `SAMPLING`.
 
 Shapes: F frames, H W pixels, C = 3 channels (RGB).
 """

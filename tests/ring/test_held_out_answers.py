@@ -8,10 +8,10 @@ import pytest
 from pydantic import SecretStr
 
 from common.errors import EngineError
+from jobs.demo.figures import Evaluation, evaluation_of
 from jobs.evaluation.held_out import HeldOut
 from jobs.evaluation.journal import read_records
 from jobs.evaluation.settings import AnswerSampling
-from jobs.grounding import Evaluation, evaluation_of
 from jobs.toy import clips
 from tests.ring.conftest import Ring
 

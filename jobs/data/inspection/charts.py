@@ -1,7 +1,7 @@
 """Distributions of an annotation file → small inline SVGs that follow the page's theme.
 
 `histogram_chart` draws a `Histogram`, `density_chart` the map of starts and ends; the house look
-comes from `jobs.report_charts`. Neighbour: `jobs.data.inspection.page` puts them into its template.
+comes from `jobs.demo.charts`. Neighbour: `jobs.data.inspection.page` puts them into its template.
 """
 
 import math
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jobs.data.inspection.numbers import Histogram
-from jobs.report_charts import MUTED, SERIES, SIZE_IN, STYLE, Drawing, inline_svg
+from jobs.demo.charts import MUTED, SERIES, SIZE_IN, STYLE, Drawing, inline_svg
 
 DENSITY_SIZE_IN = (4.4, 4.1)
 MAX_LABELS = 6

@@ -4,7 +4,7 @@
 
 Pairing takes the difficulty of the queries out of the comparison: an interval of the difference is
 far narrower than those of the two figures. Runs over different questions are refused. (`make
-compare` is another thing: `jobs.compare` trains methods over seeds.) Neighbours:
+compare` is another thing: `jobs.demo.compare_methods` trains methods over seeds.) Neighbours:
 `jobs.evaluation.comparing.runs` reads, `jobs.evaluation.comparing.differences` computes.
 """
 

@@ -1,7 +1,7 @@
 """Charts of an evaluation's report: IoUs and spans → small inline SVGs that follow the page.
 
 Labels are ours alone: no text of an annotation or an answer enters a drawing. The house look comes
-from `jobs.report_charts`; `jobs.evaluation.showing.report` puts the drawings into its template.
+from `jobs.demo.charts`; `jobs.evaluation.showing.report` puts the drawings into its template.
 """
 
 import math
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.answers.spans import Span
-from jobs.report_charts import MUTED, SERIES, STYLE, Drawing, inline_svg
+from jobs.demo.charts import MUTED, SERIES, STYLE, Drawing, inline_svg
 
 Floats = npt.NDArray[np.float64]
 

@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.messages import Mode
+from jobs.demo.charts import Drawing
+from jobs.demo.timelines import NUM_FRAMES
 from jobs.evaluation.scoring.matching import Pair, Question
 from jobs.evaluation.scoring.modes import ORACLE_LABEL
 from jobs.evaluation.scoring.protocols import PROTOCOLS, Judgement, judge, read_answer
@@ -33,8 +35,6 @@ from jobs.evaluation.showing.cases import (
 from jobs.evaluation.showing.charts import Compared, error_maps, iou_histogram, mode_scatter
 from jobs.evaluation.showing.grids import Grid, text_of
 from jobs.evaluation.showing.tables import ORACLE, OURS, Scored, grids_of, overview
-from jobs.report_charts import Drawing
-from jobs.report_timelines import NUM_FRAMES
 
 Floats = npt.NDArray[np.float64]
 

@@ -27,15 +27,9 @@ from common import config
 from common.config import Run, Strategy
 from common.errors import ConfigError, TempSampError
 from common.queue.broker import Broker
-from jobs.baselines import blind_baselines
-from jobs.evaluation.held_out import HeldOut
-from jobs.evaluation.journal import read_records
-from jobs.evaluation.scoring.score import read_questions
-from jobs.evaluation.settings import AnswerSampling
-from jobs.grounding import Evaluation, evaluation_of
-from jobs.local.processes import Children, interruptible
-from jobs.local.redis import LocalRedis, free_port, start_redis
-from jobs.summary import (
+from jobs.demo.baselines import blind_baselines
+from jobs.demo.figures import Evaluation, evaluation_of
+from jobs.demo.summary import (
     ANSWERS_AFTER,
     ANSWERS_BEFORE,
     METRICS_FILE,
@@ -47,8 +41,14 @@ from jobs.summary import (
     last_metrics,
     read_metrics,
 )
+from jobs.evaluation.held_out import HeldOut
+from jobs.evaluation.journal import read_records
+from jobs.evaluation.scoring.score import read_questions
+from jobs.evaluation.settings import AnswerSampling
+from jobs.local.processes import Children, interruptible
+from jobs.local.redis import LocalRedis, free_port, start_redis
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "deploy/configs/demo.toml"
 METHODS: dict[str, Strategy] = {
     "grpo": "none",
@@ -205,7 +205,7 @@ def _run_ring(
     )
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2), encoding="utf-8")
     if write_report:
-        from jobs import report
+        from jobs.demo import report
 
         report.write_report(folder, summary=summary, start=start, end=end, video_root=demo.data)
     return summary

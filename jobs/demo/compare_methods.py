@@ -1,8 +1,9 @@
-"""Compare methods over seeds: `make compare`, `python -m jobs.compare`.
+"""Compare methods over seeds: `make compare`, `python -m jobs.demo.compare_methods`.
 
-Each run is the whole demo (`jobs.demo`: real Redis, reward, vLLM and learner processes) and leaves
-a `runs/compare-<method>-<steps>-<seed>/summary.json`; `jobs.comparison` aggregates them. A run that
-is there with equal settings is not repeated: an interrupted comparison goes on where it stopped.
+Each run is the whole demo (`jobs.demo.run`: real Redis, reward, vLLM and learner processes) and
+leaves a `runs/compare-<method>-<steps>-<seed>/summary.json`; `jobs.demo.method_statistics`
+aggregates them. A run that is there with equal settings is not repeated: an interrupted comparison
+goes on where it stopped.
 
 THE RULE, written on 2026-11-21 before any of these results existed:
 
@@ -15,8 +16,9 @@ THE RULE, written on 2026-11-21 before any of these results existed:
 - Scored: the weights of the last step; no checkpoint is picked, no run is left out.
 - Split: test. Start checkpoint, learning rate, steps and everything else were chosen on the
   validation split or before; nothing was chosen on test.
-- Figures: `jobs.comparison.FIGURES`, greedy and sampled, mean and standard deviation over seeds.
-- Differences: paired by seed, with the 95 % interval of Student's t. An interval that holds zero is
+- Figures: `jobs.demo.method_statistics.FIGURES`, greedy and sampled, mean and standard deviation
+over seeds. - Differences: paired by seed, with the 95 % interval of Student's t. An interval that
+holds zero is
   a tie. Intervals are not corrected for the number of figures looked at.
 """
 
@@ -35,8 +37,8 @@ from rich.console import Console
 
 from common import config
 from common.errors import ConfigError, TempSampError
-from jobs.comparison import Comparison, compare, markdown, tables
-from jobs.demo import CONFIG, METHODS, ROOT
+from jobs.demo.method_statistics import Comparison, compare, markdown, tables
+from jobs.demo.run import CONFIG, METHODS, ROOT
 from jobs.local.processes import Child, Children
 
 DEFAULT_METHODS = "grpo,mixed,tempsamp,sft"

@@ -2,7 +2,7 @@
 
 Bars are CSS places in percent of the clip's length; strips are JPEGs inside the page. Clips are
 read back through `common.video.frames`, so the strip shows what the model could see.
-Neighbour: `jobs.report` puts `timelines` into its template.
+Neighbour: `jobs.demo.report` puts `timelines` into its template.
 """
 
 import base64
@@ -18,7 +18,7 @@ from common.answers.spans import Span
 from common.errors import VideoError
 from common.video.frames import load_frames, sample_clip
 from common.video.sampling import VideoSampling
-from jobs.grounding import Answer, Evaluation
+from jobs.demo.figures import Answer, Evaluation
 from jobs.toy.clips import COLORS
 
 NUM_FRAMES = 8

@@ -2,8 +2,8 @@
 
     summary + metrics.jsonl + validation.jsonl + answers before and after + clips -> one page
 
-Nothing is loaded from elsewhere: curves are inline SVG (`jobs.report_charts`), frames are JPEGs in
-the page (`jobs.report_timelines`), the look is `report.html.j2`. `python -m jobs.report RUN_DIR
+Nothing is loaded from elsewhere: curves are inline SVG (`jobs.demo.charts`), frames are JPEGs in
+the page (`jobs.demo.timelines`), the look is `report.html.j2`. `python -m jobs.demo.report RUN_DIR
 VIDEO_ROOT` writes the page of a finished run again.
 """
 
@@ -17,11 +17,9 @@ from typing import Annotated, Any
 import jinja2
 import typer
 
-from jobs.evaluation.journal import read_records
-from jobs.grounding import Evaluation, evaluation_of
-from jobs.report_charts import learning_curves
-from jobs.report_timelines import NUM_FRAMES, timelines
-from jobs.summary import (
+from jobs.demo.charts import learning_curves
+from jobs.demo.figures import Evaluation, evaluation_of
+from jobs.demo.summary import (
     ANSWERS_AFTER,
     ANSWERS_BEFORE,
     METRICS_FILE,
@@ -29,6 +27,8 @@ from jobs.summary import (
     VALIDATION_FILE,
     read_metrics,
 )
+from jobs.demo.timelines import NUM_FRAMES, timelines
+from jobs.evaluation.journal import read_records
 
 REPORT_FILE = "report.html"
 
@@ -80,12 +80,12 @@ def write_report(
 
     Args:
         run_dir: holds metrics.jsonl and validation.jsonl; without them the page has no curves.
-        summary: what `jobs.summary.build_summary` made.
+        summary: what `jobs.demo.summary.build_summary` made.
         start: answers of the start checkpoint.
         end: answers of the trained policy to the same rows.
         video_root: where the evaluations' clip paths start.
     """
-    source = resources.files("jobs").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = resources.files("jobs.demo").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(source).render(
         summary=summary,

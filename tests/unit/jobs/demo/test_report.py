@@ -13,16 +13,11 @@ from typing import Any
 import pytest
 
 from common.answers.spans import Span
-from jobs.baselines import blind_baselines
-from jobs.evaluation.journal import Journal
-from jobs.evaluation.scoring.matching import Question
-from jobs.evaluation.scoring.predictions import PredictionRecord
-from jobs.evaluation.scoring.score import read_questions
-from jobs.grounding import Evaluation, evaluation_of
-from jobs.report import NUM_CLIPS, duration_text, main, verdict, write_report
-from jobs.report_charts import learning_curves, smoothed
-from jobs.report_timelines import place, ticks
-from jobs.summary import (
+from jobs.demo.baselines import blind_baselines
+from jobs.demo.charts import learning_curves, smoothed
+from jobs.demo.figures import Evaluation, evaluation_of
+from jobs.demo.report import NUM_CLIPS, duration_text, main, verdict, write_report
+from jobs.demo.summary import (
     ANSWERS_AFTER,
     ANSWERS_BEFORE,
     METRICS_FILE,
@@ -32,6 +27,11 @@ from jobs.summary import (
     RunFacts,
     build_summary,
 )
+from jobs.demo.timelines import place, ticks
+from jobs.evaluation.journal import Journal
+from jobs.evaluation.scoring.matching import Question
+from jobs.evaluation.scoring.predictions import PredictionRecord
+from jobs.evaluation.scoring.score import read_questions
 from jobs.toy import clips
 
 STEPS = 200

@@ -1,7 +1,8 @@
 """Summaries of many runs → means over seeds, paired differences, ties, tables. Pure.
 
-Neighbours: `jobs.compare` makes the runs and states the rule; `docs/compare.md` is what `markdown`
-makes of the JSON. A difference is called one only when its 95 % interval leaves out zero.
+Neighbours: `jobs.demo.compare_methods` makes the runs and states the rule; `docs/compare.md` is
+what `markdown` makes of the JSON. A difference is called one only when its 95 % interval leaves out
+zero.
 """
 
 import math
@@ -12,10 +13,10 @@ from typing import Any, Literal
 from rich.table import Table
 from scipy.special import stdtrit
 
-from jobs.grounding import Record
+from jobs.demo.figures import Record
 
 Summary = Mapping[str, Any]
-"""Content of a summary.json (`jobs.summary`)."""
+"""Content of a summary.json (`jobs.demo.summary`)."""
 
 FIGURES: Mapping[str, str] = {
     "miou": "greedy mIoU",
@@ -180,7 +181,7 @@ def markdown(comparison: Comparison) -> str:
         f"{comparison.machine}. Mean ± standard deviation over seeds; the best constant span has "
         f"mIoU {comparison.best_constant_miou:.3f}, a random span "
         f"{comparison.random_span_miou:.3f}. Made by `make compare`; the rule it follows, written "
-        "before the results, heads `jobs/compare.py`.",
+        "before the results, heads `jobs/demo/compare_methods.py`.",
         _markdown_table(["", "start", *comparison.methods], _mean_rows(comparison)),
         f"## Differences\n\nPaired by seed, with {CONFIDENCE:.0%} intervals of Student's t, not "
         "corrected for the number of figures. An interval that holds zero is a tie.",

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from common.answers.spans import Span
+from jobs.demo.figures import Evaluation, entropy_nats, evaluation_of, recall, sampled_metrics
 from jobs.evaluation.scoring.predictions import PredictionRecord
-from jobs.grounding import Evaluation, entropy_nats, evaluation_of, recall, sampled_metrics
 
 FIRST, SECOND, THIRD = (0.0, 4.0), (2.0, 6.0), (6.0, 10.0)
 

@@ -2,7 +2,7 @@
 
 matplotlib draws lines and axes only; titles, legends and notes are the page's HTML. Colours are
 placeholders that become CSS variables, so that one drawing serves the light and the dark theme.
-Neighbour: `jobs.report` puts `learning_curves` into its template.
+Neighbour: `jobs.demo.report` puts `learning_curves` into its template.
 """
 
 import io
@@ -18,7 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from jobs.summary import PROBE_GAP, StepMetrics
+from jobs.demo.summary import PROBE_GAP, StepMetrics
 
 SIZE_IN = (4.4, 2.3)
 HEADROOM = 1.12

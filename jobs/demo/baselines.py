@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.answers.spans import Span
+from jobs.demo.figures import Record
 from jobs.evaluation.scoring.matching import Question
-from jobs.grounding import Record
 
 GRID_S = 0.5
 """Starts and ends of candidate spans are multiples of this."""

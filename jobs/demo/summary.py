@@ -1,8 +1,9 @@
 """`runs/<name>/summary.json`: what a run did and reached, as one flat object of plain figures.
 
 `build_summary` makes it from two evaluations, the baselines and the learner's metrics.jsonl;
-`jobs.report` shows it, `jobs.compare` aggregates many. Key names are fixed: other tools read them.
-IoUs and shares are in [0, 1], times in seconds, entropy in nats per token; null: not measured.
+`jobs.demo.report` shows it, `jobs.demo.compare_methods` aggregates many. Key names are fixed: other
+tools read them. IoUs and shares are in [0, 1], times in seconds, entropy in nats per token; null:
+not measured.
 """
 
 import json
@@ -13,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.baselines import Baselines
-from jobs.grounding import Evaluation, SampledMetrics
+from jobs.demo.baselines import Baselines
+from jobs.demo.figures import Evaluation, SampledMetrics
 
 StepMetrics = Mapping[str, float]
 """One line of metrics.jsonl or validation.jsonl: `hop/quantity_unit` → value, and `step`."""

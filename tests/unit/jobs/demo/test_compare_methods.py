@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from common.errors import ConfigError
-from jobs import compare as command
-from jobs.compare import Settings, all_settings, finished_summary, run_missing
-from jobs.comparison import (
+from jobs.demo import compare_methods as command
+from jobs.demo.compare_methods import Settings, all_settings, finished_summary, run_missing
+from jobs.demo.method_statistics import (
     FIGURES,
     Comparison,
     compare,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jobs.summary import METRICS_FILE, last_metrics
+from jobs.demo.summary import METRICS_FILE, last_metrics
 
 
 def test_the_last_line_is_one_that_was_written_whole(tmp_path: Path) -> None:

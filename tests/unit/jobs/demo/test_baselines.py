@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.answers.spans import Span, iou
-from jobs.baselines import best_constant, blind_baselines, grid_spans, iou_matrix
+from jobs.demo.baselines import best_constant, blind_baselines, grid_spans, iou_matrix
 from jobs.evaluation.scoring.matching import Question
 
 
