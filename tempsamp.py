@@ -139,7 +139,7 @@ def data_import_pt(context: typer.Context) -> None:
 def evaluate(context: typer.Context) -> None:
     """Answer benchmarks with a checkpoint; `eval score FILE` scores anybody's predictions."""
     if context.args[:1] == ["score"]:
-        from jobs.evaluation.scoring.score import command as score
+        from jobs.evaluation.score_command import command as score
 
         _run(score, context, skip=1)
     else:

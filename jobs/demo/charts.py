@@ -1,69 +1,24 @@
 """Learning curves of the report: lines of metrics.jsonl and validation.jsonl → small inline SVGs.
 
-matplotlib draws lines and axes only; titles, legends and notes are the page's HTML. Colours are
-placeholders that become CSS variables, so that one drawing serves the light and the dark theme.
+The house look comes from `jobs.charts`.
 Neighbour: `jobs.demo.report` puts `learning_curves` into its template.
 """
 
-import io
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from jobs.charts import SERIES, THEME, Drawing, svg_of
 from jobs.demo.summary import PROBE_GAP, StepMetrics
 
-SIZE_IN = (4.4, 2.3)
 HEADROOM = 1.12
 """Height of the axis over the highest value."""
 SMOOTHED_SHARE = 10
 """Curves are centred means over 1 / SMOOTHED_SHARE of the steps; raw values stay visible behind."""
-THEME = {
-    "#010101": "var(--muted)",
-    "#020202": "var(--line)",
-    "#030303": "var(--series-1)",
-    "#040404": "var(--series-2)",
-    "#050505": "var(--series-3)",
-}
-"""Colour drawn → colour shown."""
-MUTED, LINE, *SERIES = THEME
-STYLE = {
-    "svg.fonttype": "none",
-    "font.size": 9.5,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "grid.color": LINE,
-    "grid.linewidth": 0.7,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-}
-CLEAN_UP = (
-    (r' (?:version|xmlns(?::xlink)?)="[^"]*"', ""),
-    (r'(<svg[^>]*?) width="[^"]*"', r"\1"),
-    (r'(<svg[^>]*?) height="[^"]*"', r"\1"),
-    (r' id="(?:figure|axes|patch|line2d|text|xtick|ytick|matplotlib)[^"]*"', ""),
-    (r"<style[^>]*>[^<]*</style>", ""),
-    (r"font-family: [^;\"]*;? ?", ""),
-    (r"fill: #ffffff", "fill: none"),
-)
-"""What an SVG file needs and an element of a page must not have: fixed size, names that repeat from
-chart to chart, rules and fonts of its own, white backgrounds."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -83,17 +38,6 @@ class Chart:
     note: str
     series: tuple[Series, ...]
     draw: Callable[[Axes, Sequence[StepMetrics], Sequence[Series]], None]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A chart as the template takes it."""
-
-    title: str
-    note: str
-    svg: str
-    legend: tuple[tuple[str, str], ...]
-    """(CSS colour, label) of each series."""
 
 
 def learning_curves(
@@ -119,15 +63,15 @@ def _drawing(chart: Chart, metrics: Sequence[StepMetrics]) -> Drawing | None:
     present = [s for s in chart.series if any(s.metric in line for line in metrics)]
     if not present:
         return None
-    with mpl.rc_context({**STYLE, "svg.hashsalt": chart.title}):
-        figure = Figure(figsize=SIZE_IN, layout="constrained")
-        axes = figure.add_subplot()
+
+    def draw(axes: Axes) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         chart.draw(axes, metrics, present)
         axes.set_xlim(metrics[0]["step"], max(metrics[-1]["step"], metrics[0]["step"] + 1))
-        svg = inline_svg(figure, label=chart.title)
+
     legend = tuple((THEME[SERIES[k]], series.label) for k, series in enumerate(present))
+    svg = svg_of(draw, label=chart.title)
     return Drawing(title=chart.title, note=chart.note, svg=svg, legend=legend)
 
 
@@ -250,17 +194,3 @@ CHARTS = (
         _draw_from_zero,
     ),
 )
-
-
-def inline_svg(figure: Figure, *, label: str) -> str:
-    """The figure as an element of the page: no prolog, fluid width, colours of the theme."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for pattern, replacement in CLEAN_UP:
-        svg = re.sub(pattern, replacement, svg)
-    for drawn, shown in THEME.items():
-        svg = svg.replace(drawn, shown)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

@@ -27,8 +27,9 @@ from jobs.demo.summary import (
     VALIDATION_FILE,
     read_metrics,
 )
-from jobs.demo.timelines import NUM_FRAMES, timelines
+from jobs.demo.timelines import timelines
 from jobs.evaluation.journal import read_records
+from jobs.evaluation.showing.timelines import NUM_FRAMES
 
 REPORT_FILE = "report.html"
 

@@ -1,23 +1,18 @@
 """Distributions of an annotation file → small inline SVGs that follow the page's theme.
 
 `histogram_chart` draws a `Histogram`, `density_chart` the map of starts and ends; the house look
-comes from `jobs.demo.charts`. Neighbour: `jobs.data.inspection.page` puts them into its template.
+comes from `jobs.charts`. Neighbour: `jobs.data.inspection.page` puts them into its template.
 """
 
 import math
-from collections.abc import Callable
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from jobs.charts import SERIES, Drawing, draw_cells, svg_of
 from jobs.data.inspection.numbers import Histogram
-from jobs.demo.charts import MUTED, SERIES, SIZE_IN, STYLE, Drawing, inline_svg
 
 DENSITY_SIZE_IN = (4.4, 4.1)
 MAX_LABELS = 6
@@ -35,7 +30,7 @@ def histogram_chart(histogram: Histogram) -> Drawing:
     return Drawing(
         title=histogram.heading,
         note=f"{total:,} {histogram.over}{more}.",
-        svg=_svg(histogram.title, SIZE_IN, lambda axes: _draw_bars(axes, histogram)),
+        svg=svg_of(lambda axes: _draw_bars(axes, histogram), label=histogram.title),
         legend=(),
     )
 
@@ -46,22 +41,20 @@ def density_chart(cells: npt.NDArray[np.int64]) -> Drawing:
     Args:
         cells: [N, N] counts by start (row) and end (column), both as shares of the duration.
     """
+
+    def draw(axes: Axes) -> None:
+        draw_cells(axes, cells, faintest=FAINTEST_CELL)
+        axes.set(xlabel="start", ylabel="end")
+
     return Drawing(
         title="Start against end",
         note=(
             f"{cells.sum():,} spans, as shares of the duration. The diagonal is length 0, the "
             f"upper left corner the whole video. Darkest cell: {cells.max():,} spans."
         ),
-        svg=_svg("Start against end", DENSITY_SIZE_IN, lambda axes: _draw_cells(axes, cells)),
+        svg=svg_of(draw, label="Start against end", size_in=DENSITY_SIZE_IN),
         legend=(),
     )
-
-
-def _svg(title: str, size_in: tuple[float, float], draw: Callable[[Axes], None]) -> str:
-    with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
-        figure = Figure(figsize=size_in, layout="constrained")
-        draw(figure.add_subplot())
-        return inline_svg(figure, label=title)
 
 
 def _draw_bars(axes: Axes, histogram: Histogram) -> None:
@@ -75,16 +68,3 @@ def _draw_bars(axes: Axes, histogram: Histogram) -> None:
     axes.set_xlim(0, len(histogram.counts))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.grid(visible=False, axis="x")
-
-
-def _draw_cells(axes: Axes, cells: npt.NDArray[np.int64]) -> None:
-    side = 1 / len(cells)
-    filled = np.argwhere(cells)
-    corners = np.array([(0, 0), (0, 1), (1, 1), (1, 0)])
-    # Square roots, so that a few full cells do not hide where the many others are.
-    strength = np.sqrt(cells[tuple(filled.T)] / max(1, cells.max()))
-    colours = [to_rgba(SERIES[0], FAINTEST_CELL + (1 - FAINTEST_CELL) * s) for s in strength]
-    squares = [(cell + corners) * side for cell in filled]
-    axes.add_collection(PolyCollection(squares, facecolors=colours, edgecolors="none"))
-    axes.plot((0, 1), (0, 1), color=MUTED, linewidth=0.8)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="start", ylabel="end", aspect="equal")

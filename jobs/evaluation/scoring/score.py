@@ -1,10 +1,10 @@
-"""`tempsamp eval score`: a prediction file and its annotations → figures, without a model or a GPU.
+"""A prediction file and its annotations → every figure that is said about them; no model, no GPU.
 
-    predictions + annotations -> match -> judge under every protocol -> Score -> tables, JSON
+    predictions + annotations -> match -> judge under every protocol -> Score
 
 The figures of `exact`, which are ours, stand beside those of the protocols that others publish by.
 Nothing is left out or counted as wrong without being counted by kind. Neighbours:
-`jobs.data.annotations` reads truths, `jobs.evaluation.showing.tables` prints.
+`jobs.data.annotations` reads truths, `jobs.evaluation.showing.tables` makes tables of a `Score`.
 """
 
 import contextlib
@@ -14,15 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
 
-import typer
 from pydantic import BaseModel, ConfigDict
 
-from common.errors import ConfigError
 from jobs.data.annotations.reading import read
 from jobs.data.annotations.records import Annotation, BadRecord
-from jobs.evaluation.journal import write_or_refuse
 from jobs.evaluation.scoring.breakdown import Breakdown, breakdowns
 from jobs.evaluation.scoring.intervals import Interval, mean_interval, mean_intervals
 from jobs.evaluation.scoring.matching import Matched, Pair, Question, match, own_questions
@@ -102,36 +98,6 @@ class Score(BaseModel):
     breakdowns: tuple[Breakdown, ...]
     """Of the exact protocol."""
     published: tuple[Published, ...]
-
-
-def command(
-    predictions: Annotated[
-        Path, typer.Argument(help="Ours, moment_detr's, TimeLens' or VTG-LLM's; may be gzipped.")
-    ],
-    bench: Annotated[str, typer.Option(help=f"One of {', '.join(BENCHES)}.")],
-    gt: Annotated[
-        Path | None,
-        typer.Option(help="Annotation file; default: the truth that the predictions repeat."),
-    ] = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Score what both files have; count the rest.")
-    ] = False,
-    output: Annotated[Path | None, typer.Option("--json", help="Also write it here.")] = None,
-) -> None:
-    """Score a prediction file under every protocol, without a model."""
-    from rich.console import Console
-
-    from jobs.evaluation.showing.tables import tables_of
-
-    try:
-        score = score_file(predictions, bench=bench, gt=gt, partial=partial)
-    except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
-    console = Console()
-    for table in tables_of(score, mode=score.mode):
-        console.print(table)
-    if output is not None:
-        write_or_refuse(output, score.model_dump_json(indent=1) + "\n", knob="--json")
 
 
 def score_file(path: Path, *, bench: str, gt: Path | None = None, partial: bool = False) -> Score:

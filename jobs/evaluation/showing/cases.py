@@ -1,8 +1,8 @@
 """Cases of an evaluation's report: judged pairs → best, median and worst answers as timelines.
 
 Bars are CSS places in percent of the video's length; strips of frames come from
-`jobs.demo.timelines`, a video that is not there gives a timeline without one. Cases are chosen by
-IoU alone, one a video. Neighbour: `jobs.evaluation.showing.report`.
+`jobs.evaluation.showing.timelines`, a video that is not there gives a timeline without one. Cases
+are chosen by IoU alone, one a video. Neighbour: `jobs.evaluation.showing.report`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from common.answers.spans import Span
-from jobs.demo.timelines import frame_strip, place, ticks
 from jobs.evaluation.scoring.matching import Pair, Question
 from jobs.evaluation.scoring.protocols import PROTOCOLS, Judgement, read_answer
+from jobs.evaluation.showing.timelines import frame_strip, place, ticks
 
 CASES = 4
 """Of each kind."""

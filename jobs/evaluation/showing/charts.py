@@ -1,24 +1,20 @@
 """Charts of an evaluation's report: IoUs and spans → small inline SVGs that follow the page.
 
 Labels are ours alone: no text of an annotation or an answer enters a drawing. The house look comes
-from `jobs.demo.charts`; `jobs.evaluation.showing.report` puts the drawings into its template.
+from `jobs.charts`; `jobs.evaluation.showing.report` puts the drawings into its template.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.answers.spans import Span
-from jobs.demo.charts import MUTED, SERIES, STYLE, Drawing, inline_svg
+from jobs.charts import MUTED, SERIES, Drawing, draw_cells, svg_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -68,7 +64,7 @@ def iou_histogram(ious: Floats) -> Drawing:
             f"{len(ious):,} scored queries; {nothing:,} share no moment with the truth, unreadable "
             "answers among them."
         ),
-        svg=_svg(title, draw),
+        svg=svg_of(draw, label=title, size_in=SIZE_IN),
         legend=(),
     )
 
@@ -112,7 +108,7 @@ def mode_scatter(answer_N: Floats, *, think_N: Floats) -> Drawing:
             f"{len(answer_N):,} queries scored in both modes: the thought helps {better:,}, hurts "
             f"{worse:,}. Larger points are several queries."
         ),
-        svg=_svg(title, draw),
+        svg=svg_of(draw, label=title, size_in=SIZE_IN),
         legend=(),
     )
 
@@ -130,6 +126,11 @@ def _error_map(compared: Sequence[Compared], *, end: str, index: int) -> Drawing
     edges = np.linspace(0, 1, MAP_CELLS + 1)
     cells, _, _ = np.histogram2d(places_N2[:, 0], places_N2[:, 1], bins=[edges, edges])
     outside = int((times_N2[:, 1] > side).sum())
+
+    def draw(axes: Axes) -> None:
+        draw_cells(axes, cells, faintest=FAINTEST_CELL, side=side)
+        axes.set(xlabel=f"true {end}, {unit}", ylabel=f"predicted {end}, {unit}")
+
     return Drawing(
         title=f"Predicted {end} against true {end}",
         note=(
@@ -137,29 +138,6 @@ def _error_map(compared: Sequence[Compared], *, end: str, index: int) -> Drawing
             f"late. Darkest cell: {int(cells.max()):,} queries."
             f"{f' {outside:,} lie past the upper edge.' if outside else ''}"
         ),
-        svg=_svg(
-            f"Error map of the {end}",
-            lambda axes: _draw_map(axes, cells, side=side, label=f"{end}, {unit}"),
-        ),
+        svg=svg_of(draw, label=f"Error map of the {end}", size_in=SIZE_IN),
         legend=(),
     )
-
-
-def _draw_map(axes: Axes, cells: Floats, *, side: float, label: str) -> None:
-    filled = np.argwhere(cells)
-    corners = np.array([(0, 0), (0, 1), (1, 1), (1, 0)])
-    # Square roots, so that a few full cells do not hide where the many others are.
-    strength = np.sqrt(cells[tuple(filled.T)] / cells.max())
-    colours = [to_rgba(SERIES[0], FAINTEST_CELL + (1 - FAINTEST_CELL) * s) for s in strength]
-    squares = [(cell + corners) * side / MAP_CELLS for cell in filled]
-    axes.add_collection(PolyCollection(squares, facecolors=colours, edgecolors="none"))
-    axes.plot((0, side), (0, side), color=MUTED, linewidth=0.8)
-    axes.set(xlim=(0, side), ylim=(0, side), aspect="equal")
-    axes.set(xlabel=f"true {label}", ylabel=f"predicted {label}")
-
-
-def _svg(title: str, draw: Callable[[Axes], None]) -> str:
-    with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
-        figure = Figure(figsize=SIZE_IN, layout="constrained")
-        draw(figure.add_subplot())
-        return inline_svg(figure, label=title)

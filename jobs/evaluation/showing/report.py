@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.messages import Mode
-from jobs.demo.charts import Drawing
-from jobs.demo.timelines import NUM_FRAMES
+from jobs.charts import Drawing
 from jobs.evaluation.scoring.matching import Pair, Question
 from jobs.evaluation.scoring.modes import ORACLE_LABEL
 from jobs.evaluation.scoring.protocols import PROTOCOLS, Judgement, judge, read_answer
@@ -35,6 +34,7 @@ from jobs.evaluation.showing.cases import (
 from jobs.evaluation.showing.charts import Compared, error_maps, iou_histogram, mode_scatter
 from jobs.evaluation.showing.grids import Grid, text_of
 from jobs.evaluation.showing.tables import ORACLE, OURS, Scored, grids_of, overview
+from jobs.evaluation.showing.timelines import NUM_FRAMES
 
 Floats = npt.NDArray[np.float64]
 

@@ -2,7 +2,7 @@
 
 Ours stand above the published rows of the field, which carry their source and are marked as
 published; a mode that looks at the truth is labelled in every title and row. Figures are
-percentages. `jobs.evaluation.scoring.score` and `tempsamp eval` print and write them,
+percentages. `tempsamp eval` and `tempsamp eval score` print and write them,
 `jobs.evaluation.showing.grids` gives them their look.
 """
 
@@ -15,13 +15,12 @@ from jobs.evaluation.scoring.modes import ORACLE_LABEL, label_of
 from jobs.evaluation.scoring.predictions import AnswerMode
 from jobs.evaluation.scoring.protocols import PROTOCOLS, THRESHOLDS
 from jobs.evaluation.scoring.published import Published
+from jobs.evaluation.scoring.qvhighlights import HighlightScore
+from jobs.evaluation.scoring.score import ProtocolScore, Score
 from jobs.evaluation.showing.grids import Cell, Grid, csv_text, latex, markdown, rich_table
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from jobs.evaluation.scoring.qvhighlights import HighlightScore
-    from jobs.evaluation.scoring.score import ProtocolScore, Score
 
 ORACLE: AnswerMode = "mixed_oracle"
 UNNAMED = "these predictions"
@@ -46,7 +45,7 @@ MARKDOWN_FILE, LATEX_FILE, CSV_FILE = "tables.md", "tables.tex", "tables.csv"
 class Scored:
     """A benchmark of a run, scored, and what answered it."""
 
-    score: "Score"
+    score: Score
     model: str = UNNAMED
     """As the tables name it."""
     mode: AnswerMode | None = None
@@ -61,7 +60,7 @@ class Scored:
 
 
 def tables_of(
-    score: "Score", *, model: str = UNNAMED, mode: AnswerMode | None = None
+    score: Score, *, model: str = UNNAMED, mode: AnswerMode | None = None
 ) -> Iterator["Table"]:
     """One benchmark in the terminal: the tables that have something to say, the main one first."""
     return map(rich_table, grids_of(Scored(score=score, model=model, mode=mode)))
@@ -280,7 +279,7 @@ def _measured_lines(scored: Scored) -> Iterator[CsvLine]:
 
 
 def _answer_lines(
-    head: tuple[str | None, ...], found: "ProtocolScore | HighlightScore", *, n: int | None
+    head: tuple[str | None, ...], found: ProtocolScore | HighlightScore, *, n: int | None
 ) -> Iterator[CsvLine]:
     """How many answers could be read, and what became of the others."""
     yield (*head, "parse rate", _share(found.parse_rate), None, None, n, None)

@@ -27,11 +27,11 @@ from jobs.demo.summary import (
     RunFacts,
     build_summary,
 )
-from jobs.demo.timelines import place, ticks
 from jobs.evaluation.journal import Journal
 from jobs.evaluation.scoring.matching import Question
 from jobs.evaluation.scoring.predictions import PredictionRecord
 from jobs.evaluation.scoring.score import read_questions
+from jobs.evaluation.showing.timelines import place, ticks
 from jobs.toy import clips
 
 STEPS = 200

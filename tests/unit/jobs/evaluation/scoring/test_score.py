@@ -8,10 +8,11 @@ import typer
 from typer.testing import CliRunner
 
 from common.errors import ConfigError
+from jobs.evaluation.score_command import command
 from jobs.evaluation.scoring.highlights_text import true_answer
 from jobs.evaluation.scoring.modes import ORACLE_LABEL
 from jobs.evaluation.scoring.predictions import PredictionRecord
-from jobs.evaluation.scoring.score import command, score_file
+from jobs.evaluation.scoring.score import score_file
 
 SHARED = Path(__file__).parents[6] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="../shared is not here")

@@ -1,0 +1,43 @@
+"""`tempsamp eval score`: a prediction file and its annotations → tables and JSON, without a model.
+
+Neighbours: `jobs.evaluation.scoring.score` computes, `jobs.evaluation.showing.tables` prints.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.errors import ConfigError
+from jobs.evaluation.journal import write_or_refuse
+from jobs.evaluation.scoring.score import BENCHES, score_file
+
+
+def command(
+    predictions: Annotated[
+        Path, typer.Argument(help="Ours, moment_detr's, TimeLens' or VTG-LLM's; may be gzipped.")
+    ],
+    bench: Annotated[str, typer.Option(help=f"One of {', '.join(BENCHES)}.")],
+    gt: Annotated[
+        Path | None,
+        typer.Option(help="Annotation file; default: the truth that the predictions repeat."),
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Score what both files have; count the rest.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--json", help="Also write it here.")] = None,
+) -> None:
+    """Score a prediction file under every protocol, without a model."""
+    from rich.console import Console
+
+    from jobs.evaluation.showing.tables import tables_of
+
+    try:
+        score = score_file(predictions, bench=bench, gt=gt, partial=partial)
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    console = Console()
+    for table in tables_of(score, mode=score.mode):
+        console.print(table)
+    if output is not None:
+        write_or_refuse(output, score.model_dump_json(indent=1) + "\n", knob="--json")
