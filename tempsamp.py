@@ -68,7 +68,7 @@ def rollout_serve(config_file: ConfigFile, overrides: Overrides = None) -> None:
     from common import config
 
     run = config.load(config_file, overrides=overrides or ())
-    from services.rollout.app import serve
+    from services.rollout.server import serve
 
     serve(run)
 

@@ -17,7 +17,7 @@ from tests.fixtures.clips import make_clip
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "deploy/configs/demo.toml"
 REPLICA = """
-from services.rollout.app import Replica
+from services.rollout.replica import Replica
 frames = Replica(run, url="").loader.load(clip)
 """
 LEARNER = """

@@ -1,0 +1,179 @@
+"""Everything one rollout replica owns: engine, weights, worker loop, registry entry.
+
+It starts without waiting for any neighbour, and prompts are claimed once the first verified weights
+are served. With `rollout.weights = "checkpoint"` it answers /v1/generate alone, from the checkpoint
+on disk. Neighbours: `services.rollout.app` is its REST face, `services.rollout.worker` its loop.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator
+
+from common.config import Rollout, Run, Shared
+from common.errors import TempSampError
+from common.messages import ReplicaPhase, ReplicaStatus
+from common.queue.broker import Broker
+from common.video.loader import ClipLoader
+from services.rollout.engine import Engine, EngineDownError
+from services.rollout.reward_client import GroupScorer
+from services.rollout.weights import Weights
+from services.rollout.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+WITHDRAW_TIMEOUT_S = 2.0
+HEALTH_EVERY_S = 2.0
+DRAIN_S = 20.0
+"""How long prompts in work may take after SIGTERM before they are handed back."""
+
+
+class Replica:
+    """Everything one replica owns, from engine to registry entry."""
+
+    def __init__(self, run: Run, *, url: str) -> None:
+        self.shared: Shared = run.shared
+        self.rollout: Rollout = run.rollout
+        self.url = url
+        self.loader = ClipLoader.of(run.shared.video)
+        self.name = f"{run.rollout.replica or socket.gethostname()}-{secrets.token_hex(3)}"
+        self.phase: ReplicaPhase = "starting"
+        self.failure: BaseException | None = None
+        self._engine: Engine | None = None
+        self._weights: Weights | None = None
+        self._worker: Worker | None = None
+
+    async def run(self) -> None:
+        """Load the engine, then serve until stopped or cancelled."""
+        if self.rollout.weights == "checkpoint":
+            await self._serve_checkpoint()
+        else:
+            await self._serve_ring()
+
+    async def _serve_checkpoint(self) -> None:
+        """Answer /v1/generate with the weights of `shared.model`: no learner, no Redis."""
+        async with contextlib.AsyncExitStack() as owned:
+            weights = await self._load(owned)
+            weights.serve_checkpoint()
+            while True:
+                await self.engine.check_health()
+                await asyncio.sleep(HEALTH_EVERY_S)
+
+    async def _serve_ring(self) -> None:
+        """Answer the prompts of the ring."""
+        async with contextlib.AsyncExitStack() as owned:
+            broker = Broker.of(self.shared)
+            owned.push_async_callback(broker.close)
+            reward = GroupScorer(self.shared, rollout=self.rollout)
+            owned.push_async_callback(reward.close)
+            weights = await self._load(owned)
+            self.phase = "waiting_for_weights"
+            await broker.wait_ready()
+            self._worker = Worker(
+                broker=broker,
+                engine=self.engine,
+                reward=reward,
+                weights=weights,
+                shared=self.shared,
+                rollout=self.rollout,
+                loader=self.loader,
+                replica=self.name,
+            )
+            owned.push_async_callback(self._withdraw, broker)
+            async with asyncio.TaskGroup() as tasks:
+                announcing = tasks.create_task(self._announce(broker))
+                await tasks.create_task(self._worker.run())
+                announcing.cancel()
+
+    async def _load(self, owned: contextlib.AsyncExitStack) -> Weights:
+        self._engine = await Engine.start(self.shared, rollout=self.rollout)
+        owned.callback(self._engine.shutdown)
+        self._weights = Weights(self._engine)
+        return self._weights
+
+    @property
+    def is_working(self) -> bool:
+        """Whether prompts may be in work; before that there is nothing to drain."""
+        return self._worker is not None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Runs inside; at the end it claims nothing more and gets `DRAIN_S` for what is in work.
+
+        A replica that fails ends its process: `failure` says why.
+        """
+        task = asyncio.create_task(self.run())
+        task.add_done_callback(self._end_process_on_failure)
+        yield
+        if self.phase == "starting":
+            Engine.abandon_loading()
+        self.stop()
+        drain_s = DRAIN_S if self.is_working else 0.0
+        done, _pending = await asyncio.wait([task], timeout=drain_s)
+        if not done:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def stop(self) -> None:
+        """Claim nothing more."""
+        self.phase = "draining"
+        if self._worker is not None:
+            self._worker.stop()
+
+    @property
+    def engine(self) -> Engine:
+        """The loaded engine.
+
+        Raises:
+            EngineDownError: still loading.
+        """
+        if self._engine is None:
+            raise EngineDownError("the engine is still loading")
+        return self._engine
+
+    @property
+    def weights(self) -> Weights:
+        """The weight receiver; raises like `engine`."""
+        if self._weights is None:
+            raise EngineDownError("the engine is still loading")
+        return self._weights
+
+    @property
+    def status(self) -> ReplicaStatus:
+        """This replica's registry entry."""
+        counters = self._worker.counters if self._worker else None
+        version = self._weights.version if self._weights else None
+        return ReplicaStatus(
+            replica=self.name,
+            url=self.url,
+            phase="serving" if version is not None and self.phase != "draining" else self.phase,
+            version=version,
+            run_tag=self._weights.run_tag if self._weights else None,
+            generation=self._weights.generation if self._weights else None,
+            num_workers=self.rollout.tensor_parallel,
+            completed_groups=counters.completed_groups if counters else 0,
+            failed_prompts=counters.failed_prompts if counters else 0,
+            generated_tokens=counters.generated_tokens if counters else 0,
+        )
+
+    async def _withdraw(self, broker: Broker) -> None:
+        """Leave the registry now rather than when the lease ends; Redis may be gone by then."""
+        with contextlib.suppress(TimeoutError, TempSampError):
+            await asyncio.wait_for(broker.withdraw(self.name), WITHDRAW_TIMEOUT_S)
+
+    async def _announce(self, broker: Broker) -> None:
+        """Renew the registry entry; an engine that died ends the replica."""
+        while True:
+            await self.engine.check_health()
+            await broker.announce(self.status, ttl_s=self.rollout.registry_ttl_s)
+            await asyncio.sleep(self.rollout.registry_ttl_s / 4)
+
+    def _end_process_on_failure(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failure = error
+            logger.error("replica stops", exc_info=error)
+            signal.raise_signal(signal.SIGTERM)
