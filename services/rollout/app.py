@@ -5,7 +5,8 @@
     POST /v1/weights/update    receive, verify and serve a version
     GET  /v1/weights /healthz /readyz /metrics
 
-/healthz answers at once, /readyz when the engine is loaded. The learner's publish joins and updates.
+/healthz answers at once, /readyz when the engine is loaded. The learner's publish calls join and
+update.
 """
 
 import asyncio
