@@ -1,32 +1,59 @@
-"""The `tempsamp` command; commands import what they run when they run, so `--help` is instant."""
+"""The `tempsamp` command: one tree, whose leaves are imported when they are called.
+
+So `--help`, completion and a mistyped option answer at once, whatever a command needs to run.
+"""
 
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from common.errors import ConfigError, TempSampError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="TempSamp-R1 as a service: video temporal-grounding RL with GT injection.",
-)
+Command = Callable[..., None]
+
+
+class Leaf(TyperCommand):
+    """A command that a job defines; its function here imports and returns the job's.
+
+    Or it returns a `typer.Typer` of its own, for a command that has commands below it.
+    """
+
+    def loaded(self) -> Any:
+        """The command with its options."""
+        assert self.callback is not None
+        job = self.callback()
+        if not isinstance(job, typer.Typer):
+            function, job = job, typer.Typer(**PLAIN)
+            job.command()(function)
+        command = typer.main.get_command(job)
+        command.name = self.name
+        return command
+
+
+class Tree(TyperGroup):
+    """Commands, of which leaves are loaded once they are named."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Called to run a command, to show its help, and to complete its options."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.loaded() if isinstance(command, Leaf) else command, rest
+
+
+PLAIN: dict[str, Any] = {"cls": Tree, "add_completion": False, "pretty_exceptions_enable": False}
+app = typer.Typer(cls=Tree, no_args_is_help=True, pretty_exceptions_enable=False)
 reward = typer.Typer(no_args_is_help=True, help="The reward service.")
 rollout = typer.Typer(no_args_is_help=True, help="Rollout replicas.")
-data = typer.Typer(no_args_is_help=True, help="From annotation files and videos to a cache.")
-app.add_typer(reward, name="reward")
-app.add_typer(rollout, name="rollout")
-app.add_typer(data, name="data")
-
-PASSED_ON: dict[str, Any] = {
-    "add_help_option": False,
-    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
-}
-"""For commands whose options are read by the job itself."""
+data = typer.Typer(cls=Tree, no_args_is_help=True, help="From annotations and videos to a cache.")
+SERVICES, JOBS = "Services", "Jobs"
+"""Headings of `tempsamp --help`."""
+app.add_typer(reward, name="reward", rich_help_panel=SERVICES)
+app.add_typer(rollout, name="rollout", rich_help_panel=SERVICES)
+app.add_typer(data, name="data", rich_help_panel=JOBS)
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]
 OptionalConfigFile = Annotated[
@@ -73,7 +100,7 @@ def rollout_serve(config_file: ConfigFile, overrides: Overrides = None) -> None:
     serve(run)
 
 
-@app.command("learner")
+@app.command("learner", rich_help_panel=SERVICES)
 def learner(
     config_file: ConfigFile,
     overrides: Overrides = None,
@@ -95,84 +122,94 @@ def learner(
     train(run, resume=resume, validate=validate)
 
 
-@app.command("demo", **PASSED_ON)
-def demo(context: typer.Context) -> None:
+@app.command("demo", cls=Leaf, rich_help_panel=JOBS)
+def demo() -> Command:
     """Run the whole ring on this machine: clips, services, training, report."""
-    from jobs.demo.run import command_line
+    from jobs.demo.run import command
 
-    command_line(context.args)
+    return command
 
 
-@data.command("convert", **PASSED_ON)
-def data_convert(context: typer.Context) -> None:
+@data.command("convert", cls=Leaf)
+def data_convert() -> Command:
     """Turn published annotation files into trainer rows."""
     from jobs.data.convert_command import command
 
-    _run(command, context)
+    return command
 
 
-@data.command("inspect", **PASSED_ON)
-def data_inspect(context: typer.Context) -> None:
+@data.command("inspect", cls=Leaf)
+def data_inspect() -> Command:
     """Show what an annotation file holds, and check its videos."""
     from jobs.data.inspection.command import command
 
-    _run(command, context)
+    return command
 
 
-@data.command("preprocess", **PASSED_ON)
-def data_preprocess(context: typer.Context) -> None:
+@data.command("preprocess", cls=Leaf)
+def data_preprocess() -> Command:
     """Decode the videos of trainer rows into a clip cache."""
     from jobs.data.preprocess import command
 
-    _run(command, context)
+    return command
 
 
-@data.command("import-pt", **PASSED_ON)
-def data_import_pt(context: typer.Context) -> None:
+@data.command("import-pt", cls=Leaf)
+def data_import_pt() -> Command:
     """Bring an old cache of .pt files into a clip cache."""
     from jobs.data.import_pt import command
 
-    _run(command, context)
+    return command
 
 
-@app.command("eval", **PASSED_ON)
-def evaluate(context: typer.Context) -> None:
+@app.command("eval", cls=Leaf, rich_help_panel=JOBS)
+def evaluate() -> typer.Typer:
     """Answer benchmarks with a checkpoint; `eval score FILE` scores anybody's predictions."""
-    if context.args[:1] == ["score"]:
-        from jobs.evaluation.score_command import command as score
+    from jobs.evaluation.command import command
 
-        _run(score, context, skip=1)
-    else:
-        from jobs.evaluation.command import command
-
-        _run(command, context)
+    tree = typer.Typer(**PLAIN, invoke_without_command=True)
+    tree.callback()(command)
+    tree.command("score", cls=Leaf)(evaluate_score)
+    return tree
 
 
-@app.command("compare", **PASSED_ON)
-def compare(context: typer.Context) -> None:
+def evaluate_score() -> Command:
+    """Score a prediction file under every protocol, without a model."""
+    from jobs.evaluation.score_command import command
+
+    return command
+
+
+@app.command("compare", cls=Leaf, rich_help_panel=JOBS)
+def compare() -> Command:
     """Compare two evaluations query by query."""
     from jobs.evaluation.comparing.command import command
 
-    _run(command, context)
+    return command
 
 
-@app.command("ground", **PASSED_ON)
-def ground(context: typer.Context) -> None:
+@app.command("ground", cls=Leaf, rich_help_panel=JOBS)
+def ground() -> Command:
     """Ask when something happens in one video."""
     from jobs.ground.command import command
 
-    _run(command, context)
+    return command
 
 
-def _run(command: Callable[..., None], context: typer.Context, *, skip: int = 0) -> None:
-    """A job reads its own options: importing it for `--help` of another would take a second.
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"tempsamp {metadata.version('tempsamp')}\n")
+        raise typer.Exit
 
-    The first `skip` arguments are the names of the command.
-    """
-    job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    job.command()(command)
-    name = " ".join([context.command_path, *context.args[:skip]])
-    job(context.args[skip:], prog_name=name)
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show and leave."),
+    ] = False,
+) -> None:
+    """TempSamp-R1 as a service: video temporal-grounding RL with GT injection."""
 
 
 def main() -> None:

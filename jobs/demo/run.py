@@ -331,20 +331,7 @@ def _shown(step: StepMetrics, validation: StepMetrics | None) -> str:
     return shown if validation is None else f"{shown} val {validation['val/miou']:.2f}"
 
 
-def command_line(arguments: list[str]) -> None:
-    """Read `tempsamp demo`'s arguments and run it; SIGTERM stops it as Ctrl-C does.
-
-    Raises:
-        ConfigError, TempSampError: as `run_demo`.
-    """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(_demo)
-    with interruptible():
-        app(arguments, prog_name="tempsamp demo")
-
-
-def _demo(
+def command(
     method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "tempsamp",
     steps: Annotated[int | None, typer.Option(min=1, help="default: the config's")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -370,8 +357,10 @@ def _demo(
         split=eval_split,
         eval_queries=eval_queries,
     )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        summary = run_demo(demo, write_report=report_html)
+        with interruptible():
+            summary = run_demo(demo, write_report=report_html)
     except KeyboardInterrupt as error:
         console.print(f"stopped; RESUME=1 RUN={demo.name} goes on from the last checkpoint")
         raise typer.Exit(130) from error

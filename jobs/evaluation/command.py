@@ -79,14 +79,21 @@ class PromptName(StrEnum):
 
 
 def command(
+    context: typer.Context,
     bench: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help=f"Comma-separated: {', '.join(BENCHMARKS)}, or paths of trainer rows (JSONL)."
+            help=f"Comma-separated: {', '.join(BENCHMARKS)}, or paths of trainer rows (JSONL). "
+            "Required."
         ),
-    ],
-    video_root: Annotated[Path, typer.Option(help="Folder of the videos, in any usual layout.")],
-    out: Annotated[Path, typer.Option(help="One folder a benchmark; an interrupted run goes on.")],
+    ] = None,
+    video_root: Annotated[
+        Path | None, typer.Option(help="Folder of the videos, in any usual layout. Required.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="One folder a benchmark; an interrupted run goes on. Required."),
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option(help="Checkpoint folder; with --endpoint, what the replicas started from."),
@@ -139,10 +146,18 @@ def command(
     ] = True,
 ) -> None:
     """Answer benchmarks and score the answers under every protocol."""
+    if context.invoked_subcommand is not None:
+        return
     from rich.console import Console
 
     from jobs.evaluation.session import Plan
 
+    if bench is None:
+        raise ConfigError(f"--bench: found nothing, wanted one of {', '.join(BENCHMARKS)}, or rows")
+    if video_root is None:
+        raise ConfigError("--video-root: found nothing, wanted the folder of the videos")
+    if out is None:
+        raise ConfigError("--out: found nothing, wanted a folder for answers and figures")
     if model is None and not endpoint:
         raise ConfigError("found neither --model nor --endpoint, wanted a checkpoint or replicas")
     if selector is SelectorName.agreement and not mode.startswith("mixed"):
