@@ -18,6 +18,8 @@ import httpx
 import pytest
 import yaml
 
+from tests.fixtures.documents import example
+
 ROOT = Path(__file__).resolve().parents[2]
 ASK_TIMEOUT_S, WORK_TIMEOUT_S = 20, 240
 REQUEST = {
@@ -118,6 +120,12 @@ class Composed:
         return described[0]
 
 
+def documented() -> list[list[str]]:
+    """README's compose commands: first up, then with two reward replicas."""
+    commands = [words for words in example("compose").commands if "docker" in words]
+    return [words[words.index("compose") + 1 :] for words in commands]
+
+
 @pytest.fixture(scope="module")
 def composed() -> Iterator[Composed]:
     if reason := missing():
@@ -127,7 +135,7 @@ def composed() -> Iterator[Composed]:
     )
     try:
         services.run("build")
-        services.run("up", "--detach", "--wait", "--wait-timeout", "120")
+        services.run(*documented()[0], "--wait-timeout", "120")
         yield services
     finally:
         services.run("down", "--volumes", "--remove-orphans")
@@ -199,9 +207,7 @@ def test_everything_is_published_on_loopback_only(composed: Composed) -> None:
 
 
 def test_two_replicas_answer_after_scaling(composed: Composed) -> None:
-    composed.run(
-        "up", "--detach", "--no-build", "--no-recreate", "--wait", "--scale", "reward=2", "reward"
-    )
+    composed.run(*documented()[1], "--no-build", "--no-recreate", "--wait")
     addresses = set()
     for index in (1, 2):
         with composed.reward(index=index, token=composed.token) as replica:

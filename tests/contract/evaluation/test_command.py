@@ -23,7 +23,7 @@ from jobs.evaluation.scoring.score import score_file
 from tests.fixtures.clips import make_clip
 from tests.fixtures.stand_in_replica import StandIn, question_of, refuse, serving
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = "import typer; from jobs.evaluation.command import command; typer.run(command)"
 SPANS = {"long": [[0.5, 2.0], [2.0, 3.5]], "short": [[0.0, 1.0]]}
 DURATIONS_S = {"long": 4.0, "short": 2.0}

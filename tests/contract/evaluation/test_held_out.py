@@ -20,7 +20,7 @@ from jobs.evaluation.settings import AnswerSampling
 from tests.fixtures.clips import make_clip
 from tests.fixtures.stand_in_replica import question_of, refuse, serving, unused_url
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CLIPS = ("a.mp4", "b.mp4")
 QUERIES = ("query 1", "query 2", "query 3", "query 4")
 """Two about each clip; what is asked for in query n starts after n / 4 s."""

@@ -7,13 +7,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from common.rest.reward_api import ScoreItem, ScoreRequest, Shaping
+from tests.fixtures.documents import example
 from tests.fixtures.reward_server import RewardServer, reward_server
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ADDRESS = "http://127.0.0.1:8100"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$(?:\n```json\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
 
@@ -32,7 +34,11 @@ def examples(language: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RewardServer]:
-    with reward_server() as server:
+    """Started as the manual says, but for the port."""
+    (command,) = example("reward-serve").commands
+    assert command[:3] == ["tempsamp", "reward", "serve"]
+    options = [word if word != urlsplit(ADDRESS).netloc.split(":")[1] else "0" for word in command]
+    with reward_server(*options[3:]) as server:
         yield server
 
 
