@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from common import config
 from common.errors import ConfigError
+from common.model.checks import SETTINGS
 from services.learner.feed import FeedState
 from services.learner.intake import IntakeState
 from services.learner.parallel import Ranks, whole_weights
@@ -36,8 +37,6 @@ from services.learner.policy import Policy
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{6,})")
-EXPORTED_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
-"""Tokenizer, processor and generation settings, carried over from the start checkpoint."""
 
 
 class RunState(BaseModel):
@@ -121,10 +120,19 @@ class Checkpoints:
             return
         source = Path(self._run.shared.model)
         self._policy.model.save_pretrained(folder, state_dict=whole)
-        for pattern in EXPORTED_FILES:
-            for file in source.glob(pattern):
-                if not (folder / file.name).exists():
-                    shutil.copy2(file, folder / file.name)
+        carry_over(source, folder)
+
+
+def carry_over(start: Path, folder: Path) -> None:
+    """Copy tokenizer, processor and generation settings from the start checkpoint to an export.
+
+    Not its index of weights: the export has other files, and vLLM would look for those.
+    """
+    for pattern in SETTINGS:
+        for file in start.glob(pattern):
+            is_index = file.name.endswith(".safetensors.index.json")
+            if not is_index and not (folder / file.name).exists():
+                shutil.copy2(file, folder / file.name)
 
 
 def rng_state() -> str:
