@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from common.errors import ConfigError, TempSampError
+
+if TYPE_CHECKING:
+    from common.config import Run
 
 Command = Callable[..., None]
 
@@ -95,6 +98,7 @@ def rollout_serve(config_file: ConfigFile, overrides: Overrides = None) -> None:
     from common import config
 
     run = config.load(config_file, overrides=overrides or ())
+    _fetch_model(run, service="rollout")
     from services.rollout.server import serve
 
     serve(run)
@@ -112,6 +116,7 @@ def learner(
     from common import config
 
     run = config.load(config_file, overrides=overrides or ())
+    _fetch_model(run, service="learner")
     from services.learner.train import train
 
     validate = None
@@ -194,6 +199,15 @@ def ground() -> Command:
     from jobs.ground.command import command
 
     return command
+
+
+def _fetch_model(run: "Run", *, service: str) -> None:
+    """What is wrong with shared.model ends the command before anything heavy is imported."""
+    from common.logs import configure
+    from common.model.folder import fetched
+
+    configure(service, run_id=run.shared.run_id)
+    fetched(run.shared.model, knob="shared.model")
 
 
 def _show_version(wanted: bool) -> None:

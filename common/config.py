@@ -90,8 +90,9 @@ class Shared(Section):
 
     run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     """Prefix of every Redis key and field of every log line."""
-    model: Path
-    """Hugging Face checkpoint folder the run starts from."""
+    model: str
+    """What the run starts from: a Hugging Face checkpoint folder, or an id of the hub with or
+    without revision (`Qwen/Qwen3-VL-4B-Instruct@main`); `common.model.folder` finds it."""
     redis_url: str = "redis://127.0.0.1:6379/0"
     """Without a password: that comes from TEMPSAMP_REDIS_PASSWORD."""
     reward_url: str = "http://127.0.0.1:8100"

@@ -28,6 +28,7 @@ from common import config
 from common.answers.spans import Span
 from common.errors import ConfigError, EngineError
 from common.messages import ClipRef, GenerateRequest, Mode, Sampling
+from common.model.folder import fetched
 from common.prompts import chat_messages, grounding_problem
 from common.video.sampling import VideoSampling
 from jobs.asking.endpoints import check_endpoints
@@ -79,9 +80,10 @@ def command(
         list[str] | None, typer.Option(help="URL of a running replica; may be repeated.")
     ] = None,
     model: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Checkpoint to ask: a replica of it is started unless --endpoint is set."
+            help=r"Folder or ORG/NAME\[@revision] of the hub: a replica of it is started unless "
+            "--endpoint is set."
         ),
     ] = None,
     config_file: Annotated[
@@ -108,7 +110,9 @@ def command(
     sheet = Path(f"{video.stem}-ground.png") if out is None else out
     _check_options(query, video=video, sheet=sheet, clip=cut)
     run = None if config_file is None else config.load(config_file)
-    checkpoint = model if model is not None or run is None else run.shared.model
+    # Weights, which take minutes to fetch, come after all that can be wrong with the video.
+    is_read = run is None or not endpoint
+    checkpoint = _folder(model, run, with_weights=False) if is_read else None
     settings = Settings(
         mode="think" if think else "answer",
         num_samples=0 if n == 1 else n,
@@ -118,7 +122,7 @@ def command(
     clip = sample_video(video, settings=settings)
     with (
         progress.status("asking when it happens"),
-        _replicas(endpoint or [], checkpoint=checkpoint, run_file=config_file) as asking,
+        _replicas(endpoint or [], model=model, run=run, run_file=config_file) as asking,
     ):
         found = asyncio.run(asking(clip, query=query, settings=settings))
     if as_json:
@@ -193,6 +197,20 @@ def _sampling(run: config.Run | None, *, seed: int, max_tokens: int | None) -> S
     return sampling.model_copy(update=changed)
 
 
+def _folder(model: str | None, run: config.Run | None, *, with_weights: bool) -> Path | None:
+    """Of --model, else of the run's model; None when there is neither."""
+    knob = "--model"
+    if model is None and run is not None:
+        knob, model = "shared.model", run.shared.model
+    if model is None:
+        return None
+    return fetched(model, knob=knob, say=_say, with_weights=with_weights).path
+
+
+def _say(text: str) -> None:
+    progress.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _frames(run: config.Run | None, *, checkpoint: Path | None) -> VideoSampling:
     """As the run trains with; else those of SPEC A9, in the patches of the checkpoint."""
     if run is not None:
@@ -202,13 +220,14 @@ def _frames(run: config.Run | None, *, checkpoint: Path | None) -> VideoSampling
 
 @contextlib.contextmanager
 def _replicas(
-    endpoints: Sequence[str], *, checkpoint: Path | None, run_file: Path | None
+    endpoints: Sequence[str], *, model: str | None, run: config.Run | None, run_file: Path | None
 ) -> Iterator[Ask]:
     """Who is asked: running replicas, or one that is started here and ended in any case."""
     if endpoints:
         check_endpoints(endpoints)
         yield functools.partial(ask, endpoints=endpoints, token=config.token())
         return
+    checkpoint = _folder(model, run, with_weights=True)
     if checkpoint is None:
         raise ConfigError("found neither --endpoint nor --model nor --config, wanted one of them")
     with (

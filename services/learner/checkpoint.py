@@ -56,9 +56,17 @@ class Checkpoints:
     """The checkpoints of one run. Construct and call on every rank."""
 
     def __init__(
-        self, run: config.Run, *, policy: Policy, optimizer: torch.optim.Optimizer, ranks: Ranks
+        self,
+        run: config.Run,
+        *,
+        start: Path,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks,
     ) -> None:
+        """`start`: folder of the model that the run began with."""
         self._run = run
+        self._start = start
         self._policy = policy
         self._optimizer = optimizer
         self._ranks = ranks
@@ -118,9 +126,8 @@ class Checkpoints:
         whole = dict(whole_weights(self._policy, dtype=dtype, ranks=self._ranks))
         if not self._ranks.is_main:
             return
-        source = Path(self._run.shared.model)
         self._policy.model.save_pretrained(folder, state_dict=whole)
-        carry_over(source, folder)
+        carry_over(self._start, folder)
 
 
 def carry_over(start: Path, folder: Path) -> None:

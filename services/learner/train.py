@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from common.config import Run
 from common.logs import configure
 from common.messages import ScoredGroup
+from common.model.folder import fetched
 from common.video.loader import ClipLoader
 from services.learner import metrics, parallel
 from services.learner.advantage import sample_advantages
@@ -279,13 +281,14 @@ def open_learner(run: Run, *, resume: bool, validate: Validate | None) -> Iterat
     settings = run.learner
     if not resume:
         refuse_existing(settings.run_dir)
+    start = fetched(run.shared.model, knob="shared.model").path
     torch.manual_seed(run.shared.seed)
     ranks = parallel.start_ranks(settings.device, timeout_s=settings.collective_timeout_s)
     configure("learner", run_id=run.shared.run_id)
     loader = ClipLoader.of(run.shared.video)
     policy = parallel.shard_model(
         load_policy(
-            run.shared.model,
+            start,
             device=ranks.device,
             freeze_vision=settings.freeze_vision,
             gradient_checkpointing=settings.gradient_checkpointing,
@@ -300,7 +303,7 @@ def open_learner(run: Run, *, resume: bool, validate: Validate | None) -> Iterat
         betas=settings.optimizer.betas,
         weight_decay=settings.optimizer.weight_decay,
     )
-    checkpoints = Checkpoints(run, policy=policy, optimizer=optimizer, ranks=ranks)
+    checkpoints = Checkpoints(run, start=start, policy=policy, optimizer=optimizer, ranks=ranks)
     state = checkpoints.restore() if resume else None
     with contextlib.ExitStack() as owned:
         owned.callback(ranks.close)
@@ -320,7 +323,7 @@ def open_learner(run: Run, *, resume: bool, validate: Validate | None) -> Iterat
             run=run,
             ranks=ranks,
             policy=policy,
-            reference=_reference(run, ranks, loader),
+            reference=_reference(run, start, ranks, loader),
             optimizer=optimizer,
             checkpoints=checkpoints,
             publisher=publisher,
@@ -331,12 +334,12 @@ def open_learner(run: Run, *, resume: bool, validate: Validate | None) -> Iterat
         )
 
 
-def _reference(run: Run, ranks: Ranks, loader: ClipLoader) -> Policy | None:
+def _reference(run: Run, start: Path, ranks: Ranks, loader: ClipLoader) -> Policy | None:
     """A frozen copy of the start checkpoint, when the loss has a KL term."""
     if run.learner.loss.kl_coef == 0:
         return None
     reference = load_policy(
-        run.shared.model,
+        start,
         dtype=getattr(torch, run.shared.dtype),
         device=ranks.device,
         load_frames=loader.load,

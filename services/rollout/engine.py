@@ -12,6 +12,7 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -28,6 +29,7 @@ from common.messages import (
     TensorSlice,
     VersionSpan,
 )
+from common.model.folder import fetched
 from common.video.frames import processor_metadata
 
 INITIAL_VERSION = "default"
@@ -77,20 +79,23 @@ class Engine:
         """Load the model in a thread; takes from seconds (tiny, CPU) to minutes.
 
         Raises:
-            EngineError: vLLM could not load the checkpoint.
+            ConfigError: `shared.model` is not there or no whole model.
+            EngineError: vLLM could not load it.
         """
         return await asyncio.to_thread(cls._load, shared, rollout)
 
     @classmethod
     def _load(cls, shared: Shared, rollout: Rollout) -> Self:
+        # Before the environment is prepared: the engine that loads has no business with a hub.
+        folder = fetched(shared.model, knob="shared.model").path
         _prepare_environment(rollout)
         from transformers import AutoConfig, AutoTokenizer
         from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
-            llm = AsyncLLM.from_engine_args(_engine_arguments(shared, rollout))
-            tokenizer = AutoTokenizer.from_pretrained(shared.model)
-            model_config = AutoConfig.from_pretrained(shared.model)
+            llm = AsyncLLM.from_engine_args(_engine_arguments(folder, shared, rollout))
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model_config = AutoConfig.from_pretrained(folder)
         except (OSError, RuntimeError, ValueError) as error:
             raise EngineError(f"cannot load {shared.model} (shared.model): {error}") from error
         return cls(llm=llm, tokenizer=tokenizer, model_config=model_config, shared=shared)
@@ -292,14 +297,14 @@ def _prepare_environment(rollout: Rollout) -> None:
         os.environ.setdefault(name, value)
 
 
-def _engine_arguments(shared: Shared, rollout: Rollout) -> Any:
+def _engine_arguments(folder: Path, shared: Shared, rollout: Rollout) -> Any:
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     from services.rollout.weight_engine import BACKEND
 
     return AsyncEngineArgs(
-        model=os.fspath(shared.model),
+        model=os.fspath(folder),
         dtype=shared.dtype,
         seed=shared.seed,
         enforce_eager=rollout.device == "cpu",

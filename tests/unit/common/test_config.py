@@ -132,7 +132,7 @@ class TestOverrides:
             ("learner.steps=25", lambda run: run.learner.steps == 25),
             ("shared.strategy=none", lambda run: run.shared.strategy == "none"),
             ("learner.loss.dual_clip=none", lambda run: run.learner.loss.dual_clip is None),
-            ("shared.model=a/b.c", lambda run: run.shared.model == Path("a/b.c")),
+            ("shared.model=a/b.c", lambda run: run.shared.model == "a/b.c"),
             ('learner.modes=["answer", "think"]', lambda run: run.learner.modes[1] == "think"),
             ("learner.freeze_vision=false", lambda run: not run.learner.freeze_vision),
         ],

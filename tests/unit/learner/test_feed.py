@@ -48,7 +48,7 @@ class Ring:
     ) -> Feed:
         shared = Shared(
             run_id=self.run_id,
-            model=self.folder,
+            model=str(self.folder),
             group_size=4,
             seed=7,
             sampling=sampling or Sampling(),

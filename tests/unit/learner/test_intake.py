@@ -51,7 +51,7 @@ class Ring:
         self.broker = self.open_broker()
         shared = Shared(
             run_id=self.run_id,
-            model=self.folder,
+            model=str(self.folder),
             group_size=3,
             video=Video(
                 roots=(self.folder,),

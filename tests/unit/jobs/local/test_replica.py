@@ -25,7 +25,7 @@ def test_the_made_run_file_fits_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text(run_toml(TINY))
     run = config.load(path, environ={})
-    assert run.shared.model == TINY
+    assert run.shared.model == str(TINY)
     assert run.rollout.max_model_len == 4096  # max_position_embeddings of the tiny model
     assert run.shared.max_prompt_tokens < run.rollout.max_model_len
     assert run.shared.video.sampling == sampling_of(TINY)
