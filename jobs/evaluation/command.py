@@ -7,7 +7,7 @@ With --endpoint, running replicas answer; without, one of our own is started and
 
 import asyncio
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from common import config
 from common.config import Run, Video
 from common.errors import ConfigError
+from common.model.folder import fetched
 from jobs.asking.endpoints import check_endpoints
 from jobs.evaluation.benchmarks import BENCHMARKS, benchmarks_named
 from jobs.evaluation.questions import parse_shard
@@ -95,8 +96,11 @@ def command(
         typer.Option(help="One folder a benchmark; an interrupted run goes on. Required."),
     ] = None,
     model: Annotated[
-        Path | None,
-        typer.Option(help="Checkpoint folder; with --endpoint, what the replicas started from."),
+        str | None,
+        typer.Option(
+            help=r"Folder or ORG/NAME\[@revision] of the hub; with --endpoint, what the replicas "
+            "started from."
+        ),
     ] = None,
     endpoint: Annotated[
         list[str] | None, typer.Option(help="URL of a running replica; may be repeated.")
@@ -166,6 +170,7 @@ def command(
             "mixed_oracle: one mode leaves nothing to choose; --samples takes samples alone"
         )
     _check_folder(out)
+    console = Console()
     run = config.load(run_config) if run_config is not None else None
     plan = Plan(
         benchmarks=benchmarks_named(bench),
@@ -179,18 +184,17 @@ def command(
         sampling=_sampling(
             run, task=task, max_tokens=max_tokens, samples=samples, selector=selector, seed=seed
         ),
-        video=_video(run, checkpoint=model),
+        video=_video(run, model=model, console=console),
         allow_missing=allow_missing,
         limit=limit,
         shard=parse_shard(shard),
         concurrency=concurrency,
     )
-    console = Console()
     try:
         with interruptible():
             if endpoint:
                 check_endpoints(endpoint)
-                _with_endpoints(plan, endpoint, checkpoint=model, console=console)
+                _with_endpoints(plan, endpoint, model=model, console=console)
             else:
                 assert model is not None
                 _with_own_replica(plan, model, run_file=run_config, console=console)
@@ -218,13 +222,15 @@ def _check_folder(out: Path) -> None:
 
 
 def _with_endpoints(
-    plan: "Plan", endpoints: Sequence[str], *, checkpoint: Path | None, console: "Console"
+    plan: "Plan", endpoints: Sequence[str], *, model: str | None, console: "Console"
 ) -> None:
     from jobs.asking.replicas import connected, served
     from jobs.evaluation.session import prepare
 
     prepared = prepare(plan)
-    digest = None if checkpoint is None else checkpoint_digest(checkpoint)
+    digest = None
+    if model is not None:
+        digest = checkpoint_digest(fetched(model, knob="--model", say=_said_on(console)).path)
     token = config.token()
 
     async def weights() -> tuple[int, str | None]:
@@ -233,27 +239,30 @@ def _with_endpoints(
 
     with console.status("waiting for a replica"):
         version, run_tag = asyncio.run(weights())
-    model = Served(version=version, run_tag=run_tag, sha256=digest)
-    runs = _open_all(plan, prepared, model=model)
+    weights_served = Served(version=version, run_tag=run_tag, sha256=digest)
+    runs = _open_all(plan, prepared, model=weights_served)
     _ask_all(plan, runs, endpoints=endpoints, token=token, console=console)
 
 
 def _with_own_replica(
-    plan: "Plan", checkpoint: Path, *, run_file: Path | None, console: "Console"
+    plan: "Plan", model: str, *, run_file: Path | None, console: "Console"
 ) -> None:
     from jobs.evaluation.session import prepare
     from jobs.local.replica import started
 
     prepared = prepare(plan)
+    found = fetched(model, knob="--model", say=_said_on(console))
     with console.status("reading the checkpoint"):
-        model = Checkpoint(name=checkpoint.resolve().name, sha256=checkpoint_digest(checkpoint))
-    runs = _open_all(plan, prepared, model=model)
+        checkpoint = Checkpoint(
+            name=found.name, commit=found.commit, sha256=checkpoint_digest(found.path)
+        )
+    runs = _open_all(plan, prepared, model=checkpoint)
     if not any(left for _, _, left in runs):
         console.print("every question is answered already")
         _finish_all(plan, runs, console=console)
         return
-    with started(checkpoint, run_file=run_file, folder=plan.out / "replica") as replica:
-        with console.status(f"loading {checkpoint}, log in {replica.child.log}"):
+    with started(found.path, run_file=run_file, folder=plan.out / "replica") as replica:
+        with console.status(f"loading {found.name}, log in {replica.child.log}"):
             replica.wait_until_ready()
         _ask_all(
             plan,
@@ -333,13 +342,25 @@ def _write_outputs(plan: "Plan", *, console: "Console") -> None:
         console.print(f"written: {path}")
 
 
-def _video(run: Run | None, *, checkpoint: Path | None) -> Video:
-    """Frames as the run has them, else as SPEC A9 evaluates; any file may be sampled."""
+def _said_on(console: "Console") -> Callable[[str], None]:
+    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _video(run: Run | None, *, model: str | None, console: "Console") -> Video:
+    """Frames as the run has them, else as SPEC A9 evaluates; any file may be sampled.
+
+    A model that is not there is told here, before annotations are read; its weights, which may take
+    minutes to fetch, come after them.
+    """
     from jobs.local.replica import evaluation_sampling, sampling_of
 
+    settings = None
+    if model is not None:
+        say = _said_on(console)
+        settings = fetched(model, knob="--model", say=say, with_weights=False).path
     if run is not None:
         return run.shared.video.model_copy(update={"roots": (Path("/"),)})
-    sampling = evaluation_sampling() if checkpoint is None else sampling_of(checkpoint)
+    sampling = evaluation_sampling() if settings is None else sampling_of(settings)
     return Video(**sampling.model_dump(), roots=(Path("/"),))
 
 

@@ -15,12 +15,14 @@ from pydantic import BaseModel, ConfigDict
 
 from common.errors import ConfigError
 from common.messages import Mode
+from common.model.checks import FILES, matches
 from common.video.sampling import VideoSampling
 from jobs.evaluation.journal import write_atomically
 from jobs.evaluation.scoring.predictions import AnswerMode, Task
 
 FILE = "settings.json"
-NOT_IN_DIGEST = frozenset({"README.md", ".gitattributes"})
+LABELS = ("name", "commit")
+"""Of a checkpoint: where it came from does not decide an answer, and its content is its digest."""
 
 
 class Record(BaseModel):
@@ -34,7 +36,9 @@ class Checkpoint(Record):
 
     kind: Literal["checkpoint"] = "checkpoint"
     name: str
-    """Of its folder; two folders with the same content are the same checkpoint."""
+    """Of its folder, or its id as it was written; the same content is the same checkpoint."""
+    commit: str | None = None
+    """Of an id: what its revision meant."""
     sha256: str
     """Over the names and contents of its files."""
 
@@ -82,7 +86,8 @@ class RunSettings(Record):
     def fingerprint(self) -> str:
         """Hex digest of the canonical JSON; stands on every line of predictions."""
         content = self.model_dump(mode="json")
-        content["model"].pop("name", None)
+        for label in LABELS:
+            content["model"].pop(label, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -119,7 +124,8 @@ def agree_or_refuse(folder: Path, *, settings: RunSettings) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
     wanted = settings.model_dump(mode="json")
     for document in (found, wanted):
-        document.get("model", {}).pop("name", None)
+        for label in LABELS:
+            document.get("model", {}).pop(label, None)
     if different := list(_differences(found, wanted)):
         raise ConfigError(
             f"{path}: this run began with other settings:\n  "
@@ -129,7 +135,9 @@ def agree_or_refuse(folder: Path, *, settings: RunSettings) -> None:
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """Hex sha256 over names and contents of a checkpoint's files, read in pieces.
+    """Hex sha256 over names and contents of the files a model is loaded from, read in pieces.
+
+    What else lies in the folder differs between a clone and what was fetched of the same commit.
 
     Raises:
         ConfigError: no checkpoint there.
@@ -138,7 +146,7 @@ def checkpoint_digest(folder: Path) -> str:
         raise ConfigError(f"--model: found no {folder / 'config.json'}, wanted a checkpoint folder")
     whole = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        if path.name in NOT_IN_DIGEST:
+        if not matches(path.name, FILES):
             continue
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()

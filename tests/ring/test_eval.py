@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 from common.errors import ConfigError
 from jobs.evaluation.command import command
+from jobs.evaluation.settings import checkpoint_digest
 from jobs.toy import clips
+from tests.fixtures import hub as hubs
 from tests.fixtures.documents import example, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +100,7 @@ def write_footage_rows(path: Path) -> None:
     )
 
 
-def test_both_selectors_are_compared_on_the_demo_model_and_any_footage_is_asked_about(
+def test_both_selectors_are_compared_on_a_model_of_a_hub_and_any_footage_is_asked_about(
     tmp_path: Path,
 ) -> None:
     """The manual's `eval` on the demo's clips, then its `compare` of the two modes."""
@@ -107,13 +109,22 @@ def test_both_selectors_are_compared_on_the_demo_model_and_any_footage_is_asked_
     rows = tmp_path / "runs/demo-data/test/rows.jsonl"
     footage = tmp_path / "footage.jsonl"
     write_footage_rows(footage)
-    options = f"--bench {rows},{footage} --samples 4 --max-tokens 48"
-    shown = run_script(
-        f"{example('eval').script.rstrip()} {options}\n{example('compare').script}",
-        cwd=tmp_path,
-        timeout_s=REPLICA_TIMEOUT_S,
-    )
+    more = f"--model tiny/qwen3vl --bench {rows},{footage} --samples 4 --max-tokens 48"
+    with hubs.serving() as hub:
+        commit = hub.add("tiny/qwen3vl", hubs.files_of(TINY))
+        shown = run_script(
+            f"{example('eval').script.rstrip()} {more}\n{example('compare').script}",
+            cwd=tmp_path,
+            environ=hub.environ(tmp_path / "home"),
+            timeout_s=REPLICA_TIMEOUT_S,
+        )
+        assert hub.gets("model.safetensors") == 1
+    assert f"of commit {commit} from {hub.url}" in shown
+    assert "| tiny/qwen3vl, " in (tmp_path / "runs/doc/tables.md").read_text()
     folder = tmp_path / "runs/doc/rows"
+    settings = summary(folder)["settings"]["model"]
+    assert (settings["name"], settings["commit"]) == ("tiny/qwen3vl", commit)
+    assert settings["sha256"] == checkpoint_digest(TINY)
     mixed = summary(folder)["mixed"]
     miou = mixed["miou"]
     assert mixed["queries"] == 24

@@ -100,8 +100,10 @@ def _model(settings: RunSettings) -> str:
 
 
 def _facts(settings: RunSettings) -> list[tuple[str, str]]:
+    commit = settings.model.commit if isinstance(settings.model, Checkpoint) else None
     lengths = dict.fromkeys(str(number) for number in settings.sampling.max_tokens.values())
     return [
+        *([("commit of the model", commit)] if commit else []),
         ("mode", label_of(settings.mode)),
         ("prompt", settings.prompt),
         ("frames per second", f"{settings.clip.fps:g}"),

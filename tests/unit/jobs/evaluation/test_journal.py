@@ -128,7 +128,9 @@ def test_shards_are_read_together_and_nobody_asks_anothers_questions(tmp_path: P
 
 def test_the_same_settings_agree(tmp_path: Path) -> None:
     agree_or_refuse(tmp_path / "run", settings=SETTINGS)
-    renamed = SETTINGS.model_copy(update={"model": Checkpoint(name="moved", sha256="1" * 64)})
+    renamed = SETTINGS.model_copy(
+        update={"model": Checkpoint(name="org/moved", commit="2" * 40, sha256="1" * 64)}
+    )
     agree_or_refuse(tmp_path / "run", settings=renamed)
     assert renamed.fingerprint == SETTINGS.fingerprint
 
@@ -157,7 +159,8 @@ def test_a_checkpoint_is_its_files(tmp_path: Path) -> None:
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(b"weights")
     assert checkpoint_digest(one) == checkpoint_digest(two)
-    (two / "README.md").write_text("not part of it")
+    for name in ("README.md", "LICENSE", "pytorch_model.bin"):
+        (two / name).write_text("nothing is loaded from it")
     assert checkpoint_digest(one) == checkpoint_digest(two)
     (two / "model.safetensors").write_bytes(b"other weights")
     assert checkpoint_digest(one) != checkpoint_digest(two)
