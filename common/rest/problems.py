@@ -26,6 +26,9 @@ MAX_ERRORS = 16
 MAX_COUNTED = 1000
 """Wrong fields from which on none is named: listing a million costs seconds and gigabytes."""
 
+TITLES = {413: "Request Entity Too Large", 422: "Unprocessable Entity"}
+"""Phrases that `http` words differently from Python 3.13 on; a title shall not tell the Python."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -84,7 +87,7 @@ def problem_response(problem: Problem) -> Response:
     """The problem as a response."""
     document: dict[str, Any] = {
         "type": "about:blank",
-        "title": http.HTTPStatus(problem.status).phrase,
+        "title": TITLES.get(problem.status) or http.HTTPStatus(problem.status).phrase,
         "status": problem.status,
         "detail": problem.detail,
         "errors": [

@@ -79,6 +79,13 @@ async def test_a_bad_body_is_a_problem_that_names_the_field(
     assert document["detail"]
 
 
+async def test_titles_are_those_of_every_python(client: httpx.AsyncClient) -> None:
+    wrong = await client.post("/boxes", content=b"{}")
+    assert wrong.json()["title"] == "Unprocessable Entity"
+    large = await client.post("/boxes", content=b" " * (MAX_BYTES + 1))
+    assert large.json()["title"] == "Request Entity Too Large"
+
+
 async def test_only_the_first_errors_are_listed_and_the_rest_counted(
     client: httpx.AsyncClient,
 ) -> None:

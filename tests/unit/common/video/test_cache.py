@@ -239,11 +239,11 @@ def test_a_file_system_without_direct_writes_is_written_as_any_other(
     """tmpfs of older kernels refuses to open, some network disks refuse to write."""
     opened: list[int] = []
 
-    def refusing(path: Path, flags: int, mode: int = 0o777) -> int:
+    def refusing(path: Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         opened.append(flags)
         if flags & os.O_DIRECT:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return real_open(path, flags, mode)
+        return real_open(path, flags, mode, dir_fd=dir_fd)
 
     real_open = os.open
     with monkeypatch.context() as patched:
