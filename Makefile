@@ -1,7 +1,9 @@
 # TempSamp-R1 as a service.
 #   make demo     train the tiny model through the whole ring on this machine, write a report
 #   make test     checks and tests
-# Both install what they need first (.venv from the pinned lock; DEVICE=cuda takes the CUDA lock).
+# Both install what they need first (.venv from the pinned lock; DEVICE=cuda takes the CUDA lock, PYTHON= names the
+# interpreter).
+#   make locks    pin the dependencies anew after a change of pyproject.toml; pins that still fit stay
 DEVICE ?= cpu
 PY := .venv/bin/python
 
@@ -15,13 +17,16 @@ RESUME ?=
 # Processes that share the tests; empty: one, with its output as it comes.
 PYTEST_WORKERS ?= 2
 
-.PHONY: setup demo compare test check format tiny-model bench-prefix bench-reward bench-data bench-eval help
+.PHONY: setup locks demo compare test check format tiny-model bench-prefix bench-reward bench-data bench-eval help
 
 help:
 	@grep -E '^#' Makefile | cut -c3-
 
 setup:
 	@deploy/setup.sh $(DEVICE)
+
+locks:
+	@deploy/locks/compile.sh
 
 demo: setup
 	@.venv/bin/tempsamp demo --method $(METHOD) --seed $(SEED) \

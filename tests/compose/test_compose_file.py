@@ -25,9 +25,14 @@ Document = dict[str, Any]
 
 
 def lock(name: str) -> dict[str, str]:
-    """Package → pinned version."""
+    """Package → pinned version, as pip reads the lock with this Python."""
     lines = (ROOT / "deploy/locks" / name).read_text(encoding="utf-8").splitlines()
-    return dict(line.split("==") for line in lines if not line.startswith("#"))
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    return {
+        pin.name: str(pin.specifier).removeprefix("==")
+        for pin in pins
+        if pin.marker is None or pin.marker.evaluate()
+    }
 
 
 def by_default(value: str) -> str:
