@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,26 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _signals_later() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until a child that is being started is known to who ends it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for missed in came:
+        signal.raise_signal(missed)
 
 
 class ChildError(TempSampError):
@@ -116,9 +137,10 @@ class Children:
         log = self.folder / f"{name}.log"
         log.write_bytes(b"")
         environment = {**os.environ, **(environ or {})}
-        process = _spawn(command, environment, log)
-        child = Child(name, command, environment, log, restarts, process, expected_to_end=ends)
-        self._children.append(child)
+        with _signals_later():
+            process = _spawn(command, environment, log)
+            child = Child(name, command, environment, log, restarts, process, expected_to_end=ends)
+            self._children.append(child)
         return child
 
     def unwatch(self, child: Child) -> None:
@@ -144,7 +166,8 @@ class Children:
             child.restarts_left -= 1
             child.restarts += 1
             logger.warning("%s ended with code %s, starting it again", child.name, code)
-            child.process = _spawn(child.command, child.environ, child.log)
+            with _signals_later():
+                child.process = _spawn(child.command, child.environ, child.log)
 
     def stop(self) -> None:
         """End one after the other, last started first: SIGTERM, and SIGKILL after a deadline.
@@ -169,11 +192,11 @@ def _spawn(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Runs in the child before exec (Linux); elsewhere an orphan has to be ended by hand."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

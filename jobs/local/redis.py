@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import QueueError
+from jobs.local.processes import die_with_parent
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
@@ -90,6 +91,7 @@ def start_redis(folder: str | os.PathLike[str], password: str, *, port: int = 0)
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # a Ctrl-C in the terminal must not end the queue before its users
+        preexec_fn=die_with_parent,
     )
     server = LocalRedis(process=process, port=port, log=log)
     try:

@@ -1,13 +1,17 @@
 """Children are restarted when they may be, reported with their log's end, and never left behind."""
 
+import os
+import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from jobs.local.processes import Child, ChildError, Children
+from jobs.local import processes
+from jobs.local.processes import Child, ChildError, Children, interruptible
 
 PYTHON = sys.executable
 
@@ -119,3 +123,23 @@ def test_children_end_in_turn_so_that_the_last_may_use_the_first(tmp_path: Path)
         wait_for_log(last, "ready")
     assert "found it" in last.log.read_text()
     assert not needed.exists()
+
+
+def test_a_signal_while_a_child_is_started_ends_that_child_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[psutil.Process] = []
+
+    def spawn(*arguments: Any) -> Any:
+        process = real_spawn(*arguments)
+        started.append(psutil.Process(process.pid))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    real_spawn = processes._spawn
+    monkeypatch.setattr(processes, "_spawn", spawn)
+    children = Children(tmp_path)
+    with pytest.raises(KeyboardInterrupt), interruptible(), children:
+        children.start("late", [PYTHON, "-c", "import time; time.sleep(60)"])
+    (child,) = started
+    assert not child.is_running()

@@ -3,6 +3,8 @@
 import asyncio
 import secrets
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from common.queue.broker import Broker
 from jobs.local.redis import LocalRedis, find_redis_server, start_redis
 from tests.fixtures.wire import prompt_request
 
+ROOT = Path(__file__).resolve().parents[4]
 Start = Callable[..., LocalRedis]
 
 
@@ -108,3 +111,19 @@ def test_taken_port_is_reported_with_the_servers_own_words(start: Start) -> None
         other.listen()
         with pytest.raises(QueueError, match=r"(?s)exit status 1.*Address already in use"):
             start(port=other.getsockname()[1])
+
+
+def test_it_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from jobs.local.redis import start_redis\n"
+        "print(start_redis(sys.argv[1], 'secret').process.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    with parent:
+        assert parent.stdout is not None
+        server = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    gone, _ = psutil.wait_procs([server], timeout=20)
+    assert gone
