@@ -37,8 +37,9 @@ from rich.console import Console
 
 from common import config
 from common.errors import ConfigError, TempSampError
+from jobs.demo.course import METHODS
 from jobs.demo.method_statistics import Comparison, compare, markdown, tables
-from jobs.demo.run import CONFIG, METHODS, ROOT
+from jobs.demo.run import CONFIG, ROOT
 from jobs.local.processes import Child, Children
 
 DEFAULT_METHODS = "grpo,mixed,tempsamp,sft"

@@ -1,80 +1,40 @@
-"""The whole ring on one machine: `tempsamp demo` (`make demo`).
+"""The demo: `tempsamp demo` (`make demo`), and the same in containers (`docker compose up`).
 
-Writes clips, starts redis-server, the reward service, one vLLM replica and the learner under
-torchrun, trains, evaluates before and after on held-out clips, and writes `runs/<run>/report.html`
-and `summary.json`. Nothing is faked: a cluster differs in sizes and backends. Ctrl-C stops every
-process; `RESUME=1` goes on from the last checkpoint.
+Alone, it writes clips and starts redis-server, the reward service and one vLLM replica on this
+machine; with `--config` it uses the services that a run file names. Either way `jobs.demo.course`
+trains, evaluates before and after on held-out clips, and writes `report.html` and `summary.json`.
+Nothing is faked: a cluster differs in sizes and backends. Ctrl-C stops every process; `RESUME=1`
+goes on from the last checkpoint.
 """
 
-import asyncio
-import contextlib
 import json
 import logging
 import secrets
-import shutil
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import httpx
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common import config
-from common.config import Run, Strategy
-from common.errors import ConfigError, TempSampError
-from common.queue.broker import Broker
-from jobs.demo.baselines import blind_baselines
-from jobs.demo.figures import Evaluation, evaluation_of
-from jobs.demo.summary import (
-    ANSWERS_AFTER,
-    ANSWERS_BEFORE,
-    METRICS_FILE,
-    SUMMARY_FILE,
-    VALIDATION_FILE,
-    RunFacts,
-    StepMetrics,
-    build_summary,
-    last_metrics,
-    read_metrics,
-)
-from jobs.evaluation.held_out import HeldOut
-from jobs.evaluation.journal import read_records
-from jobs.evaluation.scoring.score import read_questions
-from jobs.evaluation.settings import AnswerSampling
+from common.errors import ConfigError
+from jobs.demo.course import METHODS, Course, Split, console, take
+from jobs.demo.summary import ANSWERS_BEFORE
 from jobs.local.processes import Children, interruptible
-from jobs.local.redis import LocalRedis, free_port, start_redis
+from jobs.local.redis import free_port, start_redis
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "deploy/configs/demo.toml"
-METHODS: dict[str, Strategy] = {
-    "grpo": "none",
-    "tempsamp": "shaping",
-    "mixed": "mixed",
-    "anchor": "anchor",
-    "downscale": "downscale",
-    "sft": "sft",
-}
-"""What people call the strategies; sft is a control that trains on the injected answers alone."""
-NUM_SAMPLES = 8
-"""Answers at temperature 1 to one query of each held-out clip."""
-QUESTIONS_IN_WORK = 32
-READY_TIMEOUT_S = 240.0
-POLL_S = 0.2
+DEFAULT_METHOD = "tempsamp"
 MAX_ROLLOUT_RESTARTS = 3
-
-console = Console()
-
-Split = Literal["validation", "test"]
-"""Held out."""
 
 
 @dataclass
 class Demo:
-    """One run of the demo: settings, places, secrets."""
+    """One run of the demo on this machine: settings, places, secrets."""
 
     method: str
     steps: int | None
@@ -154,64 +114,18 @@ def run_demo(demo: Demo, *, write_report: bool) -> dict[str, Any]:
     redis = start_redis(demo.run_dir / "redis", demo.password)
     try:
         with Children(demo.run_dir / "logs") as children:
-            return _run_ring(demo, redis, children, write_report=write_report, started=started)
+            course = _started(demo, redis.url, children)
+            return take(course, children, write_report=write_report, started_s=started)
     finally:
         redis.stop()
 
 
-def _run_ring(
-    demo: Demo, redis: LocalRedis, children: Children, *, write_report: bool, started: float
-) -> dict[str, Any]:
+def _started(demo: Demo, redis_url: str, children: Children) -> Course:
+    """Start the services; clips are written while they load."""
     from jobs.toy import clips
 
-    folder, overrides = demo.run_dir, demo.overrides(redis.url)
-    run = config.load(CONFIG, overrides=overrides, environ=demo.environ)
+    overrides = demo.overrides(redis_url)
     settings = ["--config", str(CONFIG), *(arg for item in overrides for arg in ("--set", item))]
-    _start_services(demo, children, settings)
-    with console.status("writing clips"):
-        for split in dict.fromkeys(("train", "validation", demo.split)):
-            clips.write_split(demo.data, split)
-    held_out = _held_out(demo, run)
-    with console.status("waiting for the rollout replica to load the model"):
-        _wait_for_reward(run, children)
-        endpoints = _wait_for_replicas(run, children)
-    _drop_stale_answers(demo)
-    start = _evaluate(held_out, endpoints, version=0, out=folder / ANSWERS_BEFORE)
-    train_wall_s = _train(demo, run, children, settings)
-    steps = read_metrics(folder / METRICS_FILE)
-    version = int(steps[-1]["policy_version"])
-    endpoints = _wait_for_replicas(run, children)
-    end = _evaluate(held_out, endpoints, version=version, out=folder / ANSWERS_AFTER)
-    train, _ = read_questions(demo.rows("train"))
-    summary = build_summary(
-        RunFacts(
-            run=demo.name,
-            method=demo.method,
-            steps=int(steps[-1]["step"]),
-            seed=demo.seed,
-            eval_split=demo.split,
-            wall_s=round(time.monotonic() - started, 1),
-            train_wall_s=round(train_wall_s, 1),
-            weight_versions=version,
-            groups_trained=int(steps[-1]["intake/groups_taken"]),
-            groups_unscored=int(steps[-1]["intake/groups_unscored"]),
-            policy_version_start=0,
-            policy_version_end=version,
-        ),
-        start=start,
-        end=end,
-        baselines=blind_baselines(train, evaluated=held_out.questions),
-        metrics=steps,
-    )
-    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    if write_report:
-        from jobs.demo import report
-
-        report.write_report(folder, summary=summary, start=start, end=end, video_root=demo.data)
-    return summary
-
-
-def _start_services(demo: Demo, children: Children, settings: list[str]) -> None:
     tempsamp = [sys.executable, "-m", "tempsamp"]
     children.start("reward", [*tempsamp, "reward", "serve", *settings], environ=demo.environ)
     children.start(
@@ -220,121 +134,44 @@ def _start_services(demo: Demo, children: Children, settings: list[str]) -> None
         environ=demo.environ,
         restarts=MAX_ROLLOUT_RESTARTS,
     )
-
-
-def _held_out(demo: Demo, run: Run) -> HeldOut:
-    return HeldOut(
-        demo.rows(demo.split),
-        video=run.shared.video,
-        sampling=AnswerSampling(
-            max_tokens={"answer": run.shared.sampling.max_tokens},
-            num_samples=NUM_SAMPLES,
-            sampled="clips",
-            seed=0,
-        ),
-        limit=demo.eval_queries,
-        concurrency=QUESTIONS_IN_WORK,
-        token=run.shared.token,
-    )
-
-
-def _drop_stale_answers(demo: Demo) -> None:
-    """A resumed run keeps what its start answered; other answers are of weights that are gone."""
-    for name in (ANSWERS_AFTER,) if demo.resume else (ANSWERS_BEFORE, ANSWERS_AFTER):
-        shutil.rmtree(demo.run_dir / name, ignore_errors=True)
-
-
-def _evaluate(held_out: HeldOut, endpoints: list[str], *, version: int, out: Path) -> Evaluation:
-    when = f"{out.name} training"
-    with console.status(f"evaluating {when}"):
-        asyncio.run(held_out.ask(version, endpoints=endpoints, out=out))
-    # A run that is resumed with fewer queries has answers to more.
-    ids = {question.id for question in held_out.questions}
-    found = evaluation_of(record for record in read_records(out) if record.id in ids)
-    console.print(f"{when}: held-out mIoU {found.greedy.miou:.3f}")
-    return found
-
-
-def _train(demo: Demo, run: Run, children: Children, settings: list[str]) -> float:
-    """Run the learner to its end, and show what it writes; returns seconds."""
-    started = time.monotonic()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    arguments = ["--nproc-per-node", "1", "-m", "tempsamp", "learner", *settings]
-    learner = children.start(
-        "learner",
-        [*torchrun, *arguments, *(["--resume"] if demo.resume else [])],
+    with console.status("writing clips"):
+        for split in dict.fromkeys(("train", "validation", demo.split)):
+            clips.write_split(demo.data, split)
+    return Course(
+        run=config.load(CONFIG, overrides=overrides, environ=demo.environ),
+        settings=settings,
         environ=demo.environ,
-        ends=True,
-    )
-    with _progress() as progress:
-        task = progress.add_task(demo.method, total=run.learner.steps, shown="starting")
-        ended = False
-        while not ended:
-            children.check()
-            ended = learner.process.poll() is not None  # first, or its last line is missed
-            if step := last_metrics(demo.run_dir / METRICS_FILE):
-                validation = last_metrics(demo.run_dir / VALIDATION_FILE)
-                progress.update(task, completed=step["step"], shown=_shown(step, validation))
-            time.sleep(POLL_S)
-    return time.monotonic() - started
-
-
-def _wait_for_reward(run: Run, children: Children) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        children.check()
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{run.shared.reward_url}/readyz", timeout=2.0).is_success:
-                return
-        time.sleep(POLL_S)
-    raise TempSampError(f"the reward service was not ready after {READY_TIMEOUT_S:.0f} s")
-
-
-def _wait_for_replicas(run: Run, children: Children) -> list[str]:
-    """Addresses of the live replicas, from the registry."""
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        children.check()
-        if urls := asyncio.run(_registered(run)):
-            return urls
-        time.sleep(POLL_S)
-    raise TempSampError(f"no rollout replica was ready after {READY_TIMEOUT_S:.0f} s")
-
-
-async def _registered(run: Run) -> list[str]:
-    broker = Broker.of(run.shared)
-    try:
-        return [replica.url for replica in await broker.replicas()]
-    finally:
-        await broker.close()
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[shown]}"),
-        TextColumn("ETA"),
-        TimeRemainingColumn(compact=True),
-        console=console,
+        ranks=1,
+        resume=demo.resume,
+        split=demo.split,
+        eval_queries=demo.eval_queries,
     )
 
 
-def _shown(step: StepMetrics, validation: StepMetrics | None) -> str:
-    """With the rest of the line at most 80 columns, which is what a log has."""
-    shown = (
-        f"reward {step.get('reward/reward', float('nan')):.2f} "
-        f"IoU {step.get('reward/iou', float('nan')):.2f} "
-        f"stale {step['intake/staleness_steps_mean']:.1f}"
-    )
-    return shown if validation is None else f"{shown} val {validation['val/miou']:.2f}"
+def run_attached(course: Course, *, write_report: bool) -> dict[str, Any]:
+    """Run the demo on services that somebody else keeps; returns the summary.
+
+    Raises:
+        ConfigError: the rows are not there.
+        TempSampError: the services were not up in time, or the learner failed.
+    """
+    started = time.monotonic()
+    for split in ("train", course.split):
+        if not course.rows(split).is_file():
+            raise ConfigError(
+                f"learner.rows: found no {course.rows(split)}, wanted the demo's rows there "
+                "(`python -m jobs.toy.clips FOLDER` writes them)"
+            )
+    with Children(course.folder / "logs") as children:
+        return take(course, children, write_report=write_report, started_s=started)
 
 
 def command(
-    method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "tempsamp",
+    method: Annotated[
+        str | None, typer.Option(help=f"{', '.join(METHODS)}; default: {DEFAULT_METHOD}")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="default: the config's")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="default: 0")] = None,
     run: Annotated[str | None, typer.Option(help="name below runs/")] = None,
     resume: Annotated[
         bool, typer.Option(help="go on with --run, or with the latest run, from its checkpoint")
@@ -344,8 +181,41 @@ def command(
         int | None, typer.Option(min=1, help="only the first held-out queries; default: all")
     ] = None,
     report_html: Annotated[bool, typer.Option("--report/--no-report")] = True,
+    config_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="Use the running services of this run file, which also says what to train; a run "
+            "with a checkpoint goes on.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="section.key=value, over --config.")
+    ] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="learner processes, with --config")] = 1,
 ) -> None:
     """Run the ring on this machine: train, evaluate before and after, write a report."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if config_file is not None:
+        in_the_file = {
+            "--method": (method, "shared.strategy"),
+            "--steps": (steps, "learner.steps"),
+            "--seed": (seed, "shared.seed"),
+            "--run": (run, "learner.run_dir"),
+        }
+        _refuse_beside_config(in_the_file)
+        course = _attached(
+            config_file, overrides or (), ranks=ranks, split=eval_split, eval_queries=eval_queries
+        )
+        _finish(
+            lambda: run_attached(course, write_report=report_html),
+            folder=course.folder,
+            again="the same command goes on from the last checkpoint",
+            report=report_html,
+        )
+        return
+    method, seed = method or DEFAULT_METHOD, seed or 0
     if method not in METHODS:
         raise ConfigError(f"METHOD: found {method!r}, wanted one of {', '.join(METHODS)}")
     demo = Demo(
@@ -357,16 +227,57 @@ def command(
         split=eval_split,
         eval_queries=eval_queries,
     )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    _finish(
+        lambda: run_demo(demo, write_report=report_html),
+        folder=demo.run_dir.relative_to(ROOT),
+        again=f"RESUME=1 RUN={demo.name} goes on from the last checkpoint",
+        report=report_html,
+    )
+
+
+def _refuse_beside_config(in_the_file: Mapping[str, tuple[object, str]]) -> None:
+    for option, (value, knob) in in_the_file.items():
+        if value is not None:
+            raise ConfigError(
+                f"{option}: found {value} beside --config, wanted it there or as --set {knob}="
+            )
+
+
+def _attached(
+    config_file: Path,
+    overrides: Sequence[str],
+    *,
+    ranks: int,
+    split: Split,
+    eval_queries: int | None,
+) -> Course:
+    run = config.load(config_file, overrides=overrides)
+    return Course(
+        run=run,
+        settings=[
+            "--config",
+            str(config_file),
+            *(w for item in overrides for w in ("--set", item)),
+        ],
+        environ={},
+        ranks=ranks,
+        resume=(run.learner.run_dir / "checkpoints").exists(),
+        split=split,
+        eval_queries=eval_queries,
+    )
+
+
+def _finish(run: Callable[[], dict[str, Any]], *, folder: Path, again: str, report: bool) -> None:
+    """Run, then show the summary; Ctrl-C and SIGTERM end it with a word on how to go on."""
     try:
         with interruptible():
-            summary = run_demo(demo, write_report=report_html)
+            summary = run()
     except KeyboardInterrupt as error:
-        console.print(f"stopped; RESUME=1 RUN={demo.name} goes on from the last checkpoint")
+        console.print(f"stopped; {again}")
         raise typer.Exit(130) from error
     console.print_json(data=summary)
-    if report_html:
-        console.print(f"report: {demo.run_dir.relative_to(ROOT)}/report.html")
+    if report:
+        console.print(f"report: {folder}/report.html")
 
 
 def _latest_name() -> str:

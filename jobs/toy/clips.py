@@ -3,8 +3,9 @@
 A clip shows three shapes of different colours, visible at different, partly overlapping times, over
 a drifting noisy texture. Every clip gives three trainer rows (SPEC A1.1), one per shape, so only
 the query tells which span is asked for. A clip depends on its split's seed and its index alone.
-`jobs.demo.run` writes train, validation and test; `jobs.toy.make_model` also writes `warm`, which
-no RL run reads. Pixels are read back through `common.video.frames` only, with `SAMPLING`.
+`jobs.demo.run` writes train, validation and test, and so does `python -m jobs.toy.clips FOLDER`;
+`jobs.toy.make_model` also writes `warm`, which no RL run reads. Pixels are read back through
+`common.video.frames` only, with `SAMPLING`.
 
 Shapes: F frames, H W pixels, C = 3 channels (RGB).
 """
@@ -16,11 +17,12 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import av
 import numpy as np
 import numpy.typing as npt
+import typer
 
 from common.answers.reading import grounding_answer
 from common.answers.spans import Span
@@ -300,3 +302,16 @@ def _split(at_FP: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], Float
     wrapped = at_FP % (TEXTURE_CELLS - 1)
     index = wrapped.astype(np.int64)
     return index, (wrapped - index).astype(np.float32)
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="Becomes the video root; clips there are kept.")],
+) -> None:
+    """Write the demo's clips and rows."""
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    for split in splits:
+        typer.echo(f"{write_split(folder, split)}: {NUM_CLIPS[split]} clips")
+
+
+if __name__ == "__main__":
+    typer.run(main)

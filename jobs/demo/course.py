@@ -1,0 +1,292 @@
+"""What a demo does with a ring that is up: evaluate, train, evaluate again, write what came of it.
+
+    Course + running Redis, reward and replicas -> runs/<run>/{summary.json, report.html}
+
+Who started the ring does not matter: `jobs.demo.run` does on one machine, `docker compose` in
+containers. The learner is started here, under torchrun, as its end is the end of the training.
+"""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from common.config import Run, Strategy
+from common.errors import TempSampError
+from common.queue.broker import Broker
+from jobs.demo.baselines import blind_baselines
+from jobs.demo.figures import Evaluation, evaluation_of
+from jobs.demo.summary import (
+    ANSWERS_AFTER,
+    ANSWERS_BEFORE,
+    METRICS_FILE,
+    SUMMARY_FILE,
+    VALIDATION_FILE,
+    RunFacts,
+    StepMetrics,
+    build_summary,
+    last_metrics,
+    read_metrics,
+)
+from jobs.evaluation.held_out import HeldOut
+from jobs.evaluation.journal import read_records
+from jobs.evaluation.scoring.score import read_questions
+from jobs.evaluation.settings import AnswerSampling
+from jobs.local.processes import Child, Children
+
+METHODS: dict[str, Strategy] = {
+    "grpo": "none",
+    "tempsamp": "shaping",
+    "mixed": "mixed",
+    "anchor": "anchor",
+    "downscale": "downscale",
+    "sft": "sft",
+}
+"""What people call the strategies; sft is a control that trains on the injected answers alone."""
+NUM_SAMPLES = 8
+"""Answers at temperature 1 to one query of each held-out clip."""
+QUESTIONS_IN_WORK = 32
+READY_TIMEOUT_S = 240.0
+POLL_S = 0.2
+SAY_EVERY_S = 10.0
+"""Between two lines of progress where there is no terminal."""
+
+console = Console()
+
+Split = Literal["validation", "test"]
+"""Held out."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """One run: its configuration, and what is measured."""
+
+    run: Run
+    settings: Sequence[str]
+    """The same configuration as arguments of `tempsamp learner`."""
+    environ: Mapping[str, str]
+    """Of the learner, beside this process's own."""
+    ranks: int
+    """Learner processes under torchrun."""
+    resume: bool
+    split: Split
+    eval_queries: int | None
+    """Only the first held-out queries; None: all."""
+
+    @property
+    def folder(self) -> Path:
+        """Everything this run writes."""
+        return self.run.learner.run_dir
+
+    @property
+    def method(self) -> str:
+        """What people call the run's strategy."""
+        names = {strategy: name for name, strategy in METHODS.items()}
+        return names[self.run.shared.strategy]
+
+    def rows(self, split: Literal["train"] | Split) -> Path:
+        """Of one split: they lie side by side."""
+        return self.run.learner.rows.parent.parent / split / "rows.jsonl"
+
+    @property
+    def video_root(self) -> Path:
+        """Where paths of the rows start."""
+        return self.run.shared.video.roots[0]
+
+
+def take(
+    course: Course, children: Children, *, write_report: bool, started_s: float
+) -> dict[str, Any]:
+    """Go the whole way; returns the summary.
+
+    Args:
+        children: gets the learner; ones of the caller's in it are watched meanwhile.
+        started_s: `time.monotonic()` at which the run began.
+
+    Raises:
+        TempSampError: the ring was not up in time, or a child failed.
+    """
+    folder = course.folder
+    held_out = _held_out(course)
+    with console.status("waiting for the rollout replica to load the model"):
+        _wait_for_reward(course.run, children)
+        endpoints = _wait_for_replicas(course.run, children)
+    _drop_stale_answers(course)
+    start = _evaluate(held_out, endpoints, version=0, out=folder / ANSWERS_BEFORE)
+    train_wall_s = _train(course, children)
+    steps = read_metrics(folder / METRICS_FILE)
+    version = int(steps[-1]["policy_version"])
+    endpoints = _wait_for_replicas(course.run, children)
+    end = _evaluate(held_out, endpoints, version=version, out=folder / ANSWERS_AFTER)
+    train, _ = read_questions(course.rows("train"))
+    summary = build_summary(
+        RunFacts(
+            run=folder.name,
+            method=course.method,
+            steps=int(steps[-1]["step"]),
+            seed=course.run.shared.seed,
+            eval_split=course.split,
+            wall_s=round(time.monotonic() - started_s, 1),
+            train_wall_s=round(train_wall_s, 1),
+            weight_versions=version,
+            groups_trained=int(steps[-1]["intake/groups_taken"]),
+            groups_unscored=int(steps[-1]["intake/groups_unscored"]),
+            policy_version_start=0,
+            policy_version_end=version,
+        ),
+        start=start,
+        end=end,
+        baselines=blind_baselines(train, evaluated=held_out.questions),
+        metrics=steps,
+    )
+    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    if write_report:
+        from jobs.demo import report
+
+        report.write_report(
+            folder, summary=summary, start=start, end=end, video_root=course.video_root
+        )
+    return summary
+
+
+def _held_out(course: Course) -> HeldOut:
+    run = course.run
+    return HeldOut(
+        course.rows(course.split),
+        video=run.shared.video,
+        sampling=AnswerSampling(
+            max_tokens={"answer": run.shared.sampling.max_tokens},
+            num_samples=NUM_SAMPLES,
+            sampled="clips",
+            seed=0,
+        ),
+        limit=course.eval_queries,
+        concurrency=QUESTIONS_IN_WORK,
+        token=run.shared.token,
+    )
+
+
+def _drop_stale_answers(course: Course) -> None:
+    """A resumed run keeps what its start answered; other answers are of weights that are gone."""
+    for name in (ANSWERS_AFTER,) if course.resume else (ANSWERS_BEFORE, ANSWERS_AFTER):
+        shutil.rmtree(course.folder / name, ignore_errors=True)
+
+
+def _evaluate(held_out: HeldOut, endpoints: list[str], *, version: int, out: Path) -> Evaluation:
+    when = f"{out.name} training"
+    with console.status(f"evaluating {when}"):
+        asyncio.run(held_out.ask(version, endpoints=endpoints, out=out))
+    # A run that is resumed with fewer queries has answers to more.
+    ids = {question.id for question in held_out.questions}
+    found = evaluation_of(record for record in read_records(out) if record.id in ids)
+    console.print(f"{when}: held-out mIoU {found.greedy.miou:.3f}")
+    return found
+
+
+def _train(course: Course, children: Children) -> float:
+    """Run the learner to its end, and show what it writes; returns seconds."""
+    started = time.monotonic()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    ranks = ["--nproc-per-node", str(course.ranks)]
+    learner = children.start(
+        "learner",
+        [
+            *(*torchrun, *ranks, "-m", "tempsamp", "learner", *course.settings),
+            *(["--resume"] if course.resume else []),
+        ],
+        environ=course.environ,
+        ends=True,
+    )
+    show = _show_bar if console.is_terminal else _show_lines
+    show(course, children, learner)
+    return time.monotonic() - started
+
+
+def _show_bar(course: Course, children: Children, learner: Child) -> None:
+    with _progress() as progress:
+        task = progress.add_task(course.method, total=course.run.learner.steps, shown="starting")
+        ended = False
+        while not ended:
+            children.check()
+            ended = learner.process.poll() is not None  # first, or its last line is missed
+            if step := last_metrics(course.folder / METRICS_FILE):
+                validation = last_metrics(course.folder / VALIDATION_FILE)
+                progress.update(task, completed=step["step"], shown=_shown(step, validation))
+            time.sleep(POLL_S)
+
+
+def _show_lines(course: Course, children: Children, learner: Child) -> None:
+    """For logs: a line now and then, and one for the last step."""
+    said_step, next_s, ended = 0.0, time.monotonic(), False
+    while not ended:
+        children.check()
+        ended = learner.process.poll() is not None
+        step = last_metrics(course.folder / METRICS_FILE)
+        if step and step["step"] > said_step and (ended or time.monotonic() >= next_s):
+            validation = last_metrics(course.folder / VALIDATION_FILE)
+            total = course.run.learner.steps
+            console.print(f"step {step['step']:.0f}/{total} {_shown(step, validation)}")
+            said_step, next_s = step["step"], time.monotonic() + SAY_EVERY_S
+        time.sleep(POLL_S)
+
+
+def _wait_for_reward(run: Run, children: Children) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        children.check()
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{run.shared.reward_url}/readyz", timeout=2.0).is_success:
+                return
+        time.sleep(POLL_S)
+    raise TempSampError(f"the reward service was not ready after {READY_TIMEOUT_S:.0f} s")
+
+
+def _wait_for_replicas(run: Run, children: Children) -> list[str]:
+    """Addresses of the live replicas, from the registry."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        children.check()
+        if urls := asyncio.run(_registered(run)):
+            return urls
+        time.sleep(POLL_S)
+    raise TempSampError(f"no rollout replica was ready after {READY_TIMEOUT_S:.0f} s")
+
+
+async def _registered(run: Run) -> list[str]:
+    broker = Broker.of(run.shared)
+    try:
+        return [replica.url for replica in await broker.replicas()]
+    finally:
+        await broker.close()
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[shown]}"),
+        TextColumn("ETA"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+    )
+
+
+def _shown(step: StepMetrics, validation: StepMetrics | None) -> str:
+    """With the rest of the line at most 80 columns, which is what a log has."""
+    shown = (
+        f"reward {step.get('reward/reward', float('nan')):.2f} "
+        f"IoU {step.get('reward/iou', float('nan')):.2f} "
+        f"stale {step['intake/staleness_steps_mean']:.1f}"
+    )
+    return shown if validation is None else f"{shown} val {validation['val/miou']:.2f}"
