@@ -130,7 +130,8 @@ class Rollout(Section):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8200
     """0 takes a free port; the registry tells everybody which."""
     advertise_host: str | None = None
-    """Host name other services reach this replica by; default: `host`."""
+    """Host name other services reach this replica by; default: `host`, or this machine's name when
+    `host` is every interface (0.0.0.0)."""
     replica: str | None = None
     """First part of the name in the registry and in consumer groups; default: the host name. A
     random part is added, so that a restarted replica is a new one."""

@@ -288,7 +288,10 @@ def _prepare_environment(rollout: Rollout) -> None:
             "VLLM_CPU_CI_ENV": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(rollout.cpu_threads),
-            "VLLM_HOST_IP": rollout.host,
+            "VLLM_HOST_IP": "127.0.0.1",
+            # Without compilation of the model, what is left to compile is one comparison of log-
+            # probabilities, and that would need a C++ compiler on the machine.
+            "TORCHDYNAMO_DISABLE": "1",
             # Only lets the worker share the engine's process, which still is not this one: on CPU
             # vLLM otherwise insists on worker processes, to bind OpenMP threads for us.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

@@ -4,6 +4,7 @@
 which.
 """
 
+import ipaddress
 import logging
 import socket
 import sys
@@ -27,7 +28,7 @@ def serve(run: Run) -> None:
     )
     listening = socket.create_server((run.rollout.host, run.rollout.port), reuse_port=False)
     port = listening.getsockname()[1]
-    url = f"http://{run.rollout.advertise_host or run.rollout.host}:{port}"
+    url = f"http://{run.rollout.advertise_host or _reachable(run.rollout.host)}:{port}"
     replica = Replica(run, url=url)
     configure("rollout", run_id=run.shared.run_id, replica=replica.name)
     logger.info("listening", extra={"url": url})
@@ -36,3 +37,12 @@ def serve(run: Run) -> None:
     if replica.failure is not None:
         logger.critical("replica failed", extra={"error": str(replica.failure)})
         sys.exit(1)
+
+
+def _reachable(host: str) -> str:
+    """An address that others can use: every interface is none, this machine's name is one."""
+    try:
+        everywhere = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return host
+    return socket.gethostname() if everywhere else host
