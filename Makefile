@@ -3,6 +3,7 @@
 #   make test     checks and tests
 # Both install what they need first (.venv from the pinned lock; DEVICE=cuda takes the CUDA lock, PYTHON= names the
 # interpreter).
+#   make env      write .env with random secrets, for docker compose
 #   make locks    pin the dependencies anew after a change of pyproject.toml; pins that still fit stay
 DEVICE ?= cpu
 PY := .venv/bin/python
@@ -17,13 +18,16 @@ RESUME ?=
 # Processes that share the tests; empty: one, with its output as it comes.
 PYTEST_WORKERS ?= 2
 
-.PHONY: setup locks demo compare test check format tiny-model bench-prefix bench-reward bench-data bench-eval help
+.PHONY: setup env locks demo compare test check format tiny-model bench-prefix bench-reward bench-data bench-eval help
 
 help:
 	@grep -E '^#' Makefile | cut -c3-
 
 setup:
 	@deploy/setup.sh $(DEVICE)
+
+env:
+	@deploy/env.sh
 
 locks:
 	@deploy/locks/compile.sh

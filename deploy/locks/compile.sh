@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Compile cpu.lock, cuda.lock and reward.lock from pyproject.toml, for every Python of its requires-python (`make locks`).
+# Compile the locks from pyproject.toml, for every Python of its requires-python (`make locks`): cpu and cuda for a checkout
+# (`make setup`), reward, rollout-* and learner-* for the images. Those of one device agree on every pin.
 # Usage: deploy/locks/compile.sh [OPTION OF uv pip compile...]
 # Pins of today's locks are kept where they still fit; `--upgrade-package NAME` and `--upgrade` take newer ones.
 #
@@ -32,7 +33,7 @@ compile() {
   done
   {
     echo "# Linux x86_64. Made by deploy/locks/compile.sh (make locks), with VERSION" $pythons "and then merged:"
-    echo "# uv ${arguments[*]} --python-version VERSION"
+    echo "# uv ${arguments[*]//"$work/"/} --python-version VERSION"
     awk 'FNR == 1 { python = FILENAME; sub(/.*-/, "", python) }
       { count[$0]++; marker[$0] = marker[$0] (marker[$0] ? " or " : "") "python_version == \"" python "\"" }
       END { for (pin in count) print pin (count[pin] < ARGC - 1 ? " ; " marker[pin] : "") }' "${output[@]}" |
@@ -41,8 +42,26 @@ compile() {
   cp "$work/merged" "$lock"
 }
 
+# NAME: the pins of a lock as constraints; PyPI's torch carries no +cpu.
+pins_of() {
+  sed 's/+cpu$//' "deploy/locks/$1.lock" >"$work/$1.pins"
+  echo "$work/$1.pins"
+}
+
+# NAME: CPU torch is PyPI's version with a local label.
+label_torch() { sed -i 's/^torch==[0-9.]*$/&+cpu/' "deploy/locks/$1.lock"; }
+
 options=("$@")
 compile cpu $extras --extra rollout-cpu --override deploy/locks/cpu.overrides.txt
-sed -i 's/^torch==[0-9.]*$/&+cpu/' deploy/locks/cpu.lock
+label_torch cpu
 compile cuda $extras --extra rollout-cuda --extra learner-cuda --override deploy/locks/cuda.overrides.txt
 compile reward --extra reward --constraint deploy/locks/cpu.lock
+for device in cpu cuda; do
+  pins=$(pins_of $device)
+  compile "rollout-$device" --extra rollout --extra "rollout-$device" --constraint "$pins" \
+    --override "deploy/locks/$device.overrides.txt"
+  compile "learner-$device" --extra learner --extra jobs --constraint "$pins" \
+    --override "deploy/locks/$device.overrides.txt"
+done
+label_torch rollout-cpu
+label_torch learner-cpu

