@@ -1,6 +1,7 @@
 # TempSamp-R1 as a service.
 #   make demo     train the tiny model through the whole ring on this machine, write a report
 #   make test     checks and tests
+#   make compose-test   the ring in containers, on an engine of its own where none answers
 # Both install what they need first (.venv from the pinned lock; DEVICE=cuda takes the CUDA lock, PYTHON= names the
 # interpreter).
 #   make env      write .env with random secrets, for docker compose
@@ -18,7 +19,7 @@ RESUME ?=
 # Processes that share the tests; empty: one, with its output as it comes.
 PYTEST_WORKERS ?= 2
 
-.PHONY: setup env locks demo compare test check format tiny-model bench-prefix bench-reward bench-data bench-eval help
+.PHONY: setup env locks demo compare test compose-test check format tiny-model bench-prefix bench-reward bench-data bench-eval help
 
 help:
 	@grep -E '^#' Makefile | cut -c3-
@@ -42,6 +43,10 @@ compare: setup
 
 test: check
 	$(PY) -m pytest $(PYTEST_WORKERS:%=--numprocesses=% --dist=loadfile --no-loadscope-reorder)
+
+# The ring in containers: an engine that is there, or one of our own (root, Debian).
+compose-test: setup
+	@tests/compose/with_engine.sh
 
 check: setup
 	.venv/bin/ruff format --check .

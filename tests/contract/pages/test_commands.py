@@ -31,7 +31,11 @@ TIMEOUT_S = 120
 def named_in_tests() -> set[str]:
     """Examples that some test asks for."""
     texts = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
-    return {name for text in texts for name in re.findall(r"""example\(["']([\w-]+)["']\)""", text)}
+    return {
+        name
+        for text in texts
+        for name in re.findall(r"""(?:example|documented)\(["']([\w-]+)["']\)""", text)
+    }
 
 
 def lines_with_commands() -> Iterator[tuple[str, list[str]]]:
