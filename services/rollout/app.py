@@ -5,8 +5,8 @@
     POST /v1/weights/update    receive, verify and serve a version
     GET  /v1/weights /healthz /readyz /metrics
 
-/healthz answers at once, /readyz when the engine is loaded. The learner's publish calls join and
-update.
+/healthz answers at once, /readyz when the engine is loaded, /readyz?serving=true when a verified
+version is served as well. The learner's publish calls join and update.
 """
 
 import asyncio
@@ -124,11 +124,14 @@ async def healthz() -> dict[str, str]:
 
 
 @routes.get("/readyz")
-async def readyz(replica: Asked) -> ReplicaStatus:
-    """The engine is loaded; 503 before."""
+async def readyz(replica: Asked, serving: bool = False) -> ReplicaStatus:
+    """The engine is loaded; 503 before. With `serving`: and serves a version, and does not drain."""
     with _problems():
         _ = replica.engine
-    return replica.status
+    status = replica.status
+    if serving and status.phase != "serving":
+        raise Problem(503, f"found phase {status.phase!r}, wanted 'serving'")
+    return status
 
 
 @routes.get("/metrics")

@@ -1,0 +1,70 @@
+"""What orchestrators learn from a replica without a token: alive, loaded, serving, draining."""
+
+from types import SimpleNamespace
+from typing import cast
+
+import httpx
+import pytest
+
+from common import config
+from common.rest.auth import PUBLIC_PATHS
+from services.rollout.app import create_app
+from services.rollout.engine import Engine
+from services.rollout.replica import Replica
+from services.rollout.weights import Weights
+from tests.fixtures.documents import ROOT
+
+LOADED, SERVING = "/readyz", "/readyz?serving=true"
+
+
+@pytest.fixture
+def replica() -> Replica:
+    """One that asks for a token and has loaded nothing yet."""
+    run = config.load(ROOT / "deploy/configs/demo.toml", environ={"TEMPSAMP_TOKEN": "secret"})
+    return Replica(run, url="http://replica.example:8200")
+
+
+def load(replica: Replica) -> Weights:
+    """As `Replica._load` leaves it, with an engine that nobody asks anything."""
+    replica._engine = cast(Engine, SimpleNamespace())
+    replica._weights = Weights(replica.engine)
+    replica.phase = "waiting_for_weights"
+    return replica._weights
+
+
+async def statuses(replica: Replica) -> dict[str, int]:
+    """Path → status, asked without a token."""
+    transport = httpx.ASGITransport(create_app(replica))
+    async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+        return {
+            path: (await client.get(path)).status_code for path in ("/healthz", LOADED, SERVING)
+        }
+
+
+async def test_a_loading_replica_is_alive_and_not_ready(replica: Replica) -> None:
+    assert await statuses(replica) == {"/healthz": 200, LOADED: 503, SERVING: 503}
+
+
+async def test_a_loaded_replica_without_weights_is_started_and_does_not_serve(
+    replica: Replica,
+) -> None:
+    load(replica)
+    assert await statuses(replica) == {"/healthz": 200, LOADED: 200, SERVING: 503}
+
+
+async def test_a_verified_version_makes_it_serve_and_a_drain_ends_that(replica: Replica) -> None:
+    load(replica).version = 3
+    assert await statuses(replica) == {"/healthz": 200, LOADED: 200, SERVING: 200}
+    replica.stop()
+    assert await statuses(replica) == {"/healthz": 200, LOADED: 200, SERVING: 503}
+
+
+async def test_the_refusal_names_what_was_found_and_wanted(replica: Replica) -> None:
+    load(replica)
+    transport = httpx.ASGITransport(create_app(replica))
+    async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+        answer = (await client.get(SERVING)).json()
+        assert "'waiting_for_weights'" in answer["detail"]
+        assert (await client.get("/readyz?serving=perhaps")).status_code == 422
+        assert (await client.get("/v1/weights")).status_code == 401
+    assert {"/healthz", "/readyz"} <= PUBLIC_PATHS
