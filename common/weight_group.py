@@ -22,6 +22,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from common.errors import WeightError
 from common.messages import TensorSlice
+from common.rest.address import family_of
 
 ALIGNMENT_BYTES = 16
 """Every tensor starts at a multiple of this, so that the stream can be viewed in any dtype."""
@@ -191,7 +192,7 @@ def _nccl_group(store: Store, rank: int, world_size: int, timeout: timedelta) ->
 def _own_address(store: Store) -> str:
     tcp = store.underlying_store if isinstance(store, PrefixStore) else store
     assert isinstance(tcp, TCPStore)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    with socket.socket(family_of(tcp.host), socket.SOCK_DGRAM) as probe:
         probe.connect((tcp.host, tcp.port))  # sends nothing: UDP only picks the route
         return str(probe.getsockname()[0])
 

@@ -17,6 +17,7 @@ from uvicorn.supervisors import Multiprocess
 
 from common import logs
 from common.config import Reward
+from common.rest.address import base_url
 from common.rest.auth import refuse_open_port
 from services.reward.app import create_app
 
@@ -85,6 +86,5 @@ def _bound(config: uvicorn.Config) -> socket.socket:
     bound = config.bind_socket()
     bound.listen(config.backlog)
     host, port = bound.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    logger.info("listening", extra={"url": url, "workers": config.workers})
+    logger.info("listening", extra={"url": base_url(host, port), "workers": config.workers})
     return bound

@@ -13,6 +13,7 @@ import uvicorn
 
 from common.config import Run
 from common.logs import configure
+from common.rest.address import base_url, family_of
 from common.rest.auth import refuse_open_port
 from services.rollout.app import create_app
 from services.rollout.replica import Replica
@@ -26,9 +27,10 @@ def serve(run: Run) -> None:
     refuse_open_port(
         run.rollout.host, token=token, allow_remote=run.rollout.allow_remote, section="rollout"
     )
-    listening = socket.create_server((run.rollout.host, run.rollout.port), reuse_port=False)
+    where, family = (run.rollout.host, run.rollout.port), family_of(run.rollout.host)
+    listening = socket.create_server(where, family=family, reuse_port=False)
     port = listening.getsockname()[1]
-    url = f"http://{run.rollout.advertise_host or _reachable(run.rollout.host)}:{port}"
+    url = base_url(run.rollout.advertise_host or _reachable(run.rollout.host), port)
     replica = Replica(run, url=url)
     configure("rollout", run_id=run.shared.run_id, replica=replica.name)
     logger.info("listening", extra={"url": url})

@@ -1,5 +1,6 @@
 """Weights arrive whole and verified, or not at all."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -39,16 +40,16 @@ def stream() -> torch.Tensor:
 class Receiver(threading.Thread):
     """One receiving member, in a thread of its own."""
 
-    def __init__(self, port: int, *, rank: int, world_size: int) -> None:
+    def __init__(self, host: str, *, port: int, rank: int, world_size: int) -> None:
         super().__init__(daemon=True)
-        self._port, self._rank, self._world_size = port, rank, world_size
+        self._host, self._port, self._rank, self._world_size = host, port, rank, world_size
         self.landed = torch.zeros(layout().num_bytes, dtype=torch.uint8)
         self.digest: str | None = None
         self.error: WeightError | None = None
 
     def run(self) -> None:
         try:
-            store = connect_store("127.0.0.1", port=self._port, timeout_s=TIMEOUT_S)
+            store = connect_store(self._host, port=self._port, timeout_s=TIMEOUT_S)
             group = WeightGroup.join(
                 store,
                 rank=self._rank,
@@ -61,14 +62,31 @@ class Receiver(threading.Thread):
             self.error = error
 
 
+def has_ipv6() -> bool:
+    """Whether this machine has a loopback address of that family."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture
-def sender() -> Iterator[Callable[[int], tuple[WeightGroup, list[Receiver]]]]:
+def host() -> str:
+    """Where the sender's store is; a test may name another."""
+    return "127.0.0.1"
+
+
+@pytest.fixture
+def sender(host: str) -> Iterator[Callable[[int], tuple[WeightGroup, list[Receiver]]]]:
     """Number of receivers → the sender's group and its receivers."""
     groups: list[WeightGroup] = []
 
     def form(count: int) -> tuple[WeightGroup, list[Receiver]]:
-        store = open_store("127.0.0.1", timeout_s=TIMEOUT_S)
-        members = [Receiver(store.port, rank=r + 1, world_size=count + 1) for r in range(count)]
+        store = open_store(host, timeout_s=TIMEOUT_S)
+        members = [
+            Receiver(host, port=store.port, rank=r + 1, world_size=count + 1) for r in range(count)
+        ]
         for member in members:
             member.start()
         group = WeightGroup.join(
@@ -95,6 +113,13 @@ def test_layout_aligns_tensors_and_gives_them_back_as_views() -> None:
     assert views["embed"].data_ptr() == raw.data_ptr()
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        pytest.param("::1", marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")),
+    ],
+)
 def test_every_receiver_gets_the_bytes_and_the_same_digest(
     sender: Callable[[int], tuple[WeightGroup, list[Receiver]]],
 ) -> None:
