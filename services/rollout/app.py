@@ -125,7 +125,7 @@ async def healthz() -> dict[str, str]:
 
 @routes.get("/readyz")
 async def readyz(replica: Asked, serving: bool = False) -> ReplicaStatus:
-    """The engine is loaded; 503 before. With `serving`: and serves a version, and does not drain."""
+    """The engine is loaded; 503 before. `serving`: it also serves a version and does not drain."""
     with _problems():
         _ = replica.engine
     status = replica.status

@@ -22,7 +22,9 @@ from tests.fixtures.documents import PAGES, ROOT, Block, blocks, example, run_sc
 SHELL = ("bash", "console")
 SERVICE = "http://127.0.0.1:8100"
 IMPOSSIBLE_HERE = ("GPU", "machine", "cluster")
-RUNS_COMMANDS = ("tempsamp ", "make ", "docker ", "torchrun ", "curl ", "python ", "pip ", "$ ")
+RUNS_COMMANDS = (
+    *("tempsamp ", "make ", "docker ", "kubectl ", "torchrun ", "curl ", "python ", "pip ", "$ "),
+)
 INLINE = re.compile(r"`((?:tempsamp|make) [^`]+)`")
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 TIMEOUT_S = 120
