@@ -282,6 +282,9 @@ def _prepare_environment(rollout: Rollout) -> None:
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # A forked process counts plugins as loaded: it would neither end with this one nor hold its
+        # GPU (`weight_engine.register`). On CPU vLLM spawns anyway.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if rollout.device == "cpu":
         settings |= {
