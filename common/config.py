@@ -139,6 +139,13 @@ class Rollout(Section):
     """Where weights come from: the learner of a ring, or `shared.model` on disk alone, for
     evaluation without a ring (no Redis, no prompts, /v1/generate only)."""
     device: Literal["cpu", "cuda"] = "cpu"
+    gpu: Literal["given", "claim"] = "given"
+    """Which GPUs: the first `tensor_parallel` that CUDA_VISIBLE_DEVICES allows, or as many that no
+    other replica of this machine has claimed."""
+    gpu_lock_dir: Path | None = None
+    """Folder of the claims, shared by all replicas of a machine; needed with gpu = "claim"."""
+    gpu_wait_s: Positive | None = None
+    """Longest wait for GPUs that others hold; None: until there are some."""
     max_model_len: PositiveInt = 24_576
     max_num_seqs: PositiveInt = 64
     max_num_batched_tokens: PositiveInt = 25_000
@@ -164,6 +171,20 @@ class Rollout(Section):
     """Longest wait for the policy version that a prompt asks for."""
     allow_remote: bool = False
     """Listen off loopback without a token."""
+
+    @model_validator(mode="after")
+    def _can_claim(self) -> Self:
+        if self.gpu == "claim" and self.device != "cuda":
+            raise ValueError(
+                f"rollout.gpu: found 'claim' while rollout.device is {self.device!r}, "
+                'wanted rollout.device = "cuda"'
+            )
+        if self.gpu == "claim" and self.gpu_lock_dir is None:
+            raise ValueError(
+                "rollout.gpu: found 'claim', wanted rollout.gpu_lock_dir, a folder that all "
+                "replicas of this machine share"
+            )
+        return self
 
 
 class Reward(Section):
@@ -420,7 +441,10 @@ def _apply(document: dict[str, Any], override: str) -> None:
 def _none_from_word(value: Any) -> Any:
     """TOML has no null: the word "none" stands for it in the optional fields named here."""
     if isinstance(value, dict):
-        optional = {"importance_cap", "dual_clip", "kv_cache_bytes", "advertise_host", "replica"}
+        optional = {
+            *("importance_cap", "dual_clip", "kv_cache_bytes"),
+            *("advertise_host", "replica", "gpu_wait_s"),
+        }
         return {
             key: None if key in optional and item == "none" else _none_from_word(item)
             for key, item in value.items()

@@ -19,6 +19,7 @@ from common.messages import ReplicaPhase, ReplicaStatus
 from common.queue.broker import Broker
 from common.video.loader import ClipLoader
 from services.rollout.engine import Engine, EngineDownError
+from services.rollout.gpu import claim
 from services.rollout.reward_client import GroupScorer
 from services.rollout.weights import Weights
 from services.rollout.worker import Worker
@@ -89,6 +90,9 @@ class Replica:
                 announcing.cancel()
 
     async def _load(self, owned: contextlib.AsyncExitStack) -> Weights:
+        if self.rollout.gpu == "claim":
+            # Before vLLM and torch are imported: they read CUDA_VISIBLE_DEVICES once.
+            await claim(self.rollout, replica=self.name)
         self._engine = await Engine.start(self.shared, rollout=self.rollout)
         owned.callback(self._engine.shutdown)
         self._weights = Weights(self._engine)

@@ -26,6 +26,7 @@ from vllm.v1.core.sched import output as scheduler_output
 from common.errors import WeightError
 from common.messages import TensorSlice
 from common.weight_group import Layout, WeightGroup, connect_store, receive
+from services.rollout.gpu import keep_claimed
 
 BACKEND = "tempsamp"
 
@@ -37,6 +38,7 @@ def register() -> None:
     WeightTransferEngineFactory.register_engine(BACKEND, TempSampWeightTransferEngine)
     scheduler_output.strip_covered_mm_data = _keep_clips
     if (parent := multiprocessing.parent_process()) is not None:
+        keep_claimed()
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

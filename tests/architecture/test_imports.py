@@ -38,6 +38,7 @@ LIGHT_MODULES = [
     "common.queue.broker",
     "common.rest.reward_api",
     "services.reward.app",
+    "services.rollout.server",
 ]
 
 

@@ -96,12 +96,12 @@ class Ring:
             time.sleep(0.2)
         raise AssertionError(f"no {count} replica(s) after {READY_TIMEOUT_S} s")
 
-    def start_rollout(self, name: str) -> Child:
-        """One more replica."""
+    def start_rollout(self, name: str, **environ: str) -> Child:
+        """One more replica, with more in its environment."""
         return self.children.start(
             name,
             [sys.executable, "-m", "tempsamp", "rollout", "serve", *self.arguments()],
-            environ=self.environ,
+            environ={**self.environ, **environ},
         )
 
     def arguments(self, **changed: object) -> list[str]:

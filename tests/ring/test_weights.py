@@ -1,6 +1,9 @@
 """Weights reach a running vLLM exactly: after each update its logprobs are the learner's."""
 
+import fcntl
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import psutil
@@ -17,6 +20,7 @@ from services.learner.parallel import Ranks
 from services.learner.policy import Policy, load_policy
 from services.learner.probe import generate_probe, logprob_gap
 from services.learner.publish import Publisher
+from services.rollout.gpu import CLAIMED
 from tests.ring.conftest import ROOT, Ring
 
 RUN_TAG = "5f3a1c"
@@ -107,12 +111,24 @@ def test_logprobs_equal_the_learners_after_each_update_and_differ_from_the_old_o
         before = after
 
 
+def is_free(claimed: Path) -> bool:
+    """Whether nobody holds the file of a GPU."""
+    with claimed.open("r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
 def test_late_joiner_waits_for_weights_and_a_dead_replica_is_dropped(
     ring: Ring, publisher: Publisher, prompt: PromptRequest
 ) -> None:
     publisher.publish(1, step=1)
     assert not publisher.has_strangers
-    late = ring.start_rollout("late")
+    claimed = ring.folder / "claimed.lock"
+    claimed.touch()
+    late = ring.start_rollout("late", **{CLAIMED: json.dumps([str(claimed)])})
     replicas = ring.wait_for_replicas(2)
     newcomer = next(r for r in replicas if r.url not in publisher.member_urls())
     assert newcomer.phase == "waiting_for_weights"
@@ -128,8 +144,10 @@ def test_late_joiner_waits_for_weights_and_a_dead_replica_is_dropped(
     ring.children.unwatch(late)
     its_own = psutil.Process(late.process.pid).children(recursive=True)
     assert any("EngineCore" in process.name() for process in its_own)
+    assert not is_free(claimed), "its engine holds the GPU"
     late.process.kill()
     assert psutil.wait_procs(its_own, timeout=20)[1] == [], "its engine died with it"
+    assert is_free(claimed)
     published = publisher.publish(3, step=3)
     assert published.version == 3
     assert len(publisher.member_urls()) == 1
