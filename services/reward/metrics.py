@@ -31,6 +31,13 @@ class Metrics:
             ("task", "outcome"),
             registry=self._registry,
         )
+        self._unread = Counter(
+            "tempsamp_reward_unread",
+            "Responses scored in which no answer could be read, by task; all those of a task that "
+            "returns no `parsed`.",
+            ("task",),
+            registry=self._registry,
+        )
         self._injections = Counter(
             "tempsamp_reward_injections",
             "Injected answers asked for, by task and whether there was one.",
@@ -47,7 +54,11 @@ class Metrics:
 
     def count_verdicts(self, task: str, verdicts: Iterable[VerdictJson]) -> None:
         """Count the verdicts of one item."""
-        for outcome, count in Tally(map(_outcome, verdicts)).items():
+        tally = Tally(map(_outcome, verdicts))
+        # Also where it is 0: a rate needs the series before the first unread answer.
+        self._unread.labels(task).inc(tally["unread"])
+        tally["scored"] += tally.pop("unread", 0)
+        for outcome, count in tally.items():
             self._responses.labels(task, outcome).inc(count)
 
     def count_injection(self, task: str, *, injected: bool) -> None:
@@ -69,5 +80,5 @@ class Metrics:
 
 def _outcome(verdict: VerdictJson) -> str:
     if verdict["kind"] == "scored":
-        return "scored"
+        return "unread" if verdict.get("parsed", {}) is None else "scored"
     return str(verdict["reason"]).partition(":")[0]

@@ -54,7 +54,11 @@ def create_app(replica: Replica) -> FastAPI:
     app.state.replica = replica
     app.state.figures = CollectorRegistry()
     app.state.figures.register(
-        ReplicaCollector(lambda: replica.status, clips=replica.loader.counts)
+        ReplicaCollector(
+            lambda: replica.status,
+            counters=lambda: replica.counters,
+            clips=replica.loader.counts,
+        )
     )
     app.include_router(routes)
     return app

@@ -20,6 +20,7 @@ from common.queue.broker import Broker
 from common.video.loader import ClipLoader
 from services.rollout.engine import Engine, EngineDownError
 from services.rollout.gpu import claim
+from services.rollout.metrics import Counters
 from services.rollout.reward_client import GroupScorer
 from services.rollout.weights import Weights
 from services.rollout.worker import Worker
@@ -147,9 +148,14 @@ class Replica:
         return self._weights
 
     @property
+    def counters(self) -> Counters | None:
+        """What it has done; None before it takes prompts."""
+        return self._worker.counters if self._worker else None
+
+    @property
     def status(self) -> ReplicaStatus:
         """This replica's registry entry."""
-        counters = self._worker.counters if self._worker else None
+        counters = self.counters
         version = self._weights.version if self._weights else None
         return ReplicaStatus(
             replica=self.name,

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 from common.config import Rollout, Shared
 from common.errors import TempSampError
@@ -20,6 +19,7 @@ from common.messages import PromptRequest, Sample, ScoredGroup, Timings, Verdict
 from common.queue.broker import Broker, ClaimedPrompt
 from common.video.loader import ClipLoader
 from services.rollout.engine import Engine, Generation
+from services.rollout.metrics import Counters
 from services.rollout.reward_client import GroupScorer, Scoring
 from services.rollout.weights import Weights
 
@@ -27,16 +27,6 @@ logger = logging.getLogger(__name__)
 
 CLAIM_BLOCK_S = 1.0
 """How long one claim waits for a prompt; also how fast a stop is noticed."""
-
-
-@dataclass
-class Counters:
-    """What this replica has done; read by the registry and /metrics."""
-
-    completed_groups: int = 0
-    failed_prompts: int = 0
-    failures_in_a_row: int = 0
-    generated_tokens: int = 0
 
 
 class TooManyFailuresError(TempSampError):
@@ -107,8 +97,7 @@ class Worker:
             await self._broker.release(claim)
             raise
         else:
-            self.counters.completed_groups += 1
-            self.counters.failures_in_a_row = 0
+            self.counters.pushed(group)
 
     async def answer(self, request: PromptRequest) -> ScoredGroup:
         """The page: one prompt becomes one scored group."""
@@ -187,8 +176,7 @@ class Worker:
                 await renewal
 
     async def _fail(self, claim: ClaimedPrompt, error: Exception) -> None:
-        self.counters.failed_prompts += 1
-        self.counters.failures_in_a_row += 1
+        self.counters.failed(error)
         logger.warning(
             "prompt failed",
             extra={

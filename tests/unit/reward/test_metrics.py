@@ -8,8 +8,8 @@ def test_verdicts_are_counted_by_task_and_outcome() -> None:
     metrics.count_verdicts(
         "grounding",
         [
-            {"kind": "scored"},
-            {"kind": "scored"},
+            {"kind": "scored", "parsed": {"spans": [[1.0, 2.0]]}},
+            {"kind": "scored", "parsed": None},
             {"kind": "unscored", "reason": "timeout: the scorer took over 5 s"},
             {"kind": "unscored", "reason": "error: ValueError: x"},
         ],
@@ -19,6 +19,13 @@ def test_verdicts_are_counted_by_task_and_outcome() -> None:
     assert f'{name}{{outcome="scored",task="grounding"}} 2.0' in text
     assert f'{name}{{outcome="timeout",task="grounding"}} 1.0' in text
     assert f'{name}{{outcome="error",task="grounding"}} 1.0' in text
+    assert 'tempsamp_reward_unread_total{task="grounding"} 1.0' in text
+
+
+def test_a_task_without_unread_answers_shows_a_zero() -> None:
+    metrics = Metrics()
+    metrics.count_verdicts("grounding", [{"kind": "scored", "parsed": {"spans": []}}])
+    assert 'tempsamp_reward_unread_total{task="grounding"} 0.0' in metrics.exposition().decode()
 
 
 def test_injections_and_requests_are_counted() -> None:
