@@ -278,6 +278,12 @@ class Learner(Section):
     """Checkpoints, metrics.jsonl, the resolved config."""
     host: str = "127.0.0.1"
     """Address replicas reach rank 0's weight store by."""
+    metrics_host: str = "127.0.0.1"
+    """Where rank 0 answers /metrics, /healthz and /readyz."""
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 8300
+    """0 takes a free port; the log line `listening` says which."""
+    allow_remote: bool = False
+    """Answer them off loopback without a token."""
     device: Literal["cpu", "cuda"] = "cpu"
     steps: PositiveInt
     groups_per_step: PositiveInt = 16

@@ -1,6 +1,6 @@
 """Who may call a REST service: a bearer token (constant-time compare) and the loopback rule.
 
-Both FastAPI services use it: `refuse_open_port` before the port opens, `BearerAuth` afterwards.
+Every service uses it: `refuse_open_port` before the port opens, `BearerAuth` afterwards.
 """
 
 import hmac
@@ -28,9 +28,21 @@ def is_loopback(host: str) -> bool:
 
 
 def refuse_open_port(
-    host: str, *, token: SecretStr | None, allow_remote: bool, section: str
+    host: str,
+    *,
+    token: SecretStr | None,
+    allow_remote: bool,
+    section: str,
+    knob: str = "host",
 ) -> None:
     """Refuse to listen off loopback without a token, unless told so.
+
+    Args:
+        host: to listen at.
+        token: that callers will have to show.
+        allow_remote: the section's knob of that name.
+        section: of the run file.
+        knob: of that section, where `host` came from.
 
     Raises:
         ConfigError: names the host, the variable and the knob.
@@ -38,8 +50,8 @@ def refuse_open_port(
     if is_loopback(host) or token is not None or allow_remote:
         return
     raise ConfigError(
-        f"{section}.host: found {host!r} and no token: anybody who reaches this port could use it; "
-        f"set {TOKEN_VARIABLE}, listen on 127.0.0.1, or set {section}.allow_remote = true"
+        f"{section}.{knob}: found {host!r} and no token: anybody who reaches this port could "
+        f"use it; set {TOKEN_VARIABLE}, listen on 127.0.0.1, or set {section}.allow_remote = true"
     )
 
 

@@ -25,6 +25,7 @@ from services.learner import metrics
 from services.learner.checkpoint import RunState
 from services.learner.feed import Feed
 from services.learner.intake import Intake
+from services.learner.status import Status
 from services.learner.validation import Validate, Validator
 
 logger = logging.getLogger(__name__)
@@ -32,15 +33,25 @@ logger = logging.getLogger(__name__)
 HOLD_TTL_S = 600.0
 """Longer than any step: the lease is renewed between steps."""
 HOLD_EVERY_S = 10.0
+SHOW_EVERY_S = 5.0
+"""Between two looks at the queues while nothing else happens; Prometheus asks every 15 s."""
 
 
 class Desk:
     """A context manager: entered with Redis reachable and the run ours, left with both given up."""
 
     def __init__(
-        self, run: Run, *, state: RunState | None, validate: Validate | None = None
+        self,
+        run: Run,
+        *,
+        state: RunState | None,
+        validate: Validate | None = None,
+        status: Status | None = None,
     ) -> None:
         self._run = run
+        self.status = status or Status()
+        """What who watches the run sees of it."""
+        self._shown_s = -math.inf
         self._state = state
         self._runner = asyncio.Runner()
         self._broker = Broker.of(run.shared)
@@ -78,7 +89,10 @@ class Desk:
         metrics.keep_until(self.metrics_path, step=state.step if state else 0)
         if self._validate is not None:
             self._validator = Validator(
-                self._validate, run_dir=learner.run_dir, resumed_at=state.step if state else None
+                self._validate,
+                run_dir=learner.run_dir,
+                resumed_at=state.step if state else None,
+                show=self.status.show,
             )
         self._previous_handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
         return self
@@ -106,15 +120,18 @@ class Desk:
 
         def idle() -> None:
             self._hold()
+            self._show_queues()
             on_idle()
 
         self._hold()
-        groups = self.intake.take(
-            self._run.learner.groups_per_step,
-            at=version,
-            on_idle=idle,
-            should_stop=lambda: self._stop_asked,
-        )
+        self._show_queues()
+        with self.status.waiting():
+            groups = self.intake.take(
+                self._run.learner.groups_per_step,
+                at=version,
+                on_idle=idle,
+                should_stop=lambda: self._stop_asked,
+            )
         return groups or None
 
     def validate(
@@ -146,7 +163,9 @@ class Desk:
 
     def replicas(self) -> list[ReplicaStatus]:
         """The registry."""
-        return self._runner.run(self._broker.replicas())
+        found = self._runner.run(self._broker.replicas())
+        self.status.saw(found)
+        return found
 
     def figures(self) -> dict[str, float]:
         """Queue depths and what became of the groups so far."""
@@ -159,6 +178,11 @@ class Desk:
             "queue/dead_letters": depths.dead_letters,
             **{f"intake/{name}": count for name, count in counters.items()},
         }
+
+    def _show_queues(self) -> None:
+        if time.monotonic() - self._shown_s >= SHOW_EVERY_S:
+            self.status.show(self.figures())
+            self._shown_s = time.monotonic()
 
     def _hold(self) -> None:
         """Take or renew the lease.

@@ -2,15 +2,243 @@
 
 `train` logs them and appends them to `<run_dir>/metrics.jsonl`, one JSON object a step. Rewards are
 those of policy rows; injected rows are reported apart, so that the ground truth's own reward never
-passes for the policy's (the public code mixed them, SPEC A7). Names are `hop/quantity_unit`.
+passes for the policy's (the public code mixed them, SPEC A7). Names are `hop/quantity_unit`;
+`SERIES` says as what Prometheus sees each (`status.py` shows them).
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 from common.messages import Provenance, Scored, ScoredGroup
+
+Kind = Literal["gauge", "counter", "sum"]
+"""Of a figure: its last value counts, it is a total already, or each step's value is added up."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """What Prometheus sees of figures of a step or validation line."""
+
+    key: str
+    """Of the line, as a regular expression; its named groups become labels."""
+    name: str
+    """Of the metric; a counter's is shown with `_total` behind it."""
+    kind: Kind
+    help: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels whose value the key alone does not give."""
+
+    @property
+    def label_names(self) -> list[str]:
+        """In alphabetical order."""
+        return sorted([*self.labels, *re.compile(self.key).groupindex])
+
+    def labels_of(self, key: str) -> dict[str, str] | None:
+        """Labels for a key of a line; None when it is not this one's."""
+        found = re.fullmatch(self.key, key)
+        return None if found is None else {**self.labels, **found.groupdict()}
+
+
+SERIES = (
+    Series("step", "tempsamp_learner_step", "gauge", "Steps trained."),
+    Series("policy_version", "tempsamp_learner_policy_version", "gauge", "Version last published."),
+    Series(
+        "learner/wait_s", "tempsamp_learner_wait_seconds", "sum", "Time spent waiting for groups."
+    ),
+    Series(
+        "learner/step_s",
+        "tempsamp_learner_step_seconds",
+        "sum",
+        "Time in forward, backward and optimizer.",
+    ),
+    Series(
+        "learner/publish_s",
+        "tempsamp_learner_publish_seconds",
+        "sum",
+        "Time bringing weights to replicas.",
+    ),
+    Series(
+        "learner/validate_s",
+        "tempsamp_learner_validate_seconds",
+        "sum",
+        "Time waiting for held-out answers.",
+    ),
+    Series("learner/policy_loss", "tempsamp_learner_policy_loss", "gauge", "Loss of the step."),
+    Series(
+        "learner/entropy_nats",
+        "tempsamp_learner_entropy_nats",
+        "gauge",
+        "Mean entropy of policy tokens.",
+    ),
+    Series(
+        "learner/kl_nats",
+        "tempsamp_learner_kl_nats",
+        "gauge",
+        "KL estimate against the start checkpoint.",
+    ),
+    Series(
+        "learner/clip_fraction",
+        "tempsamp_learner_clip_fraction",
+        "gauge",
+        "Policy tokens whose ratio was clipped.",
+    ),
+    Series(
+        "learner/importance_weight_(?P<over>mean|max)",
+        "tempsamp_learner_importance_weight",
+        "gauge",
+        "Learner over rollout probability of policy tokens, truncated at importance_cap.",
+    ),
+    Series(
+        "learner/logprob_gap_(?P<over>mean|max)_nats",
+        "tempsamp_learner_logprob_gap_nats",
+        "gauge",
+        "Distance of the engine's and the learner's log-probabilities of policy tokens.",
+    ),
+    Series(
+        "learner/probe_logprob_gap_nats",
+        "tempsamp_learner_probe_logprob_gap_nats",
+        "gauge",
+        "Largest such distance at equal weights, from the last probe.",
+    ),
+    Series(
+        "learner/grad_norm",
+        "tempsamp_learner_grad_norm",
+        "gauge",
+        "Gradient norm before clipping; -1: skipped.",
+    ),
+    Series("learner/lr", "tempsamp_learner_learning_rate", "gauge", "Learning rate of the step."),
+    Series(
+        "learner/skipped_steps",
+        "tempsamp_learner_skipped_steps",
+        "sum",
+        "Steps whose gradient was not finite.",
+    ),
+    Series(
+        "reward/best_of_group_iou",
+        "tempsamp_learner_best_of_group_iou",
+        "gauge",
+        "Mean of groups' best IoU.",
+    ),
+    Series(
+        "reward/unscored_fraction",
+        "tempsamp_learner_unscored_fraction",
+        "gauge",
+        "Answers without a verdict.",
+    ),
+    Series(
+        "reward/injected_(?P<part>.+)",
+        "tempsamp_learner_reward_mean",
+        "gauge",
+        "Mean reward and its parts, of policy and injected answers apart.",
+        {"provenance": "injected"},
+    ),
+    Series(
+        "reward/(?P<part>.+)",
+        "tempsamp_learner_reward_mean",
+        "gauge",
+        "Mean reward and its parts, of policy and injected answers apart.",
+        {"provenance": "policy"},
+    ),
+    Series(
+        "intake/staleness_steps_(?P<over>mean|max)",
+        "tempsamp_learner_staleness_steps",
+        "gauge",
+        "Versions that the groups of the step lagged behind.",
+    ),
+    Series(
+        "intake/groups_(?P<outcome>taken|stale|duplicate|unscored)",
+        "tempsamp_learner_groups",
+        "counter",
+        "Groups by what became of them.",
+    ),
+    Series(
+        "intake/samples_unscored",
+        "tempsamp_learner_samples_unscored",
+        "counter",
+        "Answers without a verdict.",
+    ),
+    Series(
+        "intake/prompts_dead",
+        "tempsamp_learner_prompts_dead",
+        "counter",
+        "Prompts that replicas gave up.",
+    ),
+    Series(
+        "intake/prompts_lost",
+        "tempsamp_learner_prompts_lost",
+        "counter",
+        "Prompts that Redis lost, fed again.",
+    ),
+    Series(
+        "queue/(?P<queue>prompts_waiting|prompts_claimed|groups_unread|dead_letters)",
+        "tempsamp_learner_queue_depth",
+        "gauge",
+        "Entries in the run's Redis streams.",
+    ),
+    Series(
+        "rollout/(?P<side>answer|prompt)_tokens_mean",
+        "tempsamp_learner_tokens_mean",
+        "gauge",
+        "Tokens, mean.",
+    ),
+    Series(
+        "rollout/(?P<stage>decode|generate|score)_s_mean",
+        "tempsamp_learner_group_seconds_mean",
+        "gauge",
+        "Time that a group of the step spent in a stage of its replica.",
+    ),
+    Series(
+        "val/miou",
+        "tempsamp_learner_validation_miou",
+        "gauge",
+        "Mean IoU on held-out rows, 0 to 1.",
+    ),
+    Series(
+        "val/r1_at_(?P<iou>.+)",
+        "tempsamp_learner_validation_recall",
+        "gauge",
+        "Held-out answers at or above an IoU.",
+    ),
+    Series(
+        "val/parse_rate",
+        "tempsamp_learner_validation_parse_rate",
+        "gauge",
+        "Held-out answers that were read.",
+    ),
+    Series(
+        "val/queries",
+        "tempsamp_learner_validation_queries",
+        "gauge",
+        "Held-out rows that were scored.",
+    ),
+    Series(
+        "val/failures",
+        "tempsamp_learner_validation_failures",
+        "gauge",
+        "Held-out rows without an answer.",
+    ),
+    Series(
+        "val/wall_s",
+        "tempsamp_learner_validation_wall_seconds",
+        "gauge",
+        "Time of the last validation.",
+    ),
+)
+"""In order: the first that fits a key has it."""
+
+
+def series_of(key: str) -> tuple[Series, dict[str, str]] | None:
+    """The series of a key of a step or validation line, and its labels; None: not shown."""
+    for series in SERIES:
+        labels = series.labels_of(key)
+        if labels is not None:
+            return series, labels
+    return None
 
 
 def group_metrics(groups: Sequence[ScoredGroup], *, version: int) -> dict[str, float]:

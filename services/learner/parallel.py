@@ -74,6 +74,11 @@ class Ranks:
         dist.destroy_process_group()
 
 
+def will_be_main() -> bool:
+    """Whether this process will be rank 0: known before the ranks have met, which may take long."""
+    return not dist.is_torchelastic_launched() or os.environ["RANK"] == "0"
+
+
 def start_ranks(device: str, *, timeout_s: float) -> Ranks:
     """Join the process group that torchrun describes, or be the only rank.
 

@@ -34,6 +34,7 @@ from services.learner.parallel import Ranks
 from services.learner.policy import Policy, load_policy
 from services.learner.probe import generate_probe, logprob_gap
 from services.learner.publish import Publisher
+from services.learner.status import Status, serving
 from services.learner.validation import Validate
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,10 @@ def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
     Raises:
         TempSampError, ConfigError: what stops a run; messages name the knob.
     """
-    with open_learner(run, resume=resume, validate=validate) as learner:
+    with (
+        _watched(run) as status,
+        open_learner(run, resume=resume, validate=validate, status=status) as learner,
+    ):
         version = learner.first_version
         learner.publish(version)
         learner.top_up(version)
@@ -203,6 +207,7 @@ class Learner:
         if gap is not None:
             line["learner/probe_logprob_gap_nats"] = gap
         metrics.append(self.run.learner.run_dir / "metrics.jsonl", line)
+        self.desk.status.stepped(line)
         logger.info("step", extra=line)
 
     def save(self, version: int) -> None:
@@ -275,8 +280,15 @@ class Learner:
         return logprob_gap(self.policy, ScoredGroup.model_validate(body), ranks=self.ranks)
 
 
+def _watched(run: Run) -> contextlib.AbstractContextManager[Status | None]:
+    """Rank 0 answers /healthz while the model loads, however long; the others need no server."""
+    return serving(run) if parallel.will_be_main() else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
-def open_learner(run: Run, *, resume: bool, validate: Validate | None) -> Iterator[Learner]:
+def open_learner(
+    run: Run, *, resume: bool, validate: Validate | None, status: Status | None = None
+) -> Iterator[Learner]:
     """Set everything up, restore a checkpoint if asked, and close it all at the end."""
     settings = run.learner
     if not resume:
@@ -309,7 +321,7 @@ def open_learner(run: Run, *, resume: bool, validate: Validate | None) -> Iterat
         owned.callback(ranks.close)
         desk = None
         if ranks.is_main:
-            desk = owned.enter_context(Desk(run, state=state, validate=validate))
+            desk = owned.enter_context(Desk(run, state=state, validate=validate, status=status))
         publisher = Publisher(
             policy,
             shared=run.shared,
@@ -319,7 +331,7 @@ def open_learner(run: Run, *, resume: bool, validate: Validate | None) -> Iterat
             run_tag=desk.feed.tag if desk else "",
         )
         owned.callback(publisher.close)
-        yield Learner(
+        learner = Learner(
             run=run,
             ranks=ranks,
             policy=policy,
@@ -332,6 +344,9 @@ def open_learner(run: Run, *, resume: bool, validate: Validate | None) -> Iterat
             first_version=state.step if state else 0,
             saved_version=state.step if state else None,
         )
+        if desk is not None:
+            desk.status.ready(learner.first_version)
+        yield learner
 
 
 def _reference(run: Run, start: Path, ranks: Ranks, loader: ClipLoader) -> Policy | None:

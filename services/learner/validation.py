@@ -46,15 +46,24 @@ class Validate(Protocol):
 class Validator:
     """Rank 0's validations, one folder a version."""
 
-    def __init__(self, validate: Validate, *, run_dir: Path, resumed_at: int | None) -> None:
+    def __init__(
+        self,
+        validate: Validate,
+        *,
+        run_dir: Path,
+        resumed_at: int | None,
+        show: Callable[[Mapping[str, float]], None] = lambda _figures: None,
+    ) -> None:
         """Drop what an earlier run, an interrupted validation, or repeated steps left behind.
 
         Args:
             validate: asks.
             run_dir: of the learner.
             resumed_at: step of the checkpoint; None for a fresh run.
+            show: gets the figures of each validation.
         """
         self._validate = validate
+        self._show = show
         self._folder = run_dir / "validation"
         self._path = run_dir / "validation.jsonl"
         self._failures = 0
@@ -98,6 +107,7 @@ class Validator:
             line = {"step": version, "policy_version": version, **figures}
             line["val/wall_s"] = time.monotonic() - started
             metrics.append(self._path, line)
+            self._show(line)
             logger.info("validation", extra=line)
             return
         self._failures += 1
