@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Write .env for `docker compose`: two random secrets, and a user that may write to runs/. An .env that is there stays.
+# Write .env for `docker compose`: random secrets, and a user that may write to runs/. An .env that is there stays.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -e .env ]; then
@@ -15,6 +15,7 @@ mkdir -p runs
 (
   umask 077
   sed -e "s/^TEMPSAMP_TOKEN=$/&$(secret)/" -e "s/^TEMPSAMP_REDIS_PASSWORD=$/&$(secret)/" \
+    -e "s/^#TEMPSAMP_GRAFANA_PASSWORD=$/TEMPSAMP_GRAFANA_PASSWORD=$(secret)/" \
     -e "s/^#TEMPSAMP_USER=.*$/TEMPSAMP_USER=$user:$group/" .env.example >.env
 )
 echo "env: .env written; docker compose up trains the demo"

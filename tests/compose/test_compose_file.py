@@ -23,7 +23,7 @@ from services.rollout import replica
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = (TOKEN_VARIABLE, "TEMPSAMP_REDIS_PASSWORD")
 VARIABLE = re.compile(r"(?<!\$)\$\{(?P<name>\w+)(?P<kind>:-|:\?)?(?P<rest>[^}]*)\}")
-IMAGE = re.compile(r"[a-z0-9-]+:\d[\w.-]*")
+IMAGE = re.compile(r"(?:[a-z0-9-]+/)?[a-z0-9-]+:v?\d[\w.-]*")
 """A name and a version, of whatever registry the engine takes by default."""
 
 Document = dict[str, Any]
@@ -98,7 +98,10 @@ health."""
 
 
 def test_services_that_stay_are_watched_and_started_again(document: Document) -> None:
-    assert set(document["services"]) == {"redis", "reward", "clips", "rollout", "learner"}
+    assert set(document["services"]) == {
+        *("redis", "reward", "clips", "rollout", "learner"),
+        *("prometheus", "grafana"),
+    }
     for name, service in document["services"].items():
         if name not in ENDS:
             assert service["healthcheck"]["test"]
@@ -132,7 +135,7 @@ def test_the_run_file_is_the_demos_but_for_addresses_and_folders() -> None:
         "shared": {"run_id", "model", "redis_url", "reward_url"},
         "rollout": {"host", "port"},
         "reward": {"host", "port"},
-        "learner": {"host", "rows", "run_dir"},
+        "learner": {"host", "rows", "run_dir", "metrics_host", "metrics_port"},
     }
     del there["shared"]["video"]["roots"], there["learner"]["validation"]["rows"]
     for section, knobs in places.items():
@@ -159,8 +162,9 @@ def test_make_env_writes_secrets_once_and_for_the_caller_alone(tmp_path: Path) -
     written = tmp_path / ".env"
     assert written.stat().st_mode & 0o777 == 0o600
     lines = dict(re.findall(r"^(\w+)=(.*)$", written.read_text(), re.MULTILINE))
-    assert all(re.fullmatch(r"[0-9a-f]{48}", lines[name]) for name in SECRETS)
-    assert len({lines[name] for name in SECRETS}) == len(SECRETS)
+    secrets = [lines[name] for name in (*SECRETS, "TEMPSAMP_GRAFANA_PASSWORD")]
+    assert all(re.fullmatch(r"[0-9a-f]{48}", secret) for secret in secrets)
+    assert len(set(secrets)) == len(secrets)
     user = int(lines["TEMPSAMP_USER"].split(":")[0])
     assert user != 0
     assert (tmp_path / "runs").stat().st_uid == user
@@ -196,7 +200,8 @@ def test_a_secret_with_a_way_around_is_noticed(document: Document, use: str) -> 
 
 def test_no_command_line_carries_a_secret(document: Document) -> None:
     for service in document["services"].values():
-        lines = yaml.safe_dump([service["command"], service.get("healthcheck")])
+        told = [service["command"], service.get("entrypoint"), service.get("healthcheck")]
+        lines = yaml.safe_dump(told)
         assert not {found["name"] for found in VARIABLE.finditer(lines)} & set(SECRETS)
 
 
@@ -229,7 +234,9 @@ def test_images_have_a_version_and_no_registry(document: Document) -> None:
         assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) <= {"${PYTHON_IMAGE}", *stages}
 
 
-@pytest.mark.parametrize("image", ["redis", "redis:latest", "registry.example/redis:7.4"])
+@pytest.mark.parametrize(
+    "image", ["redis", "redis:latest", "registry.example/redis:7.4", "grafana/grafana:v"]
+)
 def test_a_loose_image_is_noticed(document: Document, image: str) -> None:
     broken = copy.deepcopy(document)
     broken["services"]["redis"]["image"] = image
