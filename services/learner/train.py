@@ -170,6 +170,8 @@ class Learner:
     def publish(self, version: int) -> None:
         """Bring a version to all live replicas; a collective."""
         self.publisher.publish(version, step=version)
+        if self.desk is not None:
+            self.desk.status.show({"policy_version": version})
 
     def top_up(self, version: int) -> None:
         """Rank 0: keep the bounded number of prompts in flight and decode their clips."""

@@ -107,7 +107,7 @@ class Validator:
             line = {"step": version, "policy_version": version, **figures}
             line["val/wall_s"] = time.monotonic() - started
             metrics.append(self._path, line)
-            self._show(line)
+            self._show({key: line[key] for key in line.keys() - {"step", "policy_version"}})
             logger.info("validation", extra=line)
             return
         self._failures += 1

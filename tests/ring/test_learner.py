@@ -18,6 +18,7 @@ from common.prompts import grounding_problem
 from jobs.evaluation.scoring.score import score_file
 from jobs.toy import clips
 from tests.ring.conftest import ROOT, Ring
+from tests.ring.watching import Watched
 
 CHARADES = ROOT.parent / "shared/data/videos/charades_3MSZA.mp4"
 CHARADES_TEST = ROOT.parent / "shared/data/charades_sta/charades_sta_test.txt"
@@ -87,12 +88,23 @@ class LearnerProcess:
         self.process.wait()
 
     @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Its log."""
+        return [json.loads(text) for text in self.log.read_text().splitlines() if text[:1] == "{"]
+
+    @property
+    def url(self) -> str | None:
+        """Where rank 0 answers /metrics, once its log says so."""
+        found = [line["url"] for line in self.lines if line.get("event") == "listening"]
+        assert len(found) <= 1, "one rank alone listens"
+        return found[0] if found else None
+
+    @property
     def published(self) -> dict[int, str]:
         """Digest of each published version, the latest line of each."""
-        lines = [json.loads(text) for text in self.log.read_text().splitlines() if text[:1] == "{"]
         return {
             line["policy_version"]: line["digest"]
-            for line in lines
+            for line in self.lines
             if line.get("event") == "published"
         }
 
@@ -290,7 +302,7 @@ def cache_hits(ring: Ring) -> int:
     return int(float(line.split()[-1]))
 
 
-def test_two_ranks_train_through_the_ring_and_end_cleanly(ring: Ring, run_dir: Path) -> None:
+def test_two_ranks_train_are_watched_and_end_cleanly(ring: Ring, run_dir: Path) -> None:
     clips.write_split(ring.folder / "clips", "train", num_clips=24)
     learner = LearnerProcess(
         ring,
@@ -305,8 +317,10 @@ def test_two_ranks_train_through_the_ring_and_end_cleanly(ring: Ring, run_dir: P
         learner__validation__every=1,
         learner__validation__limit=12,
     )
+    watched = Watched.until_the_end(ring, learner)
     learner.finish()
     steps = metrics(run_dir)
+    watched.assert_shows(steps, validations(run_dir))
     assert [line["step"] for line in steps] == [1, 2]
     assert all(line["learner/probe_logprob_gap_nats"] < 1e-4 for line in steps)
     assert len(set(learner.published.values())) == 3
