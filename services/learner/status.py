@@ -258,8 +258,9 @@ def create_app(status: Status, *, token: SecretStr | None) -> "FastAPI":
 @contextlib.contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        listening = socket.create_server((host, port), family=family)
+        listening = socket.create_server((host, port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise ConfigError(
             f"learner.metrics_host, learner.metrics_port: found {host} port {port}: "

@@ -185,6 +185,17 @@ def test_off_loopback_without_a_token_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 on this machine")
+def test_all_addresses_are_those_of_both_families(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(run(tmp_path, metrics_host="::", token="sesame")):
+        url = address(caplog)
+        assert url.startswith("http://[::]:")
+        for host in ("[::1]", "127.0.0.1"):
+            assert httpx.get(f"{url.replace('[::]', host)}/healthz").is_success
+
+
 def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
