@@ -193,6 +193,14 @@ def compare() -> Command:
     return command
 
 
+@app.command("plan", cls=Leaf, rich_help_panel=JOBS)
+def plan() -> Command:
+    """Say whether a run file fits a fleet of GPUs."""
+    from jobs.recipes.command import command
+
+    return command
+
+
 @app.command("ground", cls=Leaf, rich_help_panel=JOBS)
 def ground() -> Command:
     """Ask when something happens in one video."""

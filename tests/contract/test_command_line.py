@@ -54,6 +54,7 @@ def test_every_command_is_in_the_tree() -> None:
         "eval score",
         "ground",
         "learner",
+        "plan",
         "reward",
         "reward serve",
         "rollout",
@@ -101,6 +102,7 @@ def completed(line: str) -> list[str]:
         ("tempsamp eval --mode mixed_o", ["mixed_oracle"]),
         ("tempsamp eval score --part", ["--partial"]),
         ("tempsamp rollout serve --conf", ["--config"]),
+        ("tempsamp plan --learner", ["--learner-gpus"]),
     ],
 )
 def test_shell_completes(line: str, offered: list[str]) -> None:

@@ -1,0 +1,227 @@
+"""A run file on a fleet: figures, and what does not fit (pure).
+
+    Run + Fleet -> Plan: tokens, memory, times -> rows() for the table, misfits() one line each
+
+`command` prints it. A misfit names the value found, the value wanted and the knob.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from common.config import Run
+from jobs.recipes.architecture import Architecture
+from jobs.recipes.memory import RankMemory, ReplicaMemory, rank_memory, replica_memory
+from jobs.recipes.times import Fleet, StepTimes, step_times
+from jobs.recipes.tokens import GroupTokens, group_tokens
+
+USABLE = 0.92
+"""Of a learner GPU's memory; the rest is lost between blocks of the allocator."""
+
+
+class Figure(NamedTuple):
+    """A line of the table."""
+
+    part: str
+    name: str
+    value: str
+    how: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A recipe's arithmetic."""
+
+    run: Run
+    fleet: Fleet
+    architecture: Architecture
+    tokens: GroupTokens
+    replicas: int
+    outstanding: int
+    """Prompts that may be in flight."""
+    slots: int
+    """Prompts in work at once, over all replicas."""
+    rank: RankMemory
+    replica: ReplicaMemory
+    times: StepTimes | None
+    """None without a replica."""
+
+
+def plan(run: Run, *, architecture: Architecture, fleet: Fleet) -> Plan:
+    """Do the arithmetic of a run."""
+    tokens = group_tokens(run.shared, architecture=architecture)
+    replicas = fleet.replicas(run.rollout)
+    return Plan(
+        run=run,
+        fleet=fleet,
+        architecture=architecture,
+        tokens=tokens,
+        replicas=replicas,
+        outstanding=(run.learner.max_staleness + 1) * run.learner.groups_per_step,
+        slots=replicas * run.rollout.concurrent_prompts,
+        rank=rank_memory(
+            run.shared,
+            learner=run.learner,
+            architecture=architecture,
+            tokens=tokens,
+            ranks=fleet.learner_gpus,
+        ),
+        replica=replica_memory(
+            run.rollout, architecture=architecture, tokens=tokens, gpu_bytes=fleet.gpu_bytes
+        ),
+        times=None
+        if replicas == 0
+        else step_times(
+            learner=run.learner,
+            rollout=run.rollout,
+            architecture=architecture,
+            tokens=tokens,
+            fleet=fleet,
+        ),
+    )
+
+
+def rows(plan: Plan) -> list[Figure]:
+    """The table."""
+    return [*_token_rows(plan), *_memory_rows(plan), *_ring_rows(plan)]
+
+
+def _token_rows(plan: Plan) -> Iterator[Figure]:
+    tokens, shared = plan.tokens, plan.run.shared
+    clip = f"{tokens.frames} frames, factor {shared.video.factor}"
+    yield Figure("tokens", "visual, longest clip", f"{tokens.visual:,}", clip)
+    yield Figure("tokens", "prompt", f"{tokens.prompt:,}", f"+ {tokens.text:,} of text")
+    yield Figure("tokens", "sequence", f"{tokens.sequence:,}", f"+ answer of {tokens.answer:,}")
+    made = f"{tokens.generated} generated, {tokens.answers - tokens.generated} injected"
+    yield Figure(
+        "tokens", "packed group", f"{tokens.packed:,}", f"{tokens.answers} answers: {made}"
+    )
+
+
+def _memory_rows(plan: Plan) -> Iterator[Figure]:
+    rank, replica, ranks = plan.rank, plan.replica, plan.fleet.learner_gpus
+    billions = f"{plan.architecture.parameters / 1e9:.2f}e9 parameters"
+    yield Figure("learner rank", "masters, gradients, AdamW", _gb(rank.states), f"16 B / {ranks}")
+    yield Figure("learner rank", "embedding and head, gathered", _gb(rank.root), "8 B each")
+    kept = _gb(rank.kept + rank.inside + rank.gathered + rank.logits)
+    yield Figure("learner rank", "activations", kept, "layers, boundaries, logits")
+    yield Figure("learner rank", "tower, reference", _gb(rank.replicated), "whole, on each rank")
+    yield Figure("learner rank", "peak: backward", _gb(rank.backward), "all of these")
+    yield Figure("learner rank", "peak: AdamW", _gb(rank.step), "20 B, no activations")
+    start = f"{billions} in float32, also in host memory"
+    yield Figure("learner rank", "peak: start", _gb(rank.start), start)
+    yield Figure("replica", "weights", _gb(replica.weights), "bfloat16; once more in host memory")
+    yield Figure("replica", "room for keys and values", _gb(replica.cache), "what is left")
+    yield Figure("replica", "one longest sequence", _gb(replica.longest_sequence), "max_model_len")
+    yield Figure("replica", "prompts in work", _gb(replica.in_work), "prompt shared by its answers")
+    yield Figure("replica", "prompts in work, unshared", _gb(replica.unshared), "beyond: they wait")
+
+
+def _ring_rows(plan: Plan) -> Iterator[Figure]:
+    learner, rollout = plan.run.learner, plan.run.rollout
+    how = f"({learner.max_staleness} + 1) x {learner.groups_per_step}"
+    yield Figure("ring", "outstanding prompts", str(plan.outstanding), how)
+    how = f"{plan.replicas} replicas x {rollout.concurrent_prompts}"
+    yield Figure("ring", "prompts in work at once", str(plan.slots), how)
+    if (times := plan.times) is None:
+        return
+    work = f"{times.group_tflop:,.0f} TFLOP a group, without recomputation"
+    yield Figure("estimate", "learner", f"{times.learner_s:.0f} s a step", work)
+    yield Figure("estimate", "rollout", f"{times.rollout_s:.0f} s a step", "all replicas")
+    yield Figure("estimate", "publish", f"{times.publish_s:.0f} s a step", ".81 GB/s")
+    total = f"{learner.steps * times.step_s / 3600:.1f} h for {learner.steps:,} steps"
+    yield Figure("estimate", "step", f"{times.step_s:.0f} s, longest clips", total)
+
+
+def misfits(plan: Plan) -> list[str]:
+    """What does not fit, one line each; empty when everything does."""
+    return [*_device_misfits(plan), *_length_misfits(plan), *_memory_misfits(plan), *_ring(plan)]
+
+
+def _device_misfits(plan: Plan) -> Iterator[str]:
+    shared, learner, rollout = plan.run.shared, plan.run.learner, plan.run.rollout
+    for knob, device in (("learner", learner.device), ("rollout", rollout.device)):
+        if device != "cuda":
+            yield f"{knob}.device: found {device!r}, wanted 'cuda' for this plan's GPUs"
+    if shared.dtype != "bfloat16":
+        yield (
+            f"shared.dtype: found {shared.dtype!r}, wanted 'bfloat16': float32 has no fused "
+            "attention on a GPU"
+        )
+    if shared.video.factor != plan.architecture.factor:
+        yield (
+            f"shared.video.factor: found {shared.video.factor}, wanted {plan.architecture.factor} "
+            f"for {shared.model}"
+        )
+    if left := plan.fleet.rollout_gpus % rollout.tensor_parallel:
+        yield (
+            f"rollout.tensor_parallel: found {rollout.tensor_parallel}, which leaves {left} of "
+            f"{plan.fleet.rollout_gpus} rollout GPUs idle, wanted a divisor"
+        )
+
+
+def _length_misfits(plan: Plan) -> Iterator[str]:
+    shared, rollout, tokens = plan.run.shared, plan.run.rollout, plan.tokens
+    if tokens.prompt > shared.max_prompt_tokens:
+        yield (
+            f"shared.max_prompt_tokens: found {shared.max_prompt_tokens:,}, wanted "
+            f"{tokens.prompt:,}: {tokens.visual:,} visual tokens of {tokens.frames} frames and "
+            f"{tokens.text:,} of text; raise it, or lower shared.video.total_pixels"
+        )
+    if (wanted := shared.max_prompt_tokens + tokens.answer) > rollout.max_model_len:
+        yield (
+            f"rollout.max_model_len: found {rollout.max_model_len:,}, wanted {wanted:,}: "
+            "shared.max_prompt_tokens + shared.sampling.max_tokens"
+        )
+
+
+def _memory_misfits(plan: Plan) -> Iterator[str]:
+    rank, replica = plan.rank, plan.replica
+    if rank.peak > (usable := USABLE * plan.fleet.gpu_bytes):
+        when = {rank.backward: "backward", rank.step: "AdamW's step"}.get(rank.peak, "the start")
+        yield (
+            f"learner memory: found {_gb(rank.peak)} a rank in {when}, wanted {_gb(usable)} "
+            f"({USABLE:.0%} of {plan.fleet.gpu_memory_gb:g} GB): more --learner-gpus, "
+            "learner.gradient_checkpointing = true, learner.micro_batch_groups = 1, shorter clips"
+        )
+    if replica.cache < (most := max(replica.longest_sequence, replica.in_work)):
+        yield (
+            f"replica memory: found room for {_gb(replica.cache)} of keys and values, wanted "
+            f"{_gb(most)}: lower rollout.max_model_len or rollout.concurrent_prompts, or raise "
+            "rollout.gpu_memory_utilization, rollout.tensor_parallel"
+        )
+
+
+def _ring(plan: Plan) -> Iterator[str]:
+    learner, rollout, ranks = plan.run.learner, plan.run.rollout, plan.fleet.learner_gpus
+    if plan.replicas == 0:
+        yield (
+            f"--rollout-gpus: found {plan.fleet.rollout_gpus}, wanted at least one replica's "
+            f"{rollout.tensor_parallel} (rollout.tensor_parallel)"
+        )
+    if plan.replicas < learner.min_replicas:
+        yield (
+            f"learner.min_replicas: found {learner.min_replicas}, wanted at most the "
+            f"{plan.replicas} replicas there are: training would wait for ever"
+        )
+    if plan.slots > plan.outstanding:
+        yield (
+            f"rollout.concurrent_prompts: found {rollout.concurrent_prompts} x {plan.replicas} "
+            f"replicas = {plan.slots}, wanted at most the {plan.outstanding} outstanding prompts: "
+            "the rest of the fleet stays idle; lower it, or raise learner.groups_per_step or "
+            "learner.max_staleness"
+        )
+    if learner.groups_per_step < ranks:
+        yield (
+            f"learner.groups_per_step: found {learner.groups_per_step}, wanted at least {ranks}, "
+            "one a rank: the others would only keep step"
+        )
+    if rollout.max_num_seqs < plan.tokens.generated:
+        yield (
+            f"rollout.max_num_seqs: found {rollout.max_num_seqs}, wanted at least "
+            f"{plan.tokens.generated}, the answers of one prompt"
+        )
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
