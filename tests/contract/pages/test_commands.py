@@ -10,13 +10,11 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 
-import tempsamp
 from tests.fixtures.clips import make_clip
+from tests.fixtures.command_lines import leaf, of_tempsamp, unknown_options
 from tests.fixtures.documents import PAGES, ROOT, Block, blocks, example, run_script
 
 SHELL = ("bash", "console")
@@ -52,23 +50,6 @@ def lines_with_commands() -> Iterator[tuple[str, list[str]]]:
             yield page.name, shlex.split(snippet)
 
 
-def of_tempsamp(words: list[str]) -> list[str] | None:
-    """What follows the command's name, also behind torchrun; None for other programs."""
-    if words[0] == "tempsamp":
-        return words[1:]
-    return words[words.index("tempsamp") + 1 :] if "torchrun" in words else None
-
-
-def leaf(words: list[str]) -> tuple[Any, list[str]]:
-    """The command that words name, and the words that are left for it."""
-    command: Any = typer.main.get_command(tempsamp.app)
-    while words and words[0] in getattr(command, "commands", {}):
-        command, words = command.commands[words[0]], words[1:]
-        if isinstance(command, tempsamp.Leaf):
-            command = command.loaded()
-    return command, words
-
-
 @pytest.mark.parametrize("block", blocks(), ids=lambda block: f"{block.page}:{block.line}")
 def test_block_with_commands_is_run_or_says_why_not(block: Block) -> None:
     commands = [line for line in block.text.splitlines() if line.startswith(RUNS_COMMANDS)]
@@ -96,9 +77,9 @@ def test_options_on_the_pages_exist() -> None:
         if rest is None:
             continue
         command, rest = leaf(rest)
-        known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
-        given = {word.split("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
-        wrong += [f"{where}: {' '.join(words)}: {option}" for option in given - known - {"--help"}]
+        wrong += [
+            f"{where}: {' '.join(words)}: {option}" for option in unknown_options(command, rest)
+        ]
         if hasattr(command, "commands") and rest and not rest[0].startswith("-"):
             wrong.append(f"{where}: {' '.join(words)}: no command {rest[0]}")
     assert not wrong
