@@ -22,6 +22,7 @@ SERVICE = "http://127.0.0.1:8100"
 IMPOSSIBLE_HERE = ("GPU", "machine", "cluster")
 RUNS_COMMANDS = (
     *("tempsamp ", "make ", "docker ", "kubectl ", "torchrun ", "curl ", "python ", "pip ", "$ "),
+    *("mkdir ", "sbatch "),
 )
 INLINE = re.compile(r"`((?:tempsamp|make) [^`]+)`")
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
