@@ -68,6 +68,8 @@ CMD ["tempsamp", "rollout", "serve", "--config", "/etc/tempsamp/run.toml"]
 
 FROM base AS learner
 ARG DEVICE=cpu
+# A wheel of flash-attn for DEVICE=cuda: its address, or nothing. From source it compiles for an hour.
+ARG FLASH_ATTN=
 RUN --mount=type=secret,id=build_ca \
     --mount=type=bind,from=tools,source=/opt/build,target=/opt/build \
     --mount=type=bind,from=tools,source=/src,target=/src \
@@ -75,6 +77,7 @@ RUN --mount=type=secret,id=build_ca \
     if [ -s /run/secrets/build_ca ]; then export PIP_CERT=/run/secrets/build_ca; fi; \
     install="/opt/build/bin/pip --python /opt/tempsamp/bin/python install --quiet --no-deps --no-cache-dir"; \
     $install -r /src/learner-only.txt && $install --no-index /wheels/*.whl \
+    && if [ -n "$FLASH_ATTN" ]; then $install "$FLASH_ATTN"; fi \
     && if [ $DEVICE = cpu ]; then python -m common.torchvision_cpu; fi
 COPY deploy/tiny-qwen3vl /opt/models/tiny-qwen3vl
 LABEL org.opencontainers.image.title="tempsamp-learner" org.opencontainers.image.licenses="Apache-2.0"

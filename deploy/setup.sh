@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Create .venv from the pinned lock of one device. Usage: deploy/setup.sh [cpu|cuda]
+# FLASH_ATTN= is a wheel of flash-attn for the CUDA lock's torch; without one the vision tower attends with SDPA.
 # PYTHON= names its interpreter, TORCH_CPU_INDEX= the index of CPU torch; deploy/interpreter.sh has the rule for both.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,12 +32,8 @@ if .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 13))'; then
     --target "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 fi
 # The lock is complete, so nothing is resolved here: --no-deps also keeps CUDA-only packages out of the CPU install.
-case $device in
-  cuda)  # flash-attn compiles against the torch of the lock, which therefore has to be there first.
-    grep -v '^flash-attn' "$lock" | $pip install --quiet --no-deps -r /dev/stdin
-    grep '^flash-attn' "$lock" | $pip install --quiet --no-deps --no-build-isolation -r /dev/stdin ;;
-  *) $pip install --quiet --no-deps ${index:+--extra-index-url "$index"} -r "$lock" ;;
-esac
+$pip install --quiet --no-deps ${index:+--extra-index-url "$index"} -r "$lock"
+[ "$device" = cpu ] || [ -z "${FLASH_ATTN:-}" ] || $pip install --quiet --no-deps "$FLASH_ATTN"
 $pip install --quiet --no-deps --no-build-isolation --editable .
 .venv/bin/python -m common.torchvision_cpu
 touch "$(stamp .venv/bin/python)"

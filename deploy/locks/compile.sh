@@ -60,7 +60,9 @@ for device in cpu cuda; do
   pins=$(pins_of $device)
   compile "rollout-$device" --extra rollout --extra "rollout-$device" --constraint "$pins" \
     --override "deploy/locks/$device.overrides.txt"
-  compile "learner-$device" --extra learner --extra jobs --constraint "$pins" \
+  kernels=()
+  [ $device = cpu ] || kernels=(--extra learner-cuda)
+  compile "learner-$device" --extra learner --extra jobs "${kernels[@]}" --constraint "$pins" \
     --override "deploy/locks/$device.overrides.txt"
 done
 label_torch rollout-cpu

@@ -8,6 +8,7 @@ Shapes: G groups, S answers a group, P prompt tokens, R answer tokens, T trained
 size, V vocabulary, L = P + S·(R - 1) packed tokens: the last token of an answer predicts nothing.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +23,8 @@ from common.video.frames import load_frames
 from services.learner import prefix, vision
 from services.learner.batch import MicroBatch
 from services.learner.positions import prompt_positions
+
+logger = logging.getLogger(__name__)
 
 ARCHITECTURES = (
     "Qwen3VLForConditionalGeneration",
@@ -240,8 +243,12 @@ def load_policy(
 def _default_attention(device: torch.device) -> Attention:
     from transformers.utils import is_flash_attn_2_available
 
-    on_cuda = device.type == "cuda" and is_flash_attn_2_available()
-    return "flash_attention_2" if on_cuda else "sdpa"
+    if device.type != "cuda":
+        return "sdpa"
+    if is_flash_attn_2_available():
+        return "flash_attention_2"
+    logger.info("flash-attn is not installed (FLASH_ATTN=): the vision tower attends with SDPA")
+    return "sdpa"
 
 
 def _packing(batch: MicroBatch) -> prefix.Packing:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.fixtures.composed import REQUEST, Composed, docker, documented, missing
 
-STEPS = 60
+STEPS = 150
 BUILD_TIMEOUT_S = 900
 pytestmark = pytest.mark.timeout(1500)
 
