@@ -43,7 +43,7 @@ FROM ${PYTHON_IMAGE} AS base
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libnuma1 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --user-group --no-create-home --home-dir /tmp tempsamp \
-    && install --directory --mode 1777 /data /runs
+    && install --directory --mode 1777 /data /runs /gpu-locks /models
 COPY --from=shared /opt/tempsamp /opt/tempsamp
 # The root is read-only and any user may run this: what is written goes to /tmp.
 ENV PATH=/opt/tempsamp/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
