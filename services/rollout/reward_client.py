@@ -19,7 +19,13 @@ from tenacity import (
 
 from common.config import Rollout, Shared
 from common.errors import RewardError
-from common.messages import PromptRequest, Unscored, Verdict
+from common.messages import (
+    HighlightsTarget,
+    PromptRequest,
+    SpansTarget,
+    Unscored,
+    Verdict,
+)
 from common.rest.reward_api import ScoreItem, ScoreRequest, Shaping, to_message
 from common.rest.reward_client import AsyncRewardClient
 
@@ -89,7 +95,7 @@ class GroupScorer:
                     task=request.task,
                     mode=request.mode,
                     target=request.target,
-                    duration_s=request.clip.duration_s,
+                    duration_s=_duration_s(request),
                     responses=tuple(texts),
                 ),
             ),
@@ -126,6 +132,19 @@ class GroupScorer:
             before_sleep=log,
             reraise=True,
         )
+
+
+def _duration_s(request: PromptRequest) -> float:
+    """The clip's length, or the end of a target that the learner let pass (`common.rows`).
+
+    Annotations are rounded, and the service would refuse the whole request.
+    """
+    target, length_s = request.target, request.clip.duration_s
+    if isinstance(target, SpansTarget):
+        return max(length_s, *(end for _, end in target.spans))
+    if isinstance(target, HighlightsTarget):
+        return max(length_s, *(highlight.time_s for highlight in target.highlights))
+    return length_s
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -130,3 +130,17 @@ async def test_a_server_error_is_tried_again_and_a_refusal_is_not() -> None:
     assert isinstance(refused.verdicts[0], Unscored)
     assert "no-such-parser" in refused.verdicts[0].reason
     assert len(calls) == 2
+
+
+async def test_a_target_that_ends_just_after_its_clip_is_scored() -> None:
+    """The learner lets ends up to a second late pass, as published annotations have them."""
+    late = request().model_copy(update={"target": SpansTarget(spans=((12.0, 16.8),))})
+    assert late.clip.duration_s < 16.8
+    scoring = await scorer(shared(), create_app()).score(
+        late, texts=["<answer> 12.0 to 16.8 </answer>"]
+    )
+    (verdict,) = scoring.verdicts
+    assert isinstance(verdict, Scored)
+    assert verdict.parts["iou"] == 1.0
+    assert scoring.injected is not None
+    assert scoring.injected[0] == "<answer> 12.0 to 16.8 </answer>"
