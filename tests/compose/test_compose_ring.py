@@ -17,7 +17,8 @@ import pytest
 
 from tests.fixtures.composed import REQUEST, Composed, docker, documented, missing
 
-STEPS = 150
+STEPS = 200
+"""Long enough to be hurt meanwhile."""
 BUILD_TIMEOUT_S = 900
 pytestmark = pytest.mark.timeout(1500)
 
@@ -85,6 +86,35 @@ def test_a_killed_replica_comes_back(ring: Composed) -> None:
     )
 
 
+SCRAPE = """
+import os, sys, urllib.request
+ask = urllib.request.Request(sys.argv[1])
+ask.add_header("Authorization", "Bearer " + os.environ["TEMPSAMP_TOKEN"])
+print(urllib.request.urlopen(ask, timeout=10).read().decode())
+"""
+
+
+@pytest.mark.parametrize(
+    ("service", "port", "figure"),
+    [
+        ("reward", 8100, "tempsamp_reward_responses_total"),
+        ("rollout", 8200, "tempsamp_rollout_groups_total"),
+        ("learner", 8300, "tempsamp_learner_step"),
+    ],
+)
+def test_every_service_has_metrics(ring: Composed, service: str, port: int, figure: str) -> None:
+    url = f"http://127.0.0.1:{port}/metrics"
+    scraped = ring.run("exec", "-T", service, "python", "-c", SCRAPE, url)
+    assert figure in scraped
+
+
+def test_redis_is_restarted_and_training_goes_on(ring: Composed) -> None:
+    ring.run("restart", "redis")
+    before = len(metrics(ring))
+    wait_until(lambda: len(metrics(ring)) >= before + 3, what="three steps after Redis came back")
+    assert ring.inspect("learner")["RestartCount"] == 0
+
+
 def test_the_token_is_wanted_from_outside(ring: Composed) -> None:
     with ring.reward() as stranger:
         assert stranger.post("/v1/score", json=REQUEST).status_code == 401
@@ -123,6 +153,11 @@ def test_it_ends_by_itself_with_a_report(ring: Composed) -> None:
     assert (ring.runs / "compose/report.html").stat().st_size > 100_000
     with ring.reward(token=ring.token) as caller:
         assert caller.post("/v1/score", json=REQUEST).is_success
+
+
+def test_the_monitoring_profile_is_one_that_compose_takes(ring: Composed) -> None:
+    services = ring.run("--profile", "monitoring", "config", "--services").split()
+    assert {"prometheus", "grafana"} <= set(services)
 
 
 def test_a_taken_port_is_said(ring: Composed, tmp_path: Path) -> None:
