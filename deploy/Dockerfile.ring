@@ -24,7 +24,8 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=secret,id=build_ca \
     if [ -s /run/secrets/build_ca ]; then export PIP_CERT=/run/secrets/build_ca; fi; \
     install="/opt/build/bin/pip --python /opt/tempsamp/bin/python install --quiet --no-deps"; \
-    { $install -r torch.txt || $install --extra-index-url "$TORCH_INDEX" -r torch.txt; } \
+    { $install -r torch.txt || $install --extra-index-url "$TORCH_INDEX" -r torch.txt \
+        || { echo "found no $(cat torch.txt) in pip's configuration nor in $TORCH_INDEX (TEMPSAMP_TORCH_INDEX)"; exit 1; }; } \
     && $install -r shared.txt
 
 FROM tools AS wheel

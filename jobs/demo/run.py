@@ -9,8 +9,10 @@ goes on from the last checkpoint.
 
 import json
 import logging
+import os
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -156,6 +158,14 @@ def run_attached(course: Course, *, write_report: bool) -> dict[str, Any]:
         TempSampError: the services were not up in time, or the learner failed.
     """
     started = time.monotonic()
+    try:
+        course.folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=course.folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"learner.run_dir: found {course.folder}: {error.strerror}, wanted a folder that user "
+            f"{os.geteuid()} may write to"
+        ) from error
     for split in ("train", course.split):
         if not course.rows(split).is_file():
             raise ConfigError(

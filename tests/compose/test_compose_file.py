@@ -120,10 +120,20 @@ def test_both_sides_of_the_ring_see_clips_under_one_path(document: Document) -> 
     run = config.load(ROOT / "deploy/configs/compose.toml", environ={})
     (root,) = run.shared.video.roots
     for name in ("clips", "rollout", "learner"):
-        mounts = [volume.removesuffix(":ro") for volume in document["services"][name]["volumes"]]
+        short = [v for v in document["services"][name]["volumes"] if isinstance(v, str)]
+        mounts = [volume.removesuffix(":ro") for volume in short]
         assert f"clips:{root}" in mounts
     assert document["services"]["clips"]["command"][-1] == str(root)
     assert run.learner.rows.is_relative_to(root)
+
+
+def test_what_is_missing_on_the_host_is_not_made_by_docker(document: Document) -> None:
+    for service in document["services"].values():
+        for volume in service.get("volumes", ()):
+            if isinstance(volume, dict):
+                assert volume["bind"] == {"create_host_path": False}
+            else:
+                assert not volume.startswith("$"), "a knob may name what is not there"
 
 
 def test_the_run_file_is_the_demos_but_for_addresses_and_folders() -> None:

@@ -175,3 +175,41 @@ def test_a_taken_port_is_said(ring: Composed, tmp_path: Path) -> None:
             other.run("down", "--volumes")
     assert refused.returncode != 0
     assert port in refused.stderr
+
+
+@pytest.mark.parametrize("knob", ["TEMPSAMP_RUN_FILE", "TEMPSAMP_RUNS"])
+def test_a_file_or_folder_that_is_not_there_is_said(
+    ring: Composed, tmp_path: Path, knob: str
+) -> None:
+    other = Composed(tmp_path)
+    environ = {**other.environ, knob: str(tmp_path / "none")}
+    try:
+        refused = docker(
+            *("compose", "--project-name", other.project, "up", "--detach", "--no-build"),
+            environ=environ,
+            timeout_s=120,
+        )
+    finally:
+        other.run("down", "--volumes")
+    assert refused.returncode != 0
+    assert str(tmp_path / "none") in refused.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_of_somebody_else_is_one_line(ring: Composed, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a folder that it may not write to later")
+    tmp_path.chmod(0o755)
+    other = Composed(tmp_path)
+    command = ("run", "--rm", "--no-deps", "learner")
+    try:
+        refused = docker(
+            *("compose", "--project-name", other.project, *command),
+            environ=other.environ,
+            timeout_s=120,
+        )
+    finally:
+        other.run("down", "--volumes")
+    assert refused.returncode == 2
+    said = (refused.stdout + refused.stderr).splitlines()[-1]
+    assert said.startswith("tempsamp: learner.run_dir: found /runs/compose: Permission denied")
