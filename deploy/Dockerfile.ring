@@ -42,7 +42,7 @@ FROM ${PYTHON_IMAGE} AS base
 # vLLM's CPU build is linked against libnuma. A new volume takes owner and mode of the folder it is mounted on, and any user
 # may run this.
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libnuma1 \
-    && rm -rf /var/lib/apt/lists/* \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && useradd --system --uid 10001 --user-group --no-create-home --home-dir /tmp tempsamp \
     && install --directory --mode 1777 /data /runs /gpu-locks /models
 COPY --from=shared /opt/tempsamp /opt/tempsamp
