@@ -24,6 +24,7 @@ from pydantic import SecretStr
 from common.config import Run
 from common.errors import ConfigError
 from common.messages import ReplicaPhase, ReplicaStatus
+from common.rest.address import base_url, family_of
 from services.learner.metrics import SERIES, series_of
 
 if TYPE_CHECKING:
@@ -257,10 +258,10 @@ def create_app(status: Status, *, token: SecretStr | None) -> "FastAPI":
 
 @contextlib.contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        listening = socket.create_server((host, port), family=family, dualstack_ipv6=both)
+        where, family = (host, port), family_of(host)
+        listening = socket.create_server(where, family=family, dualstack_ipv6=both)
     except OSError as error:
         raise ConfigError(
             f"learner.metrics_host, learner.metrics_port: found {host} port {port}: "
@@ -268,9 +269,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
             "(learner.metrics_port = 0 takes one)"
         ) from error
     with listening:
-        name = f"[{host}]" if family == socket.AF_INET6 else host
-        url = f"http://{name}:{listening.getsockname()[1]}"
-        logger.info("listening", extra={"url": url})
+        logger.info("listening", extra={"url": base_url(host, listening.getsockname()[1])})
         yield listening
 
 
