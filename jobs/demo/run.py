@@ -25,7 +25,7 @@ from common import config
 from common.errors import ConfigError
 from jobs.demo.course import METHODS, Course, Split, console, take
 from jobs.demo.summary import ANSWERS_BEFORE
-from jobs.local.processes import Children, interruptible
+from jobs.local.processes import Children, interruptible, run_arguments
 from jobs.local.redis import free_port, start_redis
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,7 +127,7 @@ def _started(demo: Demo, redis_url: str, children: Children) -> Course:
     from jobs.toy import clips
 
     overrides = demo.overrides(redis_url)
-    settings = ["--config", str(CONFIG), *(arg for item in overrides for arg in ("--set", item))]
+    settings = run_arguments(CONFIG, overrides)
     tempsamp = [sys.executable, "-m", "tempsamp"]
     children.start("reward", [*tempsamp, "reward", "serve", *settings], environ=demo.environ)
     children.start(
@@ -264,11 +264,7 @@ def _attached(
     run = config.load(config_file, overrides=overrides)
     return Course(
         run=run,
-        settings=[
-            "--config",
-            str(config_file),
-            *(w for item in overrides for w in ("--set", item)),
-        ],
+        settings=run_arguments(config_file, overrides),
         environ={},
         ranks=ranks,
         resume=(run.learner.run_dir / "checkpoints").exists(),

@@ -32,6 +32,11 @@ TAIL_LINES = 20
 _PR_SET_PDEATHSIG = 1
 
 
+def run_arguments(config_file: Path, overrides: Sequence[str]) -> list[str]:
+    """A run file and what differs from it (section.key=value), as services take them."""
+    return ["--config", str(config_file), *(w for item in overrides for w in ("--set", item))]
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """SIGTERM ends what runs here as Ctrl-C does, so that its processes are ended too."""

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from common.errors import ConfigError, EngineError
 from common.video.sampling import VideoSampling
-from jobs.local.processes import Child, Children
+from jobs.local.processes import Child, Children, run_arguments
 from jobs.local.redis import free_port
 
 MAX_PROMPT_TOKENS = 20_480
@@ -174,8 +174,8 @@ def _command(run_file: Path, *, checkpoint: Path, port: int) -> list[str]:
     }
     overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     return [
-        *(sys.executable, "-m", "tempsamp", "rollout", "serve", "--config", str(run_file)),
-        *(argument for override in overrides for argument in ("--set", override)),
+        *(sys.executable, "-m", "tempsamp", "rollout", "serve"),
+        *run_arguments(run_file, overrides),
     ]
 
 
