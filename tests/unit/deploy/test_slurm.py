@@ -1,5 +1,6 @@
 """deploy/slurm/tempsamp.sbatch with stand-ins for Slurm: what it would start, and how it ends."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -107,11 +108,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield make
     for job in jobs:
-        for pid in job.left_behind():
-            os.kill(pid, signal.SIGKILL)
-        if job.process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):  # the group: who restarts others goes as well
             os.killpg(job.process.pid, signal.SIGKILL)
-            job.process.wait()
+        job.process.wait()
         if job.process.stdout:
             job.process.stdout.close()
 
