@@ -169,6 +169,9 @@ class Rollout(Section):
     reward_timeout_s: Positive = 10.0
     weight_timeout_s: Positive = 60.0
     """Longest wait for the policy version that a prompt asks for."""
+    weight_staging: Literal["device", "host"] = "device"
+    """Where new weights land beside those that serve. device: once more the model's bytes of the
+    card, counted before the KV cache is sized; host: pinned memory, and a longer pause."""
     allow_remote: bool = False
     """Listen off loopback without a token."""
 
@@ -297,8 +300,15 @@ class Learner(Section):
     """Groups of equal prompt shape forwarded together."""
     collective_timeout_s: Positive = 1800.0
     """Deadline of the ranks' own collectives; longer than wait_for_replicas_s."""
-    publish_timeout_s: Positive = 60.0
-    """Deadline of one weight collective; who misses it is dropped and the transfer repeated."""
+    publish: Literal["full", "delta"] = "full"
+    """What a step's weights travel as: whole, or as what changed since the last version (lossless;
+    a few percent of bfloat16 values at a learning rate of 1e-6). Frozen tensors travel once."""
+    overlap_publish: Literal["auto", "on", "off"] = "auto"
+    """Train the next step while a version travels; needs max_staleness >= 1. auto: on GPUs."""
+    weight_staging: Literal["device", "host"] = "device"
+    """Where rank 0 keeps what travels: once the model's bytes in shared.dtype."""
+    publish_timeout_s: Positive = 20.0
+    """Deadline of meeting, of each bucket, and of applying; who misses it is left out for now."""
     bucket_bytes: PositiveInt = 64 * 2**20
     """Bytes of one weight broadcast."""
     min_replicas: PositiveInt = 1
@@ -315,6 +325,21 @@ class Learner(Section):
     loss: Loss = Loss()
     advantage: Advantage = Advantage()
     validation: Validation = Validation()
+
+    @property
+    def overlaps_publish(self) -> bool:
+        """Whether a step may run while its predecessor's weights travel."""
+        wanted = {"auto": self.device == "cuda" and self.max_staleness > 0}
+        return wanted.get(self.overlap_publish, self.overlap_publish == "on")
+
+    @model_validator(mode="after")
+    def _can_overlap(self) -> Self:
+        if self.overlap_publish == "on" and self.max_staleness == 0:
+            raise ValueError(
+                "learner.overlap_publish: found 'on' while learner.max_staleness is 0, wanted "
+                "max_staleness >= 1: a step would wait for groups of the version that travels"
+            )
+        return self
 
 
 class Run(Section):

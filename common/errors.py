@@ -6,6 +6,7 @@
     ├── RewardError   the reward service could not give a verdict
     ├── QueueError    Redis is unreachable or holds something unreadable
     └── WeightError   a weight transfer did not reach its receivers
+        └── GroupError   because of the group: some other member is at fault, maybe
     ConfigError(ValueError)   the run's TOML is wrong
 
 Every message gives the value found, the value wanted and the knob that changes it.
@@ -34,6 +35,10 @@ class QueueError(TempSampError):
 
 class WeightError(TempSampError):
     """A weight transfer did not reach its receivers, or what arrived differs from what was sent."""
+
+
+class GroupError(WeightError):
+    """The weight group did not come together or broke; not necessarily this member's fault."""
 
 
 class ConfigError(ValueError):

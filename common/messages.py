@@ -1,4 +1,6 @@
-"""Every wire type of the ring, in travel order: prompt → sample → verdict → group → weights.
+"""Every wire type of the ring, in travel order: prompt → sample → verdict → group → replica.
+
+Those of a weight transfer stand in `common.weights.messages`.
 
 Only the standard library and pydantic are imported here, so that any process can read a message.
 All models are frozen, refuse unknown fields and NaN/inf, and travel as JSON. Golden files in
@@ -9,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 
 Mode = Literal["answer", "think"]
 Task = str
@@ -126,7 +128,7 @@ class Sampling(Message):
 class PromptRequest(Message):
     """A prompt to answer `num_samples` times; the learner's feed makes it, a replica claims it."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     prompt_id: str
     sequence: Annotated[int, Field(ge=1)]
     """Position in the learner's feed; also the stream entry id, which makes feeding idempotent."""
@@ -216,7 +218,7 @@ class Timings(Message):
 class ScoredGroup(Message):
     """All answers to one prompt with their verdicts, policy samples first, an injected one last."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     prompt_id: str
     row_id: str
     epoch: int
@@ -258,53 +260,29 @@ class DeadLetter(Message):
     """The message as it was."""
 
 
-# --- learner → rollout: weights ---------------------------------------------------------------
+# --- rollout → registry, learner: what a replica is ----------------------------------------------
 
 
-class TensorSlice(Message):
-    """Where one parameter lies in a packed bucket of bytes."""
+class HeldWeights(Message):
+    """Digests of the streams that stand complete in a receiver's staging."""
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-class JoinWeightGroup(Message):
-    """Body of POST /v1/weights/join: become a receiver of a new generation of the weight group."""
-
-    generation: Annotated[int, Field(ge=1)]
-    host: str
-    """Where rank 0 (the learner) keeps the group's store."""
-    port: int
-    first_rank: Annotated[int, Field(ge=1)]
-    """Rank of this replica's first worker."""
-    world_size: Annotated[int, Field(ge=2)]
-    timeout_s: Annotated[float, Field(gt=0)]
-    """Deadline of joining and of each broadcast."""
+    frozen: str | None = None
+    trained: str | None = None
 
 
-class UpdateWeights(Message):
-    """Body of POST /v1/weights/update: a stream of these tensors is about to be broadcast."""
+class ReplicaIdentity(Message):
+    """Answer of GET /v1/identity: proves to be a replica of ours before it is told a token."""
 
-    generation: int
-    version: Annotated[int, Field(ge=0)]
-    run_tag: str
-    """Of the run that made these weights: random, and kept when the run is resumed."""
-    slices: tuple[TensorSlice, ...]
-    bucket_bytes: Annotated[int, Field(ge=1)]
-
-
-class WeightVersion(Message):
-    """What a complete, acknowledged transfer carried."""
-
-    version: Annotated[int, Field(ge=0)]
-    step: Annotated[int, Field(ge=0)]
-    digest: str
-    """Hex digest over all buckets in order; the receiver computes its own and declares success."""
-    num_bytes: Annotated[int, Field(ge=0)]
+    replica: str
+    url: str
+    """Where this replica believes to be reached."""
+    proof: str
+    """Hex HMAC-SHA256 of nonce and url under the token; empty without one."""
 
 
-ReplicaPhase = Literal["starting", "waiting_for_weights", "serving", "draining"]
+ReplicaPhase = Literal["starting", "syncing", "serving", "draining", "broken"]
+"""starting: the engine loads · syncing: waits for its first weights · serving · draining: finishes
+what is in work · broken: new weights were half applied, the process is about to end."""
 
 
 class ReplicaStatus(Message):
@@ -319,6 +297,10 @@ class ReplicaStatus(Message):
     """Of the run that made its weights, None for the checkpoint it loaded."""
     generation: int | None
     """Weight group it has joined."""
+    held: HeldWeights = HeldWeights()
+    """What a transfer to it may count from."""
+    pause_ms: float | None = None
+    """How long generation stood still for the last version."""
     num_workers: Annotated[int, Field(ge=1)]
     """Ranks it needs in a weight group: tensor x pipeline x data parallel."""
     completed_groups: int

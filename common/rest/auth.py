@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from common.errors import ConfigError
 from common.rest.problems import Problem, problem_response
 
-PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
-"""Answered without a token: orchestrators probe them."""
+PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/v1/identity"})
+"""Answered without a token: orchestrators probe them, and the learner asks for a proof."""
 TOKEN_VARIABLE = "TEMPSAMP_TOKEN"
 
 

@@ -60,7 +60,9 @@ class Desk:
         self._holder = f"{socket.gethostname()}:{run.learner.run_dir.resolve()}"
         self._held_s = -math.inf
         self._lock: IO[bytes] | None = None
-        self._stop_asked = False
+        self.stop_asked = False
+        self.epoch = 1
+        """Of our hold on the run."""
         self._validate = validate
 
     def __enter__(self) -> Self:
@@ -130,7 +132,7 @@ class Desk:
                 self._run.learner.groups_per_step,
                 at=version,
                 on_idle=idle,
-                should_stop=lambda: self._stop_asked,
+                should_stop=lambda: self.stop_asked,
             )
         return groups or None
 
@@ -143,7 +145,7 @@ class Desk:
             self._hold()
             on_idle()
 
-        self._validator.run(version, urls=urls, on_idle=idle, should_stop=lambda: self._stop_asked)
+        self._validator.run(version, urls=urls, on_idle=idle, should_stop=lambda: self.stop_asked)
 
     def top_up(self, version: int) -> list[ClipRef]:
         """Feed prompts until the bound on outstanding ones is reached; returns their clips."""
@@ -202,7 +204,7 @@ class Desk:
 
     def _ask_to_stop(self, _signal: int, _frame: FrameType | None) -> None:
         logger.info("SIGTERM: stopping after this step, with a checkpoint")
-        self._stop_asked = True
+        self.stop_asked = True
 
 
 def _lock_folder(run_dir: Path) -> IO[bytes]:

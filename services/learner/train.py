@@ -33,7 +33,7 @@ from services.learner.loss import LossStats, denominator, policy_loss
 from services.learner.parallel import Ranks
 from services.learner.policy import Policy, load_policy
 from services.learner.probe import generate_probe, logprob_gap
-from services.learner.publish import Publisher
+from services.learner.publishing.publisher import Publisher
 from services.learner.status import Status, serving
 from services.learner.validation import Validate
 
@@ -103,11 +103,11 @@ class Learner:
         While rank 0 waits, replicas that came late or came back get their weights.
         """
         if self.desk is None:
-            order = self._follow(version)
+            order = self._follow()
             if order["do"] == "stop":
                 return None
             return [ScoredGroup.model_validate(group) for group in order["groups"]]
-        groups = self.desk.take(version, on_idle=lambda: self._welcome_strangers(version))
+        groups = self.desk.take(version, on_idle=self._welcome_strangers)
         if groups is None:
             self._order("stop")
             return None
@@ -168,7 +168,7 @@ class Learner:
         return stats.metrics() | self._update(number)
 
     def publish(self, version: int) -> None:
-        """Bring a version to all live replicas; a collective."""
+        """Bring a version to all live replicas, at once or beside the next step; a collective."""
         self.publisher.publish(version, step=version)
         if self.desk is not None:
             self.desk.status.show({"policy_version": version})
@@ -188,12 +188,11 @@ class Learner:
         if not self.validates or not due:
             return
         if self.desk is None:
-            self._follow(version)
+            self._follow()
             return
+        self.publisher.settle()
         self.desk.validate(
-            version,
-            urls=self.publisher.member_urls,
-            on_idle=lambda: self._welcome_strangers(version),
+            version, urls=self.publisher.member_urls, on_idle=self._welcome_strangers
         )
         self._order("go on")
 
@@ -205,6 +204,7 @@ class Learner:
         if self.desk is None:
             return
         line = {"step": version, "policy_version": version, **figures, **self.desk.figures()}
+        line |= self.publisher.figures
         line |= metrics.group_metrics(groups, version=version - 1)
         if gap is not None:
             line["learner/probe_logprob_gap_nats"] = gap
@@ -227,19 +227,16 @@ class Learner:
         self.ranks.broadcast_json({"do": what, **details})
         self.last_order_s = time.monotonic()
 
-    def _follow(self, version: int) -> dict[str, Any]:
-        """The other ranks: publish as often as rank 0 says so; returns its first other order."""
-        while (order := self.ranks.broadcast_json(None))["do"] in ("publish", "wait"):
-            if order["do"] == "publish":
-                self.publish(version)
+    def _follow(self) -> dict[str, Any]:
+        """The other ranks: wait as long as rank 0 says so; returns its first other order."""
+        while (order := self.ranks.broadcast_json(None))["do"] == "wait":
+            pass
         return dict(order)
 
-    def _welcome_strangers(self, version: int) -> None:
-        if self.publisher.has_strangers:
-            self._order("publish")
-            self.publish(version)
+    def _welcome_strangers(self) -> None:
+        self.publisher.welcome()
         # Without a word for collective_timeout_s, the other ranks would give up.
-        elif time.monotonic() - self.last_order_s > self.run.learner.collective_timeout_s / 4:
+        if time.monotonic() - self.last_order_s > self.run.learner.collective_timeout_s / 4:
             self._order("wait")
 
     def _update(self, number: int) -> dict[str, float]:
@@ -272,6 +269,8 @@ class Learner:
         if every == 0 or version % every != 0:
             return None
         group = None
+        if self.desk is not None:
+            self.publisher.settle()
         if self.desk is not None and (urls := self.publisher.member_urls()):
             group = generate_probe(
                 self.desk.probe_request(), url=urls[0], version=version, shared=self.run.shared
@@ -331,6 +330,8 @@ def open_learner(
             ranks=ranks,
             replicas=desk.replicas if desk else list,
             run_tag=desk.feed.tag if desk else "",
+            epoch=desk.epoch if desk else 1,
+            should_stop=lambda: desk is not None and desk.stop_asked,
         )
         owned.callback(publisher.close)
         learner = Learner(

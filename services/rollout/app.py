@@ -3,6 +3,8 @@
     POST /v1/generate          answers to one prompt (evaluation, probes)
     POST /v1/weights/join      become a receiver of a weight group
     POST /v1/weights/update    receive, verify and serve a version
+    POST /v1/weights/leave     give up a transfer and the group
+    GET  /v1/identity          proof of being ours, for who is about to show a token
     GET  /v1/weights /healthz /readyz /metrics
 
 /healthz answers at once, /readyz when the engine is loaded, /readyz?serving=true when a verified
@@ -14,20 +16,21 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from common.errors import EngineError, VideoError, WeightError
+from common.errors import EngineError, GroupError, VideoError, WeightError
 from common.messages import (
     GeneratedAnswer,
     GenerateRequest,
     GenerateResponse,
-    JoinWeightGroup,
+    ReplicaIdentity,
     ReplicaStatus,
-    UpdateWeights,
 )
 from common.rest.auth import BearerAuth
+from common.rest.identity import identity_of
 from common.rest.problems import BodyLimit, Problem, install_problem_handlers
+from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
 from services.rollout.engine import EngineDownError
 from services.rollout.metrics import ReplicaCollector
 from services.rollout.replica import Replica
@@ -101,7 +104,7 @@ async def generate(body: GenerateRequest, replica: Asked) -> GenerateResponse:
 
 @routes.post("/v1/weights/join")
 async def join(body: JoinWeightGroup, replica: Asked) -> ReplicaStatus:
-    """Join a weight group; 409 when it did not come together in time."""
+    """Join a weight group; 409 when it did not come together in time, 422 when it never could."""
     with _problems():
         await replica.weights.join(body)
     return replica.status
@@ -109,10 +112,26 @@ async def join(body: JoinWeightGroup, replica: Asked) -> ReplicaStatus:
 
 @routes.post("/v1/weights/update")
 async def update(body: UpdateWeights, replica: Asked) -> ReplicaStatus:
-    """Receive and serve a version; 409 when the old one keeps serving."""
+    """Receive and serve a version; 409 when the group broke, 422 when this replica could not."""
     with _problems():
         await replica.weights.update(body)
     return replica.status
+
+
+@routes.post("/v1/weights/leave")
+async def leave(body: LeaveWeightGroup, replica: Asked) -> ReplicaStatus:
+    """Give up whatever transfer is under way; the version that is served stays."""
+    with _problems():
+        await replica.weights.leave(body)
+    return replica.status
+
+
+@routes.get("/v1/identity")
+async def identity(
+    nonce: Annotated[str, Query(min_length=32, max_length=128)], replica: Asked
+) -> ReplicaIdentity:
+    """Knows the token, without being told it."""
+    return identity_of(replica.name, url=replica.url, nonce=nonce, token=replica.shared.token)
 
 
 @routes.get("/v1/weights")
@@ -156,5 +175,7 @@ def _problems() -> Iterator[None]:
         raise Problem(422, str(error), field="clip") from error
     except EngineError as error:
         raise Problem(422, str(error)) from error
-    except WeightError as error:
+    except GroupError as error:
         raise Problem(409, str(error)) from error
+    except WeightError as error:
+        raise Problem(422, str(error)) from error

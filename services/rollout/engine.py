@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import multiprocessing
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel
 
 from common.config import Rollout, Shared
 from common.errors import EngineError
@@ -24,13 +26,14 @@ from common.messages import (
     ChatMessage,
     ClipRef,
     FinishReason,
+    HeldWeights,
     Sample,
     Sampling,
-    TensorSlice,
     VersionSpan,
 )
 from common.model.folder import fetched
 from common.video.frames import processor_metadata
+from services.rollout.weight_link import Action, WorkerLinks
 
 INITIAL_VERSION = "default"
 """vLLM's name for the weights it loaded from disk: policy version 0 of ours."""
@@ -59,8 +62,17 @@ class EngineDownError(EngineError):
 class Engine:
     """One vLLM engine with its tokenizer."""
 
-    def __init__(self, *, llm: Any, tokenizer: Any, model_config: Any, shared: Shared) -> None:
+    def __init__(
+        self,
+        *,
+        llm: Any,
+        tokenizer: Any,
+        model_config: Any,
+        shared: Shared,
+        links: WorkerLinks | None = None,
+    ) -> None:
         self._llm = llm
+        self._links = links or WorkerLinks(1)
         self._tokenizer = tokenizer
         self._shared = shared
         self._request_numbers = itertools.count()
@@ -82,10 +94,18 @@ class Engine:
             ConfigError: `shared.model` is not there or no whole model.
             EngineError: vLLM could not load it.
         """
-        return await asyncio.to_thread(cls._load, shared, rollout)
+        links = WorkerLinks(rollout.tensor_parallel)
+        await links.listen()
+        try:
+            engine = await asyncio.to_thread(cls._load, shared, rollout, links)
+            await engine._connect_workers()
+        except BaseException:
+            links.close()
+            raise
+        return engine
 
     @classmethod
-    def _load(cls, shared: Shared, rollout: Rollout) -> Self:
+    def _load(cls, shared: Shared, rollout: Rollout, links: WorkerLinks) -> Self:
         # Before the environment is prepared: the engine that loads has no business with a hub.
         folder = fetched(shared.model, knob="shared.model").path
         _prepare_environment(rollout)
@@ -98,7 +118,15 @@ class Engine:
             model_config = AutoConfig.from_pretrained(folder)
         except (OSError, RuntimeError, ValueError) as error:
             raise EngineError(f"cannot load {shared.model} (shared.model): {error}") from error
-        return cls(llm=llm, tokenizer=tokenizer, model_config=model_config, shared=shared)
+        return cls(
+            llm=llm, tokenizer=tokenizer, model_config=model_config, shared=shared, links=links
+        )
+
+    async def _connect_workers(self) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        info = {"path": os.fspath(self._links.path)}
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
 
     @staticmethod
     def abandon_loading() -> NoReturn:
@@ -185,40 +213,32 @@ class Engine:
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         return (*ids, self._stop_tokens[0])
 
-    async def join_weight_group(
-        self, *, host: str, port: int, first_rank: int, world_size: int, timeout_s: float
-    ) -> None:
-        """All workers join a weight group; returns when the group is complete."""
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+    async def transfer(self, action: Action, body: BaseModel | None = None) -> HeldWeights:
+        """Have all workers join, receive or leave, beside generation; see `WorkerLinks.call`."""
+        return await self._links.call(action, body)
 
-        info = {
-            "host": host,
-            "port": port,
-            "first_rank": first_rank,
-            "world_size": world_size,
-            "timeout_s": timeout_s,
-        }
-        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
-
-    async def receive_weights(self, slices: Sequence[TensorSlice], *, bucket_bytes: int) -> None:
-        """All workers receive and verify a stream; the old weights keep serving."""
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        info = {"slices": [item.model_dump() for item in slices], "bucket_bytes": bucket_bytes}
-        await self._llm.start_weight_update()
-        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
-
-    async def apply_weights(self, version: int) -> None:
+    async def apply_weights(self, version: int) -> float:
         """Switch to the received weights: running requests go on under the new version.
 
         Pausing with `clear_cache` drops keys and values and encoder outputs of the old weights;
         with a stale cache answers differ from the policy by up to 8 nats.
+
+        Returns:
+            Seconds in which nothing was generated, from asking for the pause on.
+
+        Raises:
+            Exception: vLLM passes worker errors on as such. Generation stays paused: a worker may
+                have loaded half of the weights.
         """
-        await self._llm.pause_generation(mode="keep", clear_cache=True)
-        try:
-            await self._llm.finish_weight_update(str(version))
-        finally:
-            await self._llm.resume_generation()
+        started = time.monotonic()
+        # Not `pause_generation`: that sleeps 20 ms for the sake of callers who read outputs, and
+        # clears a cache of the front end that we do not have.
+        core = self._llm.engine_core
+        await core.pause_scheduler_async(mode="keep", clear_cache=True)
+        await self._llm.start_weight_update()
+        await self._llm.finish_weight_update(str(version))
+        await core.resume_scheduler_async()
+        return time.monotonic() - started
 
     async def check_health(self) -> None:
         """Raises when the engine process died."""
@@ -226,6 +246,7 @@ class Engine:
 
     def shutdown(self) -> None:
         """End the engine process."""
+        self._links.close()
         self._llm.shutdown()
 
     async def _run(self, prompt: dict[str, Any], parameters: Any) -> Any:
@@ -307,7 +328,7 @@ def _engine_arguments(folder: Path, shared: Shared, rollout: Rollout) -> Any:
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    from services.rollout.weight_engine import BACKEND
+    from services.rollout.weight_engine import BACKEND, STAGING
 
     return AsyncEngineArgs(
         model=os.fspath(folder),
@@ -331,6 +352,7 @@ def _engine_arguments(folder: Path, shared: Shared, rollout: Rollout) -> Any:
         # send references to clips that are gone.
         mm_processor_cache_gb=0,
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        additional_config={STAGING: rollout.weight_staging},
         enable_log_requests=False,
         disable_log_stats=True,
     )

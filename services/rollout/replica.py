@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 
 from common.config import Rollout, Run, Shared
 from common.errors import TempSampError
-from common.messages import ReplicaPhase, ReplicaStatus
+from common.messages import HeldWeights, ReplicaPhase, ReplicaStatus
 from common.queue.broker import Broker
 from common.video.loader import ClipLoader
 from services.rollout.engine import Engine, EngineDownError
@@ -72,7 +72,7 @@ class Replica:
             reward = GroupScorer(self.shared, rollout=self.rollout)
             owned.push_async_callback(reward.close)
             weights = await self._load(owned)
-            self.phase = "waiting_for_weights"
+            self.phase = "syncing"
             await broker.wait_ready()
             self._worker = Worker(
                 broker=broker,
@@ -86,9 +86,13 @@ class Replica:
             )
             owned.push_async_callback(self._withdraw, broker)
             async with asyncio.TaskGroup() as tasks:
-                announcing = tasks.create_task(self._announce(broker))
+                watching = [
+                    tasks.create_task(self._announce(broker)),
+                    tasks.create_task(_raised_by(weights.broken)),
+                ]
                 await tasks.create_task(self._worker.run())
-                announcing.cancel()
+                for task in watching:
+                    task.cancel()
 
     async def _load(self, owned: contextlib.AsyncExitStack) -> Weights:
         if self.rollout.gpu == "claim":
@@ -138,6 +142,8 @@ class Replica:
         """
         if self._engine is None:
             raise EngineDownError("the engine is still loading")
+        if self._phase() == "broken":
+            raise EngineDownError("new weights were half applied, this replica is about to end")
         return self._engine
 
     @property
@@ -155,20 +161,29 @@ class Replica:
     @property
     def status(self) -> ReplicaStatus:
         """This replica's registry entry."""
-        counters = self.counters
-        version = self._weights.version if self._weights else None
+        counters, weights = self.counters, self._weights
         return ReplicaStatus(
             replica=self.name,
             url=self.url,
-            phase="serving" if version is not None and self.phase != "draining" else self.phase,
-            version=version,
-            run_tag=self._weights.run_tag if self._weights else None,
-            generation=self._weights.generation if self._weights else None,
+            phase=self._phase(),
+            version=weights.version if weights else None,
+            run_tag=weights.run_tag if weights else None,
+            generation=weights.generation if weights else None,
+            held=weights.held if weights else HeldWeights(),
+            pause_ms=weights.pause_ms if weights else None,
             num_workers=self.rollout.tensor_parallel,
             completed_groups=counters.completed_groups if counters else 0,
             failed_prompts=counters.failed_prompts if counters else 0,
             generated_tokens=counters.generated_tokens if counters else 0,
         )
+
+    def _phase(self) -> ReplicaPhase:
+        weights = self._weights
+        if weights is not None and weights.broken.done():
+            return "broken"
+        if weights is not None and weights.version is not None and self.phase != "draining":
+            return "serving"
+        return self.phase
 
     async def _withdraw(self, broker: Broker) -> None:
         """Leave the registry now rather than when the lease ends; Redis may be gone by then."""
@@ -187,3 +202,7 @@ class Replica:
             self.failure = error
             logger.error("replica stops", exc_info=error)
             signal.raise_signal(signal.SIGTERM)
+
+
+async def _raised_by(failure: asyncio.Future[None]) -> None:
+    await asyncio.shield(failure)

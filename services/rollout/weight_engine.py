@@ -1,9 +1,9 @@
 """vLLM worker side of a weight transfer: the `tempsamp` weight-transfer engine.
 
 `register()` is found by vLLM through the entry point `vllm.general_plugins` and runs in each of its
-processes. The engine receives a whole verified stream into host memory first and only then touches
-the model: a transfer that breaks leaves the old weights serving. Neighbours: `common.weight_group`
-(the wire), `services.rollout.engine` (calls these steps on all workers).
+processes. Streams arrive in a thread of the worker (`weight_link`), beside generation; vLLM's loop
+is entered for nothing but `finish_weight_update`, which loads a whole verified version into the
+model. Neighbours: `common.weights` (the wire), `services.rollout.engine` (calls these steps).
 """
 
 import multiprocessing
@@ -23,12 +23,14 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.v1.core.sched import output as scheduler_output
 
-from common.errors import WeightError
-from common.messages import TensorSlice
-from common.weight_group import Layout, WeightGroup, connect_store, receive
+from common.weights.layout import aligned
+from common.weights.receiver import Receiver
 from services.rollout.gpu import keep_claimed
+from services.rollout.weight_worker import serve_link
 
 BACKEND = "tempsamp"
+STAGING = "tempsamp_weight_staging"
+"""In vLLM's additional_config: `rollout.weight_staging`."""
 
 
 def register() -> None:
@@ -58,73 +60,51 @@ def _keep_clips(
 
 
 @dataclass
-class GroupInfo(WeightTransferInitInfo):
-    """How a worker joins a generation; `first_rank` is the rank of this replica's first worker."""
+class LinkInfo(WeightTransferInitInfo):
+    """Where the replica listens."""
 
-    host: str
-    port: int
-    first_rank: int
-    world_size: int
-    timeout_s: float
+    path: str
 
 
 @dataclass
-class StreamInfo(WeightTransferUpdateInfo):
-    """The tensors that are about to come."""
-
-    slices: list[dict[str, Any]]
-    bucket_bytes: int
+class NoInfo(WeightTransferUpdateInfo):
+    """Updates do not come through vLLM."""
 
 
-class TempSampWeightTransferEngine(WeightTransferEngine[GroupInfo, StreamInfo]):
-    """join → (receive → apply)*; one instance in each vLLM worker."""
+class TempSampWeightTransferEngine(WeightTransferEngine[LinkInfo, NoInfo]):
+    """Receives beside generation, applies inside it; one instance in each vLLM worker."""
 
-    init_info_cls = GroupInfo
-    update_info_cls = StreamInfo
+    init_info_cls = LinkInfo
+    update_info_cls = NoInfo
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._group: WeightGroup | None = None
-        self._layout: Layout | None = None
-        self._stream_N = torch.empty(0, dtype=torch.uint8)
+        place = self.vllm_config.additional_config[STAGING]
+        on_device = place == "device" and self.device.type == "cuda"
+        # Allocated before vLLM measures what is left for its KV cache.
+        reserve_bytes = _staging_bytes(self.model) * self._shards if on_device else 0
+        self._receiver = Receiver(self.device, place=place, reserve_bytes=reserve_bytes)
 
-    def init_transfer_engine(self, init_info: GroupInfo) -> None:
-        """Join a generation, leaving the previous one."""
-        self.shutdown()
+    @property
+    def _shards(self) -> int:
+        """A worker holds its part of the model; what travels is the whole of it."""
+        return int(self.parallel_config.tensor_parallel_size)
+
+    def init_transfer_engine(self, init_info: LinkInfo) -> None:
+        """Listen to the replica from now on."""
         parallel = self.parallel_config
         worker = parallel.data_parallel_index * parallel.world_size + parallel.rank
-        store = connect_store(init_info.host, port=init_info.port, timeout_s=init_info.timeout_s)
-        self._group = WeightGroup.join(
-            store,
-            rank=init_info.first_rank + worker,
-            world_size=init_info.world_size,
-            timeout_s=init_info.timeout_s,
-            device=self.device.type,
-        )
+        serve_link(init_info.path, worker=worker, receiver=self._receiver)
 
     def start_weight_update(self) -> None:
-        """Forget an earlier stream that was received but never applied."""
-        self._layout = None
+        """Part of vLLM's protocol; nothing to prepare."""
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Receive and verify a stream; the model is not touched yet."""
-        self.receive_weights(self.parse_update_info(update_info))
-
-    def receive_weights(self, update_info: StreamInfo) -> None:
-        """See `update_weights`."""
-        if self._group is None:
-            raise WeightError("no weight group: join one before an update")
-        slices = [TensorSlice.model_validate(item) for item in update_info.slices]
-        layout = Layout.of(slices, bucket_bytes=update_info.bucket_bytes)
-        if self._stream_N.numel() != layout.num_bytes:
-            self._stream_N = torch.empty(layout.num_bytes, dtype=torch.uint8)
-        receive(self._group, layout=layout, stream_N=self._stream_N, device=self.device.type)
-        self._layout = layout
+    def receive_weights(self, update_info: NoInfo) -> None:
+        """Part of vLLM's protocol; weights come through the link."""
+        raise NotImplementedError
 
     def finish_weight_update(self) -> None:
-        """Load the verified stream into the model, through vLLM's own checkpoint loaders."""
-        if self._layout is None:
-            raise WeightError("nothing received: update before finish")
+        """Load the verified streams into the model, through vLLM's own checkpoint loaders."""
         # Fused and tied tensors are re-processed layer by layer, as at start-up; plain load_weights
         # on a running model would skip that.
         from vllm.model_executor.model_loader.reload import (
@@ -132,11 +112,11 @@ class TempSampWeightTransferEngine(WeightTransferEngine[GroupInfo, StreamInfo]):
             initialize_layerwise_reload,
         )
 
+        views = list(self._receiver.views())
         initialize_layerwise_reload(self.model)
-        self.model.load_weights(self._layout.views(self._stream_N))
+        self.model.load_weights(views)
         finalize_layerwise_reload(self.model, self.model_config)
         self._repack_tied_heads()
-        self._layout = None
 
     def _repack_tied_heads(self) -> None:
         """A head tied to the embedding loads no weights of its own, so the reload passes it by; but
@@ -147,6 +127,9 @@ class TempSampWeightTransferEngine(WeightTransferEngine[GroupInfo, StreamInfo]):
 
     def shutdown(self) -> None:
         """Leave the group; the weights stay."""
-        if self._group is not None:
-            self._group.close()
-            self._group = None
+        self._receiver.abandon()
+
+
+def _staging_bytes(model: torch.nn.Module) -> int:
+    """Room for every parameter, as much as the whole stream takes at the most."""
+    return sum(aligned(p.numel() * p.element_size()) for p in model.parameters())

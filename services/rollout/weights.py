@@ -1,16 +1,21 @@
-"""The replica's side of a weight transfer: join a generation, receive, verify, report.
+"""The replica's side of a weight transfer, in three stages that fail apart.
 
-The receiver declares success: `update` returns only when every worker holds a stream whose digest
-equals the sender's and serves it. A transfer that breaks leaves the old version serving. The
-learner's `publish` calls this through `app`; `worker` waits here for its first weights.
+    receive   the workers take the stream into staging, beside generation
+    verify    each compares the digest of what it holds with the learner's
+    apply     generation pauses, and every worker loads what it holds
+
+A transfer that breaks in the first two leaves the old version serving. One that breaks in the third
+may leave half a model: then nothing is served any more (`broken`) and the process ends. The
+learner's `publishing` calls this through `app`; `worker` waits here for its first weights.
 """
 
 import asyncio
 import logging
 import time
 
-from common.errors import WeightError
-from common.messages import JoinWeightGroup, UpdateWeights
+from common.errors import GroupError, WeightError
+from common.messages import HeldWeights
+from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
 from services.rollout.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -23,70 +28,104 @@ class Weights:
         self._engine = engine
         self._changed = asyncio.Condition()
         self._transfer = asyncio.Lock()
+        self._epoch = 0
         self.generation: int | None = None
         self.version: int | None = None
         """None until the first verified transfer: no prompt is taken before that."""
         self.run_tag: str | None = None
         """Of the run that made the weights of `version`; None for the checkpoint on disk."""
+        self.held = HeldWeights()
+        self.pause_ms: float | None = None
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Fails when new weights were half applied."""
 
     def serve_checkpoint(self) -> None:
         """The weights the engine loaded from disk are served as version 0."""
         self.version = 0
 
     async def join(self, request: JoinWeightGroup) -> None:
-        """Leave the current group and join a new one.
+        """Leave the current group and join a new one; a transfer under way is given up.
 
         Raises:
-            WeightError: the group was not complete before the deadline.
+            GroupError: an older learner asks, or the group was not complete in time.
+            WeightError: this replica cannot be in it.
         """
+        self._refuse_older(request.epoch)
+        if not request.rehearsal:
+            await self._give_up()
         async with self._transfer:
-            self.generation = None
-            try:
-                await self._engine.join_weight_group(
-                    host=request.host,
-                    port=request.port,
-                    first_rank=request.first_rank,
-                    world_size=request.world_size,
-                    timeout_s=request.timeout_s,
-                )
-            except Exception as error:  # vLLM passes worker errors on as bare Exception
-                raise WeightError(f"generation {request.generation}: {error}") from error
-            self.generation = request.generation
-            logger.info("joined weight group", extra={"generation": request.generation})
+            await self._engine.transfer("join", request)
+            if not request.rehearsal:
+                self.generation = request.generation
+        logger.info(
+            "rehearsed a weight group" if request.rehearsal else "joined weight group",
+            extra={"generation": request.generation},
+        )
+
+    async def leave(self, request: LeaveWeightGroup) -> None:
+        """Leave the group at once, whatever is under way.
+
+        Raises:
+            GroupError: an older learner asks.
+        """
+        self._refuse_older(request.epoch)
+        await self._give_up()
 
     async def update(self, request: UpdateWeights) -> None:
         """Receive one version and switch to it.
 
         Raises:
-            WeightError: this replica is in another generation, the transfer broke, or the digest
-                differs; the previous version keeps serving.
+            GroupError: this replica is in another generation, or the transfer broke; the previous
+                version keeps serving.
+            WeightError: it holds no such base, has no room, or a digest differs (the previous
+                version keeps serving); or the version was half applied, and nothing is served.
         """
+        self._refuse_older(request.epoch)
         async with self._transfer:
-            if request.generation != self.generation:
-                raise WeightError(
-                    f"found generation {self.generation}, wanted {request.generation}: join first"
-                )
             started = time.monotonic()
+            self.held = HeldWeights()
             try:
-                await self._engine.receive_weights(
-                    request.slices, bucket_bytes=request.bucket_bytes
-                )
-                received = time.monotonic()
-                await self._engine.apply_weights(request.version)
-            except Exception as error:  # vLLM passes worker errors on as bare Exception
+                self.held = await self._engine.transfer("receive", request)
+            except WeightError:
                 self.generation = None
-                raise WeightError(f"version {request.version}: {error}") from error
-            async with self._changed:
-                self.version, self.run_tag = request.version, request.run_tag
-                self._changed.notify_all()
+                raise
+            received = time.monotonic()
+            await self._apply(request)
             logger.info(
                 "serving new weights",
                 extra={
                     "policy_version": request.version,
                     "receive_s": round(received - started, 4),
-                    "apply_s": round(time.monotonic() - received, 4),
+                    "pause_ms": self.pause_ms,
                 },
             )
+
+    async def _apply(self, request: UpdateWeights) -> None:
+        try:
+            pause_s = await self._engine.apply_weights(request.version)
+        except Exception as error:  # vLLM passes worker errors on as bare Exception
+            self.version, self.generation = None, None
+            broken = WeightError(
+                f"version {request.version} was half applied, nothing is served any more: {error}"
+            )
+            if not self.broken.done():
+                self.broken.set_exception(broken)
+            raise broken from error
+        async with self._changed:
+            self.version, self.run_tag = request.version, request.run_tag
+            self.pause_ms = round(1000 * pause_s, 2)
+            self._changed.notify_all()
+
+    async def _give_up(self) -> None:
+        self.generation = None
+        self.held = await self._engine.transfer("leave")
+
+    def _refuse_older(self, epoch: int) -> None:
+        if epoch < self._epoch:
+            raise GroupError(
+                f"found epoch {epoch} of a learner that lost the run, wanted {self._epoch} or later"
+            )
+        self._epoch = epoch
 
     async def served(self, *, within_s: float) -> bool:
         """Whether a verified version is served, waiting for the first one at most `within_s`."""

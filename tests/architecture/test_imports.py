@@ -22,13 +22,11 @@ ALLOWED = {
 }
 TORCH_FILES = {
     "common/torchvision_cpu.py",
-    "common/weight_group.py",
     "jobs/data/import_pt.py",
     "services/rollout/engine.py",
     "services/rollout/weight_engine.py",
-    "services/rollout/weights.py",
 }
-TORCH_PREFIXES = ("services/learner/", "jobs/toy/")
+TORCH_PREFIXES = ("common/weights/", "services/learner/", "jobs/toy/")
 LIGHT_MODULES = [
     "tempsamp",
     "common.config",

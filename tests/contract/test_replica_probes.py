@@ -24,11 +24,11 @@ def replica() -> Replica:
     return Replica(run, url="http://replica.example:8200")
 
 
-def load(replica: Replica) -> Weights:
+async def load(replica: Replica) -> Weights:
     """As `Replica._load` leaves it, with an engine that nobody asks anything."""
     replica._engine = cast(Engine, SimpleNamespace())
     replica._weights = Weights(replica.engine)
-    replica.phase = "waiting_for_weights"
+    replica.phase = "syncing"
     return replica._weights
 
 
@@ -48,23 +48,23 @@ async def test_a_loading_replica_is_alive_and_not_ready(replica: Replica) -> Non
 async def test_a_loaded_replica_without_weights_is_started_and_does_not_serve(
     replica: Replica,
 ) -> None:
-    load(replica)
+    await load(replica)
     assert await statuses(replica) == {"/healthz": 200, LOADED: 200, SERVING: 503}
 
 
 async def test_a_verified_version_makes_it_serve_and_a_drain_ends_that(replica: Replica) -> None:
-    load(replica).version = 3
+    (await load(replica)).version = 3
     assert await statuses(replica) == {"/healthz": 200, LOADED: 200, SERVING: 200}
     replica.stop()
     assert await statuses(replica) == {"/healthz": 200, LOADED: 200, SERVING: 503}
 
 
 async def test_the_refusal_names_what_was_found_and_wanted(replica: Replica) -> None:
-    load(replica)
+    await load(replica)
     transport = httpx.ASGITransport(create_app(replica))
     async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
         answer = (await client.get(SERVING)).json()
-        assert "'waiting_for_weights'" in answer["detail"]
+        assert "'syncing'" in answer["detail"]
         assert (await client.get("/readyz?serving=perhaps")).status_code == 422
         assert (await client.get("/v1/weights")).status_code == 401
     assert {"/healthz", "/readyz"} <= PUBLIC_PATHS

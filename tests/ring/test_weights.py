@@ -19,7 +19,7 @@ from services.learner import parallel
 from services.learner.parallel import Ranks
 from services.learner.policy import Policy, load_policy
 from services.learner.probe import generate_probe, logprob_gap
-from services.learner.publish import Publisher
+from services.learner.publishing.publisher import Publisher
 from services.rollout.gpu import CLAIMED
 from tests.ring.conftest import ROOT, Ring
 
@@ -104,8 +104,9 @@ def test_logprobs_equal_the_learners_after_each_update_and_differ_from_the_old_o
     for version in (2, 3):
         nudge(policy, seed=version)
         assert logprob_gap(policy, before, ranks=ranks) > CLEAR_GAP_NATS
-        published = publisher.publish(version, step=version)
-        assert published.version == version
+        publisher.publish(version, step=version)
+        assert publisher.last is not None
+        assert publisher.last.version == version
         after = probe(ring, publisher, prompt, version=version)
         assert logprob_gap(policy, after, ranks=ranks) < MAX_GAP_NATS
         before = after
@@ -131,7 +132,7 @@ def test_late_joiner_waits_for_weights_and_a_dead_replica_is_dropped(
     late = ring.start_rollout("late", **{CLAIMED: json.dumps([str(claimed)])})
     replicas = ring.wait_for_replicas(2)
     newcomer = next(r for r in replicas if r.url not in publisher.member_urls())
-    assert newcomer.phase == "waiting_for_weights"
+    assert newcomer.phase == "syncing"
     assert newcomer.version is None
     assert publisher.has_strangers
 
@@ -148,8 +149,9 @@ def test_late_joiner_waits_for_weights_and_a_dead_replica_is_dropped(
     late.process.kill()
     assert psutil.wait_procs(its_own, timeout=20)[1] == [], "its engine died with it"
     assert is_free(claimed)
-    published = publisher.publish(3, step=3)
-    assert published.version == 3
+    publisher.publish(3, step=3)
+    assert publisher.last is not None
+    assert publisher.last.version == 3
     assert len(publisher.member_urls()) == 1
     assert publisher.member_urls() != [newcomer.url]
     (url,) = publisher.member_urls()

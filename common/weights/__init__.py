@@ -1,0 +1,1 @@
+"""Weights on the wire: what the learner's `publishing` sends and a replica's worker receives."""

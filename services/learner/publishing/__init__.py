@@ -1,0 +1,1 @@
+"""Weights out: `snapshot` (what travels) → `delivery` (to whom) → `publisher` (when)."""

@@ -1,0 +1,423 @@
+"""Brings a captured version to replicas, whatever some of them do; rank 0, in a thread of its own.
+
+    introduce   who is new proves to know the token and rehearses a group of two
+    cohorts     replicas that need the same bytes share a group, and are served one after another
+    serve       the group is formed if it is not there, everybody is told, the stream is sent
+    failures    who is at fault gets a strike; the others give up at once and are served anew
+
+The first failed answer aborts a transfer; per-bucket deadlines do the rest. Where nobody can be
+blamed (two replicas that cannot reach each other, say) the cohort is served in halves. Each round
+strikes somebody or halves somebody, so a delivery ends.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from common.errors import GroupError, WeightError
+from common.messages import HeldWeights, ReplicaStatus
+from common.weights.group import WeightGroup, backend_of, side_stream, versions
+from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
+from common.weights.receiver import REHEARSAL_BYTES
+from common.weights.store import StoreServer
+from common.weights.stream import send
+from services.learner.publishing.membership import Strikes
+from services.learner.publishing.peers import PeerError, Peers
+from services.learner.publishing.snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+INTRODUCTIONS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A version under delivery."""
+
+    version: int
+    run_tag: str
+    frozen: Snapshot
+    trained: Snapshot
+
+
+@dataclass(frozen=True)
+class Group:
+    """A weight group and the replicas in it."""
+
+    number: int
+    group: WeightGroup
+    store: StoreServer
+    members: tuple[ReplicaStatus, ...]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the members; a restarted replica has another one."""
+        return frozenset(member.replica for member in self.members)
+
+    def close(self) -> None:
+        """Leave it; nobody is waited for."""
+        self.group.close()
+        self.store.close()
+
+
+@dataclass
+class Outcome:
+    """What became of a delivery."""
+
+    version: int
+    served: dict[str, ReplicaStatus] = field(default_factory=dict)
+    """By name, as each of them answered."""
+    failed: dict[str, str] = field(default_factory=dict)
+    num_bytes: int = 0
+    seconds: float = 0.0
+
+
+class Delivery:
+    """Groups, strikes and what each replica holds, over many versions. Lives in one event loop."""
+
+    def __init__(
+        self, *, peers: Peers, host: str, device: torch.device, timeout_s: float, epoch: int
+    ) -> None:
+        """Nothing is joined yet.
+
+        Args:
+            peers: how replicas are reached.
+            host: address of this machine that replicas reach.
+            device: of the snapshots; decides the backend.
+            timeout_s: deadline of meeting, of a bucket and of applying.
+            epoch: of this learner's hold on the run.
+        """
+        self._peers, self._host, self._device = peers, host, device
+        self._timeout_s, self._epoch = timeout_s, epoch
+        self.strikes = Strikes()
+        self._known: dict[str, ReplicaStatus] = {}
+        """Introduced, by name, with the last answer: what it holds."""
+        self._groups: dict[frozenset[str], Group] = {}
+        self._numbers = 0
+
+    async def deliver(self, parcel: Parcel, candidates: Sequence[ReplicaStatus]) -> Outcome:
+        """Serve everybody who can be served; says who could not."""
+        started = time.monotonic()
+        outcome = Outcome(parcel.version)
+        await in_thread(parcel.frozen.wait_digest)  # a replica may hold them already
+        asked = [replica for replica in candidates if not self.strikes.is_out(replica)]
+        todo = deque(self._cohorts(await self._introduced(asked, outcome), parcel))
+        self._close_unused(todo)
+        while todo:
+            cohort = todo.popleft()
+            innocent = await self._serve(cohort, parcel, outcome)
+            if len(innocent) == len(cohort) > 1:
+                middle = len(innocent) // 2
+                logger.warning(
+                    "nobody is to blame: served in halves", extra={"replicas": len(innocent)}
+                )
+                todo.extend([innocent[:middle], innocent[middle:]])
+            elif len(innocent) == len(cohort):
+                self._fail(innocent[0], "its group of two broke", outcome)
+            elif innocent:
+                todo.extend(self._cohorts(innocent, parcel))
+        outcome.seconds = time.monotonic() - started
+        return outcome
+
+    def close(self) -> None:
+        """Leave all groups."""
+        for group in self._groups.values():
+            group.close()
+        self._groups.clear()
+
+    # --- who gets what ------------------------------------------------------------------------
+
+    def _cohorts(
+        self, replicas: Sequence[ReplicaStatus], parcel: Parcel
+    ) -> list[list[ReplicaStatus]]:
+        """Replicas that need the same bytes together; those who need least come first."""
+        cohorts: defaultdict[tuple[bool, bool], list[ReplicaStatus]] = defaultdict(list)
+        for replica in replicas:
+            held = self._known[replica.replica].held
+            cohorts[self._needs_frozen(held, parcel), not self._takes_deltas(held, parcel)].append(
+                replica
+            )
+        return [cohorts[needs] for needs in sorted(cohorts)]
+
+    def _needs_frozen(self, held: HeldWeights, parcel: Parcel) -> bool:
+        return held.frozen is None or held.frozen != parcel.frozen.digest
+
+    def _takes_deltas(self, held: HeldWeights, parcel: Parcel) -> bool:
+        return parcel.trained.has_deltas and held.trained == parcel.trained.base
+
+    def _close_unused(self, cohorts: Sequence[Sequence[ReplicaStatus]]) -> None:
+        wanted = {frozenset(replica.replica for replica in cohort) for cohort in cohorts}
+        for names in self._groups.keys() - wanted:
+            self._groups.pop(names).close()
+
+    # --- introductions ------------------------------------------------------------------------
+
+    async def _introduced(
+        self, replicas: Sequence[ReplicaStatus], outcome: Outcome
+    ) -> list[ReplicaStatus]:
+        """Those who are known, or could be introduced just now."""
+        limit = asyncio.Semaphore(INTRODUCTIONS_AT_ONCE)
+
+        async def introduce(replica: ReplicaStatus) -> bool:
+            if replica.replica in self._known:
+                return True
+            async with limit:
+                try:
+                    await self._peers.vouch(replica)
+                    await self._rehearse(replica)
+                except WeightError as error:
+                    self._fail(replica, str(error), outcome)
+                    return False
+            self._known[replica.replica] = replica
+            return True
+
+        known = await asyncio.gather(*(introduce(replica) for replica in replicas))
+        return [replica for replica, is_known in zip(replicas, known, strict=True) if is_known]
+
+    async def _rehearse(self, replica: ReplicaStatus) -> None:
+        """A group of the learner and this replica alone: what fails here costs nobody else.
+
+        Raises:
+            WeightError: they cannot meet.
+        """
+        (await self._meet([replica], rehearsal=True)).close()
+
+    # --- one group ----------------------------------------------------------------------------
+
+    async def _serve(
+        self, cohort: Sequence[ReplicaStatus], parcel: Parcel, outcome: Outcome
+    ) -> list[ReplicaStatus]:
+        """Serve a cohort; returns those who failed without being at fault."""
+        names = frozenset(replica.replica for replica in cohort)
+        try:
+            group = self._groups.pop(names, None) or await self._meet(cohort, rehearsal=False)
+        except _BrokenError as broken:
+            return await self._sort_out(cohort, broken.failures, outcome)
+        try:
+            answers = await self._transfer(group, parcel, outcome)
+        except _BrokenError as broken:
+            group.close()
+            return await self._sort_out(cohort, broken.failures, outcome)
+        self._groups[names] = group
+        for answer in answers:
+            self._known[answer.replica] = answer
+            self.strikes.clear(answer)
+            outcome.served[answer.replica] = answer
+        return []
+
+    async def _meet(self, members: Sequence[ReplicaStatus], *, rehearsal: bool) -> Group:
+        """Form a group.
+
+        Raises:
+            _BrokenError: it did not come together.
+        """
+        self._numbers += 1
+        store = StoreServer(self._host)
+        world_size = 1 + sum(member.num_workers for member in members)
+        asking, first_rank = {}, 1
+        for member in members:
+            request = JoinWeightGroup(
+                epoch=self._epoch,
+                generation=self._numbers,
+                host=self._host,
+                port=store.port,
+                secret=store.secret,
+                backend=backend_of(self._device),
+                versions=versions(self._device),
+                first_rank=first_rank,
+                world_size=world_size,
+                timeout_s=self._timeout_s,
+                deadline_s=self._timeout_s,
+                rehearsal=rehearsal,
+            )
+            first_rank += member.num_workers
+            asking[member.replica] = self._peers.join(member, request)
+        joining = in_thread(lambda: self._join(store, world_size, rehearsal=rehearsal))
+        try:
+            group, _ = await self._all(joining, asking, abort=lambda: None)
+        except _BrokenError:
+            store.close()
+            raise
+        if not rehearsal:
+            logger.info(
+                "weight group formed",
+                extra={
+                    "generation": self._numbers,
+                    "world_size": world_size,
+                    "backend": group.backend,
+                },
+            )
+        return Group(self._numbers, group, store, tuple(members))
+
+    def _join(self, store: StoreServer, world_size: int, *, rehearsal: bool) -> WeightGroup:
+        group = WeightGroup.join(
+            store.store(timeout_s=self._timeout_s),
+            host=self._host,
+            port=store.port,
+            rank=0,
+            world_size=world_size,
+            device=self._device,
+            timeout_s=self._timeout_s,
+            deadline_s=self._timeout_s,
+        )
+        if rehearsal:
+            group.broadcast(torch.zeros(REHEARSAL_BYTES, dtype=torch.uint8, device=self._device))
+        return group
+
+    async def _transfer(
+        self, group: Group, parcel: Parcel, outcome: Outcome
+    ) -> list[ReplicaStatus]:
+        """Tell the members and send.
+
+        Raises:
+            _BrokenError: not all of them serve the version.
+        """
+        held = self._known[group.members[0].replica].held
+        deltas = self._takes_deltas(held, parcel)
+        frozen = self._needs_frozen(held, parcel)
+        request = UpdateWeights(
+            epoch=self._epoch,
+            generation=group.number,
+            version=parcel.version,
+            run_tag=parcel.run_tag,
+            frozen=parcel.frozen.describe(deltas=False) if frozen else None,
+            trained=parcel.trained.describe(deltas=deltas),
+            base=HeldWeights(
+                frozen=None if frozen else held.frozen, trained=held.trained if deltas else None
+            ),
+        )
+        asking = {m.replica: self._peers.update(m, request) for m in group.members}
+        parts = [(parcel.frozen, False)] if frozen else []
+        parts.append((parcel.trained, deltas))
+        sending = in_thread(lambda: self._send(group.group, parts))
+        num_bytes, answers = await self._all(sending, asking, abort=group.group.abort)
+        outcome.num_bytes += num_bytes
+        return answers
+
+    def _send(self, group: WeightGroup, parts: Sequence[tuple[Snapshot, bool]]) -> int:
+        with torch.cuda.stream(side_stream(self._device)):
+            return sum(
+                send(
+                    group,
+                    snapshot.buckets(deltas=deltas),
+                    deltas=deltas,
+                    digest=snapshot.wait_digest,
+                    device=self._device,
+                )
+                for snapshot, deltas in parts
+            )
+
+    async def _all(
+        self,
+        ours: "asyncio.Future[T]",
+        asking: dict[str, Coroutine[Any, Any, ReplicaStatus]],
+        *,
+        abort: Callable[[], None],
+    ) -> tuple[T, list[ReplicaStatus]]:
+        """Our part of a collective beside what each member answers; the first failure ends it.
+
+        Raises:
+            _BrokenError: says who failed so far.
+        """
+        answers = {name: asyncio.ensure_future(asked) for name, asked in asking.items()}
+        waiting: set[asyncio.Future[Any]] = {ours, *answers.values()}
+        end_s: float | None = None
+        while waiting:
+            left_s = None if end_s is None else max(0.0, end_s - time.monotonic())
+            done, waiting = await asyncio.wait(
+                waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done or any(item.exception() is not None for item in done):
+                abort()
+                raise _BrokenError(_failures(answers, ours))
+            if ours.done() and end_s is None:
+                # What is left for the others is to digest the last bucket and to apply.
+                end_s = time.monotonic() + self._timeout_s
+        return ours.result(), [answer.result() for answer in answers.values()]
+
+    # --- failures -----------------------------------------------------------------------------
+
+    async def _sort_out(
+        self, cohort: Sequence[ReplicaStatus], failures: "dict[str, WeightError]", outcome: Outcome
+    ) -> list[ReplicaStatus]:
+        """Strike who is at fault; have the others give up at once, and return them."""
+
+        async def judge(replica: ReplicaStatus) -> ReplicaStatus | None:
+            error = failures.get(replica.replica)
+            if isinstance(error, PeerError) and error.is_own_fault:
+                self._fail(replica, str(error), outcome)
+                return None
+            try:
+                status = await self._peers.leave(replica, LeaveWeightGroup(epoch=self._epoch))
+            except PeerError as silent:
+                self._fail(replica, f"{error or 'no answer'}; {silent}", outcome)
+                return None
+            self._known[replica.replica] = status
+            return replica
+
+        judged = await asyncio.gather(*(judge(replica) for replica in cohort))
+        return [replica for replica in judged if replica is not None]
+
+    def _fail(self, replica: ReplicaStatus, reason: str, outcome: Outcome) -> None:
+        self._known.pop(replica.replica, None)
+        self.strikes.add(replica, reason)
+        outcome.failed[replica.replica] = reason
+
+
+class _BrokenError(GroupError):
+    """A collective broke; what each member that answered had to say."""
+
+    def __init__(self, failures: dict[str, WeightError]) -> None:
+        super().__init__("; ".join(map(str, failures.values())) or "no answer in time")
+        self.failures = failures
+
+
+def _failures(
+    answers: Mapping[str, "asyncio.Future[ReplicaStatus]"], ours: "asyncio.Future[Any]"
+) -> dict[str, WeightError]:
+    """What failed by now; the rest is left to itself."""
+    found: dict[str, WeightError] = {}
+    for name, answer in answers.items():
+        if not answer.done():
+            answer.cancel()
+        elif isinstance(error := answer.exception(), WeightError):
+            found[name] = error
+    if ours.done() and ours.exception() is not None:
+        logger.warning("weight group broke", extra={"error": str(ours.exception())})
+    ours.add_done_callback(_forget)
+    return found
+
+
+def _forget(late: "asyncio.Future[Any]") -> None:
+    """What came of our part of a collective that was given up."""
+    if late.exception() is None and isinstance(group := late.result(), WeightGroup):
+        group.close()
+
+
+def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
+    """As asyncio.to_thread, in a thread that may be left behind: the process can end without it."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def resolve(setter: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            setter(value)
+
+    def run() -> None:
+        try:
+            value = function()
+        except Exception as error:  # noqa: BLE001  # whoever awaits the future gets it
+            loop.call_soon_threadsafe(resolve, future.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(resolve, future.set_result, value)
+
+    threading.Thread(target=run, daemon=True, name="weights").start()
+    return future
