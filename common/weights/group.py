@@ -137,16 +137,17 @@ class WeightGroup:
 
     def close(self) -> None:
         """Drop the group without waiting for anybody."""
-        group, self._group = self._group, None
-        if group is None:
+        if self._group is None:
             return
         self._store.close()
         if self.backend == "nccl":
-            group.abort()
+            self._group.abort()
+            self._group = None
             return
-        # The destructor waits for operations that were left behind; it does so without the GIL.
-        threading.Thread(target=_drop, args=([group],), daemon=True).start()
-        del group
+        # The destructor waits for operations that were left behind, without the GIL: it has to run
+        # in a thread of its own, which therefore gets the last reference.
+        last_reference, self._group = [self._group], None
+        threading.Thread(target=last_reference.clear, daemon=True).start()
 
 
 class Transfer:
@@ -259,6 +260,3 @@ def _blocking_waits() -> Iterator[None]:
         else:
             os.environ[BLOCKING_WAIT] = before
 
-
-def _drop(last_reference: list[Any]) -> None:
-    last_reference.clear()

@@ -11,6 +11,7 @@ strikes somebody or halves somebody, so a delivery ends.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -411,13 +412,17 @@ def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
         if not future.done():
             setter(value)
 
+    def tell(setter: Callable[[Any], None], value: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop may be gone by then
+            loop.call_soon_threadsafe(resolve, setter, value)
+
     def run() -> None:
         try:
             value = function()
         except Exception as error:  # noqa: BLE001  # whoever awaits the future gets it
-            loop.call_soon_threadsafe(resolve, future.set_exception, error)
+            tell(future.set_exception, error)
         else:
-            loop.call_soon_threadsafe(resolve, future.set_result, value)
+            tell(future.set_result, value)
 
     threading.Thread(target=run, daemon=True, name="weights").start()
     return future

@@ -107,11 +107,19 @@ class Peers:
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         try:
             response = await self._http.request(method, url, timeout=timeout, **more)  # type: ignore[arg-type]
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # whatever an address from the registry brings up
             raise PeerError(f"{url}: {error!r}", is_own_fault=True) from error
         if not response.is_success:
             raise PeerError(
-                f"{url} gave {response.status_code}: {response.text[:MAX_ERROR_CHARS]}",
+                f"{url} gave {response.status_code}: {_detail(response)}",
                 is_own_fault=response.status_code != httpx.codes.CONFLICT,
             )
         return response.content
+
+
+def _detail(response: httpx.Response) -> str:
+    """What a problem (RFC 9457) says, or the start of whatever came."""
+    try:
+        return str(response.json()["detail"])[:MAX_ERROR_CHARS]
+    except (ValueError, KeyError, TypeError):
+        return response.text[:MAX_ERROR_CHARS]
