@@ -48,7 +48,7 @@ def publisher(ring: Ring, policy: Policy, ranks: Ranks) -> Iterator[Publisher]:
     publisher = Publisher(
         policy,
         shared=run.shared,
-        learner=run.learner,
+        learner=run.learner.model_copy(update={"publish": "delta"}),
         ranks=ranks,
         replicas=ring.replicas,
         run_tag=RUN_TAG,
@@ -85,14 +85,15 @@ def probe(ring: Ring, publisher: Publisher, prompt: PromptRequest, version: int)
     return group
 
 
-def nudge(policy: Policy, *, seed: int) -> None:
-    """What an optimizer step does, only larger."""
+def nudge(policy: Policy, *, seed: int, share: float) -> None:
+    """What an optimizer step does, only larger, and to some of the values."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_(0.1 * parameter.abs().mean() * noise)
+                chosen = torch.rand(parameter.shape, generator=generator) < share
+                parameter.add_(chosen * 0.1 * parameter.abs().mean() * noise)
 
 
 def test_logprobs_equal_the_learners_after_each_update_and_differ_from_the_old_ones(
@@ -101,12 +102,16 @@ def test_logprobs_equal_the_learners_after_each_update_and_differ_from_the_old_o
     publisher.publish(1, step=1)
     before = probe(ring, publisher, prompt, version=1)
     assert logprob_gap(policy, before, ranks=ranks) < MAX_GAP_NATS
-    for version in (2, 3):
-        nudge(policy, seed=version)
+    assert publisher.last is not None
+    whole = publisher.last.num_bytes
+    for version, share in ((2, 1.0), (3, 0.05)):
+        nudge(policy, seed=version, share=share)
         assert logprob_gap(policy, before, ranks=ranks) > CLEAR_GAP_NATS
         publisher.publish(version, step=version)
         assert publisher.last is not None
         assert publisher.last.version == version
+        if share < 1:
+            assert publisher.last.num_bytes < whole / 5, "a delta"
         after = probe(ring, publisher, prompt, version=version)
         assert logprob_gap(policy, after, ranks=ranks) < MAX_GAP_NATS
         before = after
