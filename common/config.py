@@ -172,6 +172,18 @@ class Rollout(Section):
     weight_staging: Literal["device", "host"] = "device"
     """Where new weights land beside those that serve. device: once more the model's bytes of the
     card, counted before the KV cache is sized; host: pinned memory, and a longer pause."""
+    concurrent_generates: PositiveInt = 64
+    """Requests of /v1/generate in work at once, beside the ring's prompts; more wait."""
+    queued_generates: Count = 256
+    """Requests that may wait for that; further ones get 429 with Retry-After."""
+    max_clip_pixels: PositiveInt | None = None
+    """Largest clip that is decoded, frames x height x width after resizing; None: what
+    shared.max_prompt_tokens holds (two frames of shared.video.factor squared pixels a token)."""
+    max_clip_frames: PositiveInt | None = None
+    """Most frames of a clip; None: shared.video.max_frames, and never fewer than 768, the default
+    of evaluations."""
+    max_connections: PositiveInt = 1024
+    """Open connections at once; the oldest idle ones make room for newcomers."""
     allow_remote: bool = False
     """Listen off loopback without a token."""
 
@@ -208,6 +220,8 @@ class Reward(Section):
     """Third-party scoring of one request; responses left after it are Unscored."""
     scorer_processes: PositiveInt = 1
     """Child processes per third-party scorer and worker."""
+    max_connections: PositiveInt = 1024
+    """Open connections at once, per worker."""
     allow_remote: bool = False
     """Listen off loopback without a token."""
 
@@ -475,6 +489,7 @@ def _none_from_word(value: Any) -> Any:
         optional = {
             *("importance_cap", "dual_clip", "kv_cache_bytes"),
             *("advertise_host", "replica", "gpu_wait_s"),
+            *("max_clip_pixels", "max_clip_frames"),
         }
         return {
             key: None if key in optional and item == "none" else _none_from_word(item)

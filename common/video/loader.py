@@ -38,6 +38,7 @@ from common.video.cache import (
     describe,
 )
 from common.video.frames import decode, file_digest, load_frames, sample_clip
+from common.video.limits import ClipLimits
 from common.video.roots import VideoRoots
 from common.video.sampling import VideoSampling
 
@@ -70,8 +71,9 @@ class ClipLoader:
         roots: VideoRoots,
         cache: ClipCache | None = None,
         mode: CacheMode = "off",
+        limits: ClipLimits | None = None,
     ) -> None:
-        """With `mode` off, `cache` is not looked at.
+        """With `mode` off, `cache` is not looked at. `limits`: on what `load` is asked for.
 
         Raises:
             ValueError: a cached mode without a cache.
@@ -82,19 +84,21 @@ class ClipLoader:
         self._roots = roots
         self._cache = None if mode == "off" else cache
         self._strict = mode == "strict"
+        self._limits = limits
         self._mutex = threading.Lock()
         self._warned: set[str] = set()
         self.counts = Counter(hits=0, decoded=0, mismatches=0, corrupt=0)
         """Loads by source (hits, decoded); entries refused (mismatches) or damaged (corrupt)."""
 
     @classmethod
-    def of(cls, video: Video) -> "ClipLoader":
+    def of(cls, video: Video, *, limits: ClipLimits | None = None) -> "ClipLoader":
         """The loader of the run that `[shared.video]` describes."""
         return cls(
             sampling=video.sampling,
             roots=VideoRoots(video.roots, allow_urls=video.allow_urls, downloads=video.downloads),
             cache=ClipCache(video.cache) if video.cache else None,
             mode=video.cache_mode if video.cache else "off",
+            limits=limits,
         )
 
     def sample(self, path: str | os.PathLike[str]) -> ClipRef:
@@ -141,8 +145,9 @@ class ClipLoader:
 
         Raises:
             VideoError: the file is broken or not the one that was sampled, or strict mode and no
-                entry fits.
+                entry fits, or it is over the limits.
         """
+        self.refuse(clip)
         if self._cache is None:
             return self._decode(clip)
         try:
@@ -158,6 +163,15 @@ class ClipLoader:
         wanted = _Wanted(clip.uri, clip.sha256, clip.sampling, clip=clip)
         self._refuse(wanted, entry.header if entry is not None else None)
         return self._decode(clip)
+
+    def refuse(self, clip: ClipRef) -> None:
+        """Raises when a clip is over the limits; `load` asks this first.
+
+        Raises:
+            VideoError: names what was found, the limit and its knob.
+        """
+        if self._limits is not None:
+            self._limits.refuse(clip)
 
     def _file(self, path: str | os.PathLike[str]) -> Path:
         """A file that may be opened, or one that is gone but was cached."""

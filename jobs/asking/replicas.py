@@ -66,6 +66,15 @@ class NotReady(EngineError):
     """A replica is still loading."""
 
 
+class Busy(NotReady):
+    """A replica has as much to do as it takes (429)."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """When it wants to be asked again."""
+
+
 @contextlib.asynccontextmanager
 async def connected(
     endpoints: Iterable[str], *, token: SecretStr | None, patience: httpx.Timeout = TIMEOUT
@@ -179,7 +188,7 @@ async def ask(client: httpx.AsyncClient, *, request: GenerateRequest) -> Generat
 
     Raises:
         Refused: it cannot be served (422 and the like).
-        NotReady: the replica is still loading.
+        NotReady: the replica is still loading; Busy: it has too much to do.
         EngineError: it does not let us in.
         httpx.TransportError: it could not be reached.
     """
@@ -192,6 +201,8 @@ async def ask(client: httpx.AsyncClient, *, request: GenerateRequest) -> Generat
         return GenerateResponse.model_validate_json(answer.content)
     detail, field = _problem(answer)
     problem = f"{answer.url}: found status {answer.status_code}: {detail}"
+    if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        raise Busy(problem, retry_after_s=_retry_after_s(answer))
     if answer.status_code in UNAVAILABLE:
         raise NotReady(problem)
     if answer.status_code in UNAUTHORIZED:
@@ -305,6 +316,10 @@ class _Shift(Generic[Job]):
             numbered = await self._piles.take(lane)
             try:
                 await self._do(numbered[1], lane.ask)
+            except Busy as error:
+                lane.failing_since = None
+                self._put_back(numbered, error)
+                await asyncio.sleep(error.retry_after_s)
             except (httpx.TransportError, NotReady) as error:
                 self._put_back(numbered, error)
                 self._check_lost(lane, error)
@@ -340,6 +355,14 @@ def _pauses() -> Iterator[float]:
     while True:
         yield pause_s
         pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+
+def _retry_after_s(answer: httpx.Response) -> float:
+    """Seconds as the replica says, within bounds; a date, or nothing, is a second."""
+    try:
+        return min(MAX_PAUSE_S, max(0.0, float(answer.headers["Retry-After"])))
+    except (KeyError, ValueError):
+        return 1.0
 
 
 def _problem(answer: httpx.Response) -> tuple[str, str | None]:

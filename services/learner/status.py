@@ -22,9 +22,7 @@ from prometheus_client.registry import Collector
 from pydantic import SecretStr
 
 from common.config import Run
-from common.errors import ConfigError
 from common.messages import ReplicaPhase, ReplicaStatus
-from common.rest.address import base_url, family_of
 from services.learner.metrics import SERIES, series_of
 
 if TYPE_CHECKING:
@@ -43,6 +41,8 @@ LAPS = (
     "tempsamp_learner_validate_seconds",
 )
 """What `train`'s clock measures one after the other; together the wall time of a step."""
+MAX_CONNECTIONS = 64
+"""Prometheus, probes, and people who watch."""
 STOP_S = 5.0
 """How long the end of a learner waits for its server thread, which is a daemon."""
 
@@ -189,9 +189,9 @@ def serving(run: Run) -> Iterator[Status]:
     Raises:
         ConfigError: the port is taken, or would be open to anybody; names the knob.
     """
-    import uvicorn
-
     from common.rest.auth import refuse_open_port
+    from common.rest.connections import Connections
+    from common.rest.serving import Server, configured, listen, url_of
 
     settings, token = run.learner, run.shared.token
     refuse_open_port(
@@ -202,15 +202,22 @@ def serving(run: Run) -> Iterator[Status]:
         knob="metrics_host",
     )
     status = Status()
-    with _listening(settings.metrics_host, settings.metrics_port) as listening:
-        config = uvicorn.Config(
+    listening = listen(
+        settings.metrics_host,
+        settings.metrics_port,
+        section="learner",
+        host_knob="metrics_host",
+        port_knob="metrics_port",
+    )
+    with listening:
+        logger.info("listening", extra={"url": url_of(listening, settings.metrics_host)})
+        config = configured(
             create_app(status, token=token),
-            log_config=None,
-            access_log=False,
+            connections=Connections(MAX_CONNECTIONS),
+            drain_s=1,
             lifespan="off",
-            timeout_graceful_shutdown=1,
         )
-        server = uvicorn.Server(config)
+        server = Server(config, end_s=STOP_S)
         thread = threading.Thread(target=_serve, args=(server, listening), daemon=True)
         # Off the main thread uvicorn leaves signals alone: SIGTERM stays the desk's.
         thread.start()
@@ -254,23 +261,6 @@ def create_app(status: Status, *, token: SecretStr | None) -> "FastAPI":
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
-
-
-@contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    both = host == "::" and socket.has_dualstack_ipv6()
-    try:
-        where, family = (host, port), family_of(host)
-        listening = socket.create_server(where, family=family, dualstack_ipv6=both)
-    except OSError as error:
-        raise ConfigError(
-            f"learner.metrics_host, learner.metrics_port: found {host} port {port}: "
-            f"{error.strerror or error}; wanted an address of this machine and a free port "
-            "(learner.metrics_port = 0 takes one)"
-        ) from error
-    with listening:
-        logger.info("listening", extra={"url": base_url(host, listening.getsockname()[1])})
-        yield listening
 
 
 def _serve(server: Any, listening: socket.socket) -> None:

@@ -1,9 +1,10 @@
 """Process of the reward service: checks who may reach it, binds the port, runs uvicorn workers.
 
 `tempsamp reward serve` calls `serve`. Port 0 takes a free one; the log line `listening` says which.
-SIGTERM and SIGINT let running requests finish.
+SIGTERM and SIGINT let running requests finish, within `DRAIN_S`.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -13,19 +14,19 @@ import tempfile
 import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
-from uvicorn.supervisors import Multiprocess
 
 from common import logs
 from common.config import Reward
-from common.rest.address import base_url
+from common.rest import serving
 from common.rest.auth import refuse_open_port
 from services.reward.app import create_app
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE_S = 75
-"""Longer than clients keep idle connections, so that none closes under a request."""
 DRAIN_S = 30
+"""For requests in work after SIGTERM; half-sent ones are cancelled then."""
+END_S = 35.0
+"""From SIGTERM to the end of the process, whatever a scorer does."""
 
 
 def serve(
@@ -39,22 +40,23 @@ def serve(
         run_id: written on every log line; a service may outlive a run and serve many.
 
     Raises:
-        ConfigError: it would listen off loopback without a token.
-        SystemExit: the port is taken.
+        ConfigError: it would listen off loopback without a token, or the port is taken.
+        ServiceError: it ended by itself.
     """
     settings = settings or Reward()
     refuse_open_port(
         settings.host, token=token, allow_remote=settings.allow_remote, section="reward"
     )
     logs.configure("reward", run_id=run_id)
-    if settings.workers == 1:
-        config = _config(settings, token, run_id, metrics_dir=None)
-        uvicorn.Server(config).run(sockets=[_bound(config)])
-        return
-    with tempfile.TemporaryDirectory(prefix="tempsamp-reward-") as metrics_dir:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
+    with contextlib.ExitStack() as owned:
+        listening = owned.enter_context(_listening(settings))
+        metrics_dir = None
+        if settings.workers > 1:
+            folder = tempfile.TemporaryDirectory(prefix="tempsamp-reward-")
+            metrics_dir = owned.enter_context(folder)
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
         config = _config(settings, token, run_id, metrics_dir=metrics_dir)
-        Multiprocess(config, sockets=[_bound(config)]).run()
+        serving.serve(config, listening, end_s=END_S)
 
 
 def worker_app(
@@ -68,23 +70,17 @@ def worker_app(
 def _config(
     settings: Reward, token: SecretStr | None, run_id: str, *, metrics_dir: str | None
 ) -> uvicorn.Config:
-    return uvicorn.Config(
+    return serving.configured(
         functools.partial(worker_app, settings, token, run_id, metrics_dir),
+        connections=settings.max_connections,
+        drain_s=DRAIN_S,
         factory=True,
-        host=settings.host,
-        port=settings.port,
         workers=settings.workers,
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=DRAIN_S,
     )
 
 
-def _bound(config: uvicorn.Config) -> socket.socket:
-    """Listening from here on: who connects before the app is up waits instead of being refused."""
-    bound = config.bind_socket()
-    bound.listen(config.backlog)
-    host, port = bound.getsockname()[:2]
-    logger.info("listening", extra={"url": base_url(host, port), "workers": config.workers})
-    return bound
+def _listening(settings: Reward) -> socket.socket:
+    listening = serving.listen(settings.host, settings.port, section="reward")
+    url = serving.url_of(listening, settings.host)
+    logger.info("listening", extra={"url": url, "workers": settings.workers})
+    return listening

@@ -31,7 +31,7 @@ from common.rest.auth import BearerAuth
 from common.rest.identity import identity_of
 from common.rest.problems import BodyLimit, Problem, install_problem_handlers
 from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
-from services.rollout.engine import EngineDownError
+from services.rollout.engine import Engine, EngineDownError
 from services.rollout.metrics import ReplicaCollector
 from services.rollout.replica import Replica
 
@@ -78,9 +78,17 @@ Asked = Annotated[Replica, Depends(replica_of)]
 
 @routes.post("/v1/generate")
 async def generate(body: GenerateRequest, replica: Asked) -> GenerateResponse:
-    """Answers to one prompt; 422 when the clip or the prompt cannot be used."""
+    """Answers to one prompt; 422 when the clip or the prompt cannot be used, 429 when so many
+    requests wait already that this one had better come again."""
     with _problems():
         engine = replica.engine
+        replica.loader.refuse(body.clip)
+    async with replica.gate.entered():
+        return await _answer(body, engine=engine, replica=replica)
+
+
+async def _answer(body: GenerateRequest, *, engine: Engine, replica: Replica) -> GenerateResponse:
+    with _problems():
         frames = await asyncio.to_thread(replica.loader.load, body.clip)
         made = await engine.generate(
             body.messages,

@@ -11,14 +11,17 @@ import logging
 import secrets
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 
 from common.config import Rollout, Run, Shared
 from common.errors import TempSampError
 from common.messages import HeldWeights, ReplicaPhase, ReplicaStatus
 from common.queue.broker import Broker
+from common.video.limits import ClipLimits
 from common.video.loader import ClipLoader
 from services.rollout.engine import Engine, EngineDownError
+from services.rollout.gate import Gate
 from services.rollout.gpu import claim
 from services.rollout.metrics import Counters
 from services.rollout.reward_client import GroupScorer
@@ -30,7 +33,10 @@ logger = logging.getLogger(__name__)
 WITHDRAW_TIMEOUT_S = 2.0
 HEALTH_EVERY_S = 2.0
 DRAIN_S = 20.0
-"""How long prompts in work may take after SIGTERM before they are handed back."""
+"""How long prompts in work may take after SIGTERM before they are handed back, and requests before
+they are cancelled."""
+LAST_WORDS_S = 1.0
+"""For leaving the registry, when requests took all of that."""
 
 
 class Replica:
@@ -40,13 +46,21 @@ class Replica:
         self.shared: Shared = run.shared
         self.rollout: Rollout = run.rollout
         self.url = url
-        self.loader = ClipLoader.of(run.shared.video)
+        limits = ClipLimits.of(run.shared, run.rollout)
+        self.loader = ClipLoader.of(run.shared.video, limits=limits)
+        self.gate = Gate(
+            concurrent=run.rollout.concurrent_generates, queued=run.rollout.queued_generates
+        )
         self.name = f"{run.rollout.replica or socket.gethostname()}-{secrets.token_hex(3)}"
         self.phase: ReplicaPhase = "starting"
         self.failure: BaseException | None = None
         self._engine: Engine | None = None
         self._weights: Weights | None = None
         self._worker: Worker | None = None
+        self._stopping = asyncio.Event()
+        self._stopped_s: float | None = None
+        self._released = asyncio.Event()
+        """No request needs the engine any more."""
 
     async def run(self) -> None:
         """Load the engine, then serve until stopped or cancelled."""
@@ -88,9 +102,10 @@ class Replica:
             async with asyncio.TaskGroup() as tasks:
                 watching = [
                     tasks.create_task(self._announce(broker)),
-                    tasks.create_task(_raised_by(weights.broken)),
+                    tasks.create_task(weights.fail_when_broken()),
                 ]
                 await tasks.create_task(self._worker.run())
+                await self._released.wait()
                 for task in watching:
                     task.cancel()
 
@@ -110,28 +125,37 @@ class Replica:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Runs inside; at the end it claims nothing more and gets `DRAIN_S` for what is in work.
+        """Runs inside; left when the last request has ended. What is in work gets `DRAIN_S`, from
+        `stop` on; after that it is handed back.
 
         A replica that fails ends its process: `failure` says why.
         """
         task = asyncio.create_task(self.run())
         task.add_done_callback(self._end_process_on_failure)
         yield
-        if self.phase == "starting":
+        if self._engine is None and not task.done():
             Engine.abandon_loading()
         self.stop()
-        drain_s = DRAIN_S if self.is_working else 0.0
-        done, _pending = await asyncio.wait([task], timeout=drain_s)
+        self._released.set()
+        done, _pending = await asyncio.wait([task], timeout=self._drain_left_s())
         if not done:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
     def stop(self) -> None:
-        """Claim nothing more."""
+        """Claim nothing more; may be called again."""
         self.phase = "draining"
+        if self._stopped_s is None:
+            self._stopped_s = time.monotonic()
+        self._stopping.set()
         if self._worker is not None:
             self._worker.stop()
+
+    def _drain_left_s(self) -> float:
+        if not self.is_working or self._stopped_s is None:
+            return 0.0
+        return max(LAST_WORDS_S, self._stopped_s + DRAIN_S - time.monotonic())
 
     @property
     def engine(self) -> Engine:
@@ -179,7 +203,7 @@ class Replica:
 
     def _phase(self) -> ReplicaPhase:
         weights = self._weights
-        if weights is not None and weights.broken.done():
+        if weights is not None and weights.is_broken:
             return "broken"
         if weights is not None and weights.version is not None and self.phase != "draining":
             return "serving"
@@ -195,14 +219,18 @@ class Replica:
         while True:
             await self.engine.check_health()
             await broker.announce(self.status, ttl_s=self.rollout.registry_ttl_s)
-            await asyncio.sleep(self.rollout.registry_ttl_s / 4)
+            await self._pause(self.rollout.registry_ttl_s / 4)
+
+    async def _pause(self, seconds: float) -> None:
+        """Ends early when the replica is told to stop: that is worth an announcement."""
+        if self._stopping.is_set():
+            await asyncio.sleep(seconds)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     def _end_process_on_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failure = error
             logger.error("replica stops", exc_info=error)
             signal.raise_signal(signal.SIGTERM)
-
-
-async def _raised_by(failure: asyncio.Future[None]) -> None:
-    await asyncio.shield(failure)

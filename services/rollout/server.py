@@ -9,16 +9,18 @@ import logging
 import socket
 import sys
 
-import uvicorn
-
 from common.config import Run
 from common.logs import configure
-from common.rest.address import base_url, family_of
+from common.rest import serving
 from common.rest.auth import refuse_open_port
 from services.rollout.app import create_app
-from services.rollout.replica import Replica
+from services.rollout.replica import DRAIN_S, Replica
 
 logger = logging.getLogger(__name__)
+
+END_S = 35.0
+"""From SIGTERM to the end of the process, whatever hangs: requests and prompts in work get
+`DRAIN_S` of it, side by side, and the engine ends in the rest."""
 
 
 def serve(run: Run) -> None:
@@ -27,15 +29,15 @@ def serve(run: Run) -> None:
     refuse_open_port(
         run.rollout.host, token=token, allow_remote=run.rollout.allow_remote, section="rollout"
     )
-    where, family = (run.rollout.host, run.rollout.port), family_of(run.rollout.host)
-    listening = socket.create_server(where, family=family, reuse_port=False)
-    port = listening.getsockname()[1]
-    url = base_url(run.rollout.advertise_host or _reachable(run.rollout.host), port)
+    listening = serving.listen(run.rollout.host, run.rollout.port, section="rollout")
+    url = serving.url_of(listening, run.rollout.advertise_host or _reachable(run.rollout.host))
     replica = Replica(run, url=url)
     configure("rollout", run_id=run.shared.run_id, replica=replica.name)
     logger.info("listening", extra={"url": url})
-    config = uvicorn.Config(create_app(replica), log_config=None, access_log=False)
-    uvicorn.Server(config).run(sockets=[listening])
+    config = serving.configured(
+        create_app(replica), connections=run.rollout.max_connections, drain_s=round(DRAIN_S)
+    )
+    serving.serve(config, listening, end_s=END_S, on_stop=replica.stop)
     if replica.failure is not None:
         logger.critical("replica failed", extra={"error": str(replica.failure)})
         sys.exit(1)

@@ -36,12 +36,27 @@ class Weights:
         """Of the run that made the weights of `version`; None for the checkpoint on disk."""
         self.held = HeldWeights()
         self.pause_ms: float | None = None
-        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Fails when new weights were half applied."""
+        self._broke = asyncio.Event()
+        self._failure: WeightError | None = None
 
     def serve_checkpoint(self) -> None:
         """The weights the engine loaded from disk are served as version 0."""
         self.version = 0
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether new weights were half applied: nothing is served any more."""
+        return self._broke.is_set()
+
+    async def fail_when_broken(self) -> None:
+        """Runs until then.
+
+        Raises:
+            WeightError: says what happened.
+        """
+        await self._broke.wait()
+        assert self._failure is not None
+        raise self._failure
 
     async def join(self, request: JoinWeightGroup) -> None:
         """Leave the current group and join a new one; a transfer under way is given up.
@@ -108,8 +123,8 @@ class Weights:
             broken = WeightError(
                 f"version {request.version} was half applied, nothing is served any more: {error}"
             )
-            if not self.broken.done():
-                self.broken.set_exception(broken)
+            self._failure = broken
+            self._broke.set()
             raise broken from error
         async with self._changed:
             self.version, self.run_tag = request.version, request.run_tag

@@ -1,7 +1,6 @@
 """What orchestrators learn from a replica without a token: alive, loaded, serving, draining."""
 
 from types import SimpleNamespace
-from typing import cast
 
 import httpx
 import pytest
@@ -9,10 +8,9 @@ import pytest
 from common import config
 from common.rest.auth import PUBLIC_PATHS
 from services.rollout.app import create_app
-from services.rollout.engine import Engine
 from services.rollout.replica import Replica
-from services.rollout.weights import Weights
 from tests.fixtures.documents import ROOT
+from tests.fixtures.stub_replica import load
 
 LOADED, SERVING = "/readyz", "/readyz?serving=true"
 
@@ -22,14 +20,6 @@ def replica() -> Replica:
     """One that asks for a token and has loaded nothing yet."""
     run = config.load(ROOT / "deploy/configs/demo.toml", environ={"TEMPSAMP_TOKEN": "secret"})
     return Replica(run, url="http://replica.example:8200")
-
-
-async def load(replica: Replica) -> Weights:
-    """As `Replica._load` leaves it, with an engine that nobody asks anything."""
-    replica._engine = cast(Engine, SimpleNamespace())
-    replica._weights = Weights(replica.engine)
-    replica.phase = "syncing"
-    return replica._weights
 
 
 async def statuses(replica: Replica) -> dict[str, int]:
@@ -48,19 +38,19 @@ async def test_a_loading_replica_is_alive_and_not_ready(replica: Replica) -> Non
 async def test_a_loaded_replica_without_weights_is_started_and_does_not_serve(
     replica: Replica,
 ) -> None:
-    await load(replica)
+    load(replica, SimpleNamespace())
     assert await statuses(replica) == {"/healthz": 200, LOADED: 200, SERVING: 503}
 
 
 async def test_a_verified_version_makes_it_serve_and_a_drain_ends_that(replica: Replica) -> None:
-    (await load(replica)).version = 3
+    load(replica, SimpleNamespace()).version = 3
     assert await statuses(replica) == {"/healthz": 200, LOADED: 200, SERVING: 200}
     replica.stop()
     assert await statuses(replica) == {"/healthz": 200, LOADED: 200, SERVING: 503}
 
 
 async def test_the_refusal_names_what_was_found_and_wanted(replica: Replica) -> None:
-    await load(replica)
+    load(replica, SimpleNamespace())
     transport = httpx.ASGITransport(create_app(replica))
     async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
         answer = (await client.get(SERVING)).json()
