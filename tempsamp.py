@@ -78,18 +78,19 @@ def reward_serve(
 ) -> None:
     """Start the reward service; it needs no run file."""
     from common import config
+    from common.secrets import tokens
 
     changed = {"host": host, "port": port, "workers": workers}
     given = [f"reward.{key}={value}" for key, value in changed.items() if value is not None]
     if config_file is None:
         settings = config.load_reward([*(overrides or ()), *given])
-        token = config.token()
+        known = tokens()
     else:
         run = config.load(config_file, overrides=[*(overrides or ()), *given])
-        settings, token = run.reward, run.shared.token
+        settings, known = run.reward, run.shared.tokens
     from services.reward.server import serve
 
-    serve(settings, token=token)
+    serve(settings, tokens=known)
 
 
 @rollout.command("serve")

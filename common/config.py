@@ -1,9 +1,9 @@
 """One TOML per run → frozen, typed sections. `load(path, "learner")` → `(Shared, Learner)`.
 
 A service reads `[shared]` and its own section, nothing more; what two services must agree on lives
-once in `[shared]`. Unknown keys are refused with the nearest valid name. This is the only place
-that reads the environment: `TEMPSAMP_REDIS_PASSWORD` and `TEMPSAMP_TOKEN` (secrets do not belong
-in a file). Fields are documented by the string below them.
+once in `[shared]`. Unknown keys are refused with the nearest valid name. Secrets do not belong in a
+run file: they come from the environment, which only `common.secrets` reads. Fields are documented
+by the string below them.
 """
 
 import difflib
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from common.errors import ConfigError
 from common.messages import Mode, Sampling
+from common.secrets import REDIS_PASSWORD, ROLES, TOKEN, TOKEN_OF, Tokens, secret
 from common.video.sampling import VideoSampling
 
 Strategy = Literal["none", "mixed", "downscale", "anchor", "shaping", "sft"]
@@ -110,7 +111,21 @@ class Shared(Section):
     redis_password: SecretStr | None = None
     """Filled from the environment."""
     token: SecretStr | None = None
-    """Bearer token of the REST services, filled from the environment."""
+    """Bearer token of the REST services for the roles that have none of their own, filled from the
+    environment; so are these."""
+    control_token: SecretStr | None = None
+    generate_token: SecretStr | None = None
+    score_token: SecretStr | None = None
+
+    @property
+    def tokens(self) -> Tokens:
+        """Bearer tokens by role."""
+        return Tokens(
+            general=self.token,
+            control=self.control_token,
+            generate=self.generate_token,
+            score=self.score_token,
+        )
 
     @property
     def injects(self) -> bool:
@@ -382,6 +397,12 @@ class Run(Section):
         return self
 
 
+SECRETS = {
+    "redis_password": REDIS_PASSWORD,
+    "token": TOKEN,
+    **{f"{role}_token": TOKEN_OF[role] for role in ROLES},
+}
+"""Fields of `[shared]` that a run file cannot have, and their variables."""
 SectionName = Literal["rollout", "reward", "learner"]
 
 
@@ -421,13 +442,7 @@ def parse(
     document = _none_from_word(document)
     shared = document.get("shared")
     if isinstance(shared, dict):
-        for secret in ("redis_password", "token"):
-            if secret in shared:
-                raise ConfigError(
-                    f"{source}: shared.{secret}: secrets come from the environment, not from a file"
-                )
-        shared["redis_password"] = environ.get("TEMPSAMP_REDIS_PASSWORD") or None
-        shared["token"] = environ.get("TEMPSAMP_TOKEN") or None
+        _fill_secrets(shared, environ=environ, source=source)
     try:
         return Run.model_validate(document)
     except ValidationError as error:
@@ -447,12 +462,6 @@ def load_reward(overrides: Sequence[str]) -> Reward:
         raise _problems("command line", error, prefix=("reward",)) from error
 
 
-def token(environ: Mapping[str, str] = os.environ) -> SecretStr | None:
-    """TEMPSAMP_TOKEN, for a service that runs without a run file; None when unset or empty."""
-    value = environ.get("TEMPSAMP_TOKEN")
-    return SecretStr(value) if value else None
-
-
 def bearer(token: SecretStr | str | None) -> dict[str, str]:
     """HTTP headers that show the token; none without one."""
     secret = token.get_secret_value() if isinstance(token, SecretStr) else token
@@ -462,6 +471,16 @@ def bearer(token: SecretStr | str | None) -> dict[str, str]:
 def dump(run: Run) -> str:
     """The resolved config as JSON, secrets masked; saved with every checkpoint."""
     return run.model_dump_json(indent=2)
+
+
+def _fill_secrets(shared: dict[str, Any], *, environ: Mapping[str, str], source: str) -> None:
+    for field, variable in SECRETS.items():
+        if field in shared:
+            raise ConfigError(
+                f"{source}: shared.{field}: secrets come from the environment ({variable}, or a "
+                f"file that {variable}_FILE names), not from a run file"
+            )
+        shared[field] = secret(variable, environ)
 
 
 def _apply(document: dict[str, Any], override: str) -> None:

@@ -10,9 +10,9 @@ import matplotlib as mpl
 import typer
 from matplotlib.figure import Figure
 
-from common.config import token
 from common.rest.reward_api import ShapeRequest, Shaping
 from common.rest.reward_client import RewardClient
+from common.secrets import tokens
 
 POINTS = 201
 THRESHOLD = 0.8
@@ -45,7 +45,7 @@ def main(
 ) -> None:
     """Ask the service for the curves and write them as SVG, the same bytes each time."""
     scores = tuple(index / (POINTS - 1) for index in range(POINTS))
-    with RewardClient(reward_url, token()) as reward:
+    with RewardClient(reward_url, tokens().of("score")) as reward:
         shaped = {
             alpha2: reward.shape(
                 ShapeRequest(

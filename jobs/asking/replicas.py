@@ -206,7 +206,9 @@ async def ask(client: httpx.AsyncClient, *, request: GenerateRequest) -> Generat
     if answer.status_code in UNAVAILABLE:
         raise NotReady(problem)
     if answer.status_code in UNAUTHORIZED:
-        raise EngineError(f"{problem}; set TEMPSAMP_TOKEN to the replica's token")
+        raise EngineError(
+            f"{problem}; set TEMPSAMP_TOKEN or TEMPSAMP_GENERATE_TOKEN to the replica's"
+        )
     raise Refused(problem, field=field)
 
 

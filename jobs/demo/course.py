@@ -172,7 +172,7 @@ def _held_out(course: Course) -> HeldOut:
         ),
         limit=course.eval_queries,
         concurrency=QUESTIONS_IN_WORK,
-        token=run.shared.token,
+        token=run.shared.tokens.of("generate"),
     )
 
 

@@ -23,6 +23,7 @@ import typer
 
 from common import config
 from common.errors import ConfigError
+from common.secrets import only as secrets_of_child
 from jobs.demo.course import METHODS, Course, Split, console, take
 from jobs.demo.summary import ANSWERS_BEFORE
 from jobs.local.processes import Children, interruptible, run_arguments
@@ -68,8 +69,7 @@ class Demo:
     def environ(self) -> dict[str, str]:
         """What children get beside their arguments."""
         return {
-            "TEMPSAMP_REDIS_PASSWORD": self.password,
-            "TEMPSAMP_TOKEN": self.token,
+            **secrets_of_child(token=self.token, redis_password=self.password),
             # One core each for the engine and the learner of a two-core machine.
             "OMP_NUM_THREADS": "1",
         }

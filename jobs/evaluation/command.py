@@ -19,6 +19,7 @@ from common import config
 from common.config import Run, Video
 from common.errors import ConfigError
 from common.model.folder import fetched
+from common.secrets import tokens
 from jobs.asking.endpoints import check_endpoints
 from jobs.evaluation.benchmarks import BENCHMARKS, benchmarks_named
 from jobs.evaluation.questions import parse_shard
@@ -231,7 +232,7 @@ def _with_endpoints(
     digest = None
     if model is not None:
         digest = checkpoint_digest(fetched(model, knob="--model", say=_said_on(console)).path)
-    token = config.token()
+    token = tokens().of("generate")
 
     async def weights() -> tuple[int, str | None]:
         async with connected(endpoints, token=token) as clients:

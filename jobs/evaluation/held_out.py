@@ -137,7 +137,7 @@ class Validation:
                 mode=settings.mode,
                 limit=settings.limit,
                 concurrency=settings.concurrency,
-                token=run.shared.token,
+                token=run.shared.tokens.of("generate"),
             )
         except ConfigError as error:
             raise ConfigError(f"learner.validation.rows: {settings.rows}: {error}") from error

@@ -30,6 +30,7 @@ from common.errors import ConfigError, EngineError
 from common.messages import ClipRef, GenerateRequest, Mode, Sampling
 from common.model.folder import fetched
 from common.prompts import chat_messages, grounding_problem
+from common.secrets import tokens
 from common.video.sampling import VideoSampling
 from jobs.asking.endpoints import check_endpoints
 from jobs.asking.replicas import Replicas, connected
@@ -225,7 +226,7 @@ def _replicas(
     """Who is asked: running replicas, or one that is started here and ended in any case."""
     if endpoints:
         check_endpoints(endpoints)
-        yield functools.partial(ask, endpoints=endpoints, token=config.token())
+        yield functools.partial(ask, endpoints=endpoints, token=tokens().of("generate"))
         return
     checkpoint = _folder(model, run, with_weights=True)
     if checkpoint is None:

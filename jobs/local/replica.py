@@ -22,6 +22,7 @@ import httpx
 from pydantic import SecretStr
 
 from common.errors import ConfigError, EngineError
+from common.secrets import only as secrets_of_child
 from common.video.sampling import VideoSampling
 from jobs.local.processes import Child, Children, run_arguments
 from jobs.local.redis import free_port
@@ -101,7 +102,7 @@ def started(checkpoint: Path, *, run_file: Path | None, folder: Path) -> Iterato
         child = children.start(
             "replica",
             _command(run_file, checkpoint=checkpoint, port=port),
-            environ={"TEMPSAMP_TOKEN": token},
+            environ=secrets_of_child(token=token),
         )
         yield LocalReplica(f"http://127.0.0.1:{port}", SecretStr(token), children, child)
 

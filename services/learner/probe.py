@@ -43,7 +43,7 @@ def generate_probe(
         answer = httpx.post(
             f"{url}/v1/generate",
             content=body.model_dump_json(),
-            headers={"Content-Type": "application/json", **bearer(shared.token)},
+            headers={"Content-Type": "application/json", **bearer(shared.tokens.of("generate"))},
             timeout=TIMEOUT_S,
         ).raise_for_status()
     except httpx.HTTPError as error:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from pydantic import SecretStr
 
 from common.config import Run
 from common.messages import ReplicaPhase, ReplicaStatus
+from common.secrets import Tokens
 from services.learner.metrics import SERIES, series_of
 
 if TYPE_CHECKING:
@@ -193,10 +193,10 @@ def serving(run: Run) -> Iterator[Status]:
     from common.rest.connections import Connections
     from common.rest.serving import Server, configured, listen, url_of
 
-    settings, token = run.learner, run.shared.token
+    settings, tokens = run.learner, run.shared.tokens
     refuse_open_port(
         settings.metrics_host,
-        token=token,
+        tokens=tokens,
         allow_remote=settings.allow_remote,
         section="learner",
         knob="metrics_host",
@@ -212,7 +212,7 @@ def serving(run: Run) -> Iterator[Status]:
     with listening:
         logger.info("listening", extra={"url": url_of(listening, settings.metrics_host)})
         config = configured(
-            create_app(status, token=token),
+            create_app(status, tokens=tokens),
             connections=Connections(MAX_CONNECTIONS),
             drain_s=1,
             lifespan="off",
@@ -229,8 +229,8 @@ def serving(run: Run) -> Iterator[Status]:
             thread.join(STOP_S)
 
 
-def create_app(status: Status, *, token: SecretStr | None) -> "FastAPI":
-    """The ASGI app; /metrics wants the token where there is one."""
+def create_app(status: Status, *, tokens: Tokens) -> "FastAPI":
+    """The ASGI app; /metrics wants a token, of any role, where there is one."""
     from fastapi import FastAPI, Response
 
     from common.rest.auth import BearerAuth
@@ -238,8 +238,8 @@ def create_app(status: Status, *, token: SecretStr | None) -> "FastAPI":
 
     app = FastAPI(title="TempSamp learner", version="1", docs_url=None, openapi_url=None)
     install_problem_handlers(app)
-    if token is not None:
-        app.add_middleware(BearerAuth, token=token)
+    if tokens.known():
+        app.add_middleware(BearerAuth, tokens=tokens)
     registry = CollectorRegistry()
     registry.register(StatusCollector(status))
 

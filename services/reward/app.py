@@ -17,7 +17,6 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
-from pydantic import SecretStr
 from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,6 +33,7 @@ from common.rest.reward_api import (
     ShapeRequest,
     ShapeResponse,
 )
+from common.secrets import Tokens
 from services.reward.judge import Judge
 from services.reward.metrics import Metrics
 from services.reward.openapi import describe, json_body, refusals
@@ -42,6 +42,7 @@ from services.reward.scorer_process import ScorerBusy
 from services.reward.shaping import shape_all
 
 JSON = "application/json"
+NO_TOKENS = Tokens()
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -56,7 +57,7 @@ Body = Annotated[bytes, Depends(read_body)]
 def create_app(
     settings: Reward | None = None,
     *,
-    token: SecretStr | None = None,
+    tokens: Tokens = NO_TOKENS,
     tasks: Mapping[str, Task] | None = None,
     metrics_dir: str | None = None,
 ) -> FastAPI:
@@ -64,7 +65,8 @@ def create_app(
 
     Args:
         settings: limits; defaults of `[reward]`.
-        token: bearer token wanted on everything but health; None asks for none.
+        tokens: that of the role `score` is wanted, any on what only reports, none on health; where
+            there is none nobody is asked for one.
         tasks: what can be scored; default: built-in tasks and installed entry points.
         metrics_dir: where several workers keep their counters; None with a single worker.
     """
@@ -82,12 +84,12 @@ def create_app(
     app = FastAPI(title="TempSamp-R1 reward service", version="1", lifespan=lifespan)
     install_problem_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    if token is not None:
-        app.add_middleware(BearerAuth, token=token)
+    if tokens.known():
+        app.add_middleware(BearerAuth, tokens=tokens, roles={"/v1/": "score"})
     app.add_middleware(_Observed, metrics=metrics)
     _add_scoring(app, Judge(tasks, settings, metrics))
     _add_reports(app, tasks, metrics)
-    describe(app, tasks=tuple(tasks), secured=token is not None)
+    describe(app, tasks=tuple(tasks), secured=bool(tokens.known()))
     return app
 
 

@@ -13,13 +13,13 @@ import tempfile
 
 import uvicorn
 from fastapi import FastAPI
-from pydantic import SecretStr
 
 from common import logs
 from common.config import Reward
 from common.rest import serving
 from common.rest.auth import refuse_open_port
-from services.reward.app import create_app
+from common.secrets import Tokens
+from services.reward.app import NO_TOKENS, create_app
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +29,12 @@ END_S = 35.0
 """From SIGTERM to the end of the process, whatever a scorer does."""
 
 
-def serve(
-    settings: Reward | None = None, *, token: SecretStr | None = None, run_id: str = "-"
-) -> None:
+def serve(settings: Reward | None = None, *, tokens: Tokens = NO_TOKENS, run_id: str = "-") -> None:
     """Run until a signal comes.
 
     Args:
         settings: `[reward]` of the run file; its defaults without one.
-        token: bearer token that callers must show (`common.config.token()`); None asks for none.
+        tokens: bearer tokens that callers must show (`common.secrets.tokens()`).
         run_id: written on every log line; a service may outlive a run and serve many.
 
     Raises:
@@ -45,7 +43,7 @@ def serve(
     """
     settings = settings or Reward()
     refuse_open_port(
-        settings.host, token=token, allow_remote=settings.allow_remote, section="reward"
+        settings.host, tokens=tokens, allow_remote=settings.allow_remote, section="reward"
     )
     logs.configure("reward", run_id=run_id)
     with contextlib.ExitStack() as owned:
@@ -55,23 +53,21 @@ def serve(
             folder = tempfile.TemporaryDirectory(prefix="tempsamp-reward-")
             metrics_dir = owned.enter_context(folder)
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
-        config = _config(settings, token, run_id, metrics_dir=metrics_dir)
+        config = _config(settings, tokens, run_id, metrics_dir=metrics_dir)
         serving.serve(config, listening, end_s=END_S)
 
 
-def worker_app(
-    settings: Reward, token: SecretStr | None, run_id: str, metrics_dir: str | None
-) -> FastAPI:
+def worker_app(settings: Reward, tokens: Tokens, run_id: str, metrics_dir: str | None) -> FastAPI:
     """What each worker process runs: its own app, its own logging."""
     logs.configure("reward", run_id=run_id)
-    return create_app(settings, token=token, metrics_dir=metrics_dir)
+    return create_app(settings, tokens=tokens, metrics_dir=metrics_dir)
 
 
 def _config(
-    settings: Reward, token: SecretStr | None, run_id: str, *, metrics_dir: str | None
+    settings: Reward, tokens: Tokens, run_id: str, *, metrics_dir: str | None
 ) -> uvicorn.Config:
     return serving.configured(
-        functools.partial(worker_app, settings, token, run_id, metrics_dir),
+        functools.partial(worker_app, settings, tokens, run_id, metrics_dir),
         connections=settings.max_connections,
         drain_s=DRAIN_S,
         factory=True,

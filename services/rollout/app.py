@@ -31,12 +31,20 @@ from common.rest.auth import BearerAuth
 from common.rest.identity import identity_of
 from common.rest.problems import BodyLimit, Problem, install_problem_handlers
 from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
+from common.secrets import Role
 from services.rollout.engine import Engine, EngineDownError
 from services.rollout.metrics import ReplicaCollector
 from services.rollout.replica import Replica
 
 MAX_BODY_BYTES = 4 * 2**20
 """Larger than the parameter list of any model; frames never travel."""
+
+ROLES: dict[str, Role] = {
+    "/v1/generate": "generate",
+    "/v1/weights": "control",
+    "/v1/drain": "control",
+}
+"""By prefix of a path; a token of any role reads /metrics."""
 
 routes = APIRouter()
 
@@ -52,8 +60,8 @@ def create_app(replica: Replica) -> FastAPI:
     app = FastAPI(title="TempSamp rollout", version="1", lifespan=lifespan)
     install_problem_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    if replica.shared.token is not None:
-        app.add_middleware(BearerAuth, token=replica.shared.token)
+    if (tokens := replica.shared.tokens).known():
+        app.add_middleware(BearerAuth, tokens=tokens, roles=ROLES)
     app.state.replica = replica
     app.state.figures = CollectorRegistry()
     app.state.figures.register(
@@ -139,7 +147,8 @@ async def identity(
     nonce: Annotated[str, Query(min_length=32, max_length=128)], replica: Asked
 ) -> ReplicaIdentity:
     """Knows the token, without being told it."""
-    return identity_of(replica.name, url=replica.url, nonce=nonce, token=replica.shared.token)
+    token = replica.shared.tokens.of("control")
+    return identity_of(replica.name, url=replica.url, nonce=nonce, token=token)
 
 
 @routes.get("/v1/weights")

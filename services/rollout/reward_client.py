@@ -56,7 +56,10 @@ class GroupScorer:
         self._shared = shared
         self._attempts = rollout.reward_attempts
         self._client = AsyncRewardClient(
-            shared.reward_url, shared.token, rollout.reward_timeout_s, transport=transport
+            shared.reward_url,
+            shared.tokens.of("score"),
+            rollout.reward_timeout_s,
+            transport=transport,
         )
 
     async def score(self, request: PromptRequest, *, texts: Sequence[str]) -> Scoring:

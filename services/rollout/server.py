@@ -25,9 +25,11 @@ END_S = 35.0
 
 def serve(run: Run) -> None:
     """Run a replica until SIGTERM; exits non-zero when the engine or too many prompts fail."""
-    token = run.shared.token
     refuse_open_port(
-        run.rollout.host, token=token, allow_remote=run.rollout.allow_remote, section="rollout"
+        run.rollout.host,
+        tokens=run.shared.tokens,
+        allow_remote=run.rollout.allow_remote,
+        section="rollout",
     )
     listening = serving.listen(run.rollout.host, run.rollout.port, section="rollout")
     url = serving.url_of(listening, run.rollout.advertise_host or _reachable(run.rollout.host))

@@ -16,12 +16,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from common import config
-from common.rest.auth import TOKEN_VARIABLE, is_loopback
+from common.rest.auth import TOKEN, is_loopback
 from services.reward import server as reward_server
 from services.rollout import replica
 
 ROOT = Path(__file__).resolve().parents[2]
-SECRETS = (TOKEN_VARIABLE, "TEMPSAMP_REDIS_PASSWORD")
+SECRETS = (TOKEN, "TEMPSAMP_REDIS_PASSWORD")
 VARIABLE = re.compile(r"(?<!\$)\$\{(?P<name>\w+)(?P<kind>:-|:\?)?(?P<rest>[^}]*)\}")
 IMAGE = re.compile(r"(?:[a-z0-9-]+/)?[a-z0-9-]+:v?\d[\w.-]*")
 """A name and a version, of whatever registry the engine takes by default."""
@@ -74,7 +74,7 @@ def open_ports(document: Document) -> list[str]:
         for port in service.get("ports", ()):
             host = by_default(port).rpartition(":")[0].rpartition(":")[0]
             fixed = port.startswith("127.0.0.1:")
-            if not is_loopback(host) or not (fixed or TOKEN_VARIABLE in service["environment"]):
+            if not is_loopback(host) or not (fixed or TOKEN in service["environment"]):
                 found.append(f"{name} {port}")
     return found
 
@@ -194,7 +194,7 @@ def test_whoever_is_waited_for_has_a_healthcheck(document: Document) -> None:
 
 def test_compose_stops_when_a_secret_is_missing(document: Document) -> None:
     services = document["services"]
-    assert TOKEN_VARIABLE in services["reward"]["environment"]
+    assert TOKEN in services["reward"]["environment"]
     assert "TEMPSAMP_REDIS_PASSWORD" in services["redis"]["environment"]
     assert optional_secrets(document) == []
 
@@ -204,7 +204,7 @@ def test_compose_stops_when_a_secret_is_missing(document: Document) -> None:
 )
 def test_a_secret_with_a_way_around_is_noticed(document: Document, use: str) -> None:
     broken = copy.deepcopy(document)
-    broken["services"]["reward"]["environment"][TOKEN_VARIABLE] = use
+    broken["services"]["reward"]["environment"][TOKEN] = use
     assert optional_secrets(broken) == [use]
 
 

@@ -20,6 +20,7 @@ from common.rest.reward_api import (
     to_message,
 )
 from common.rest.reward_client import AsyncRewardClient, RewardClient
+from common.secrets import Tokens
 from services.reward.app import create_app
 from tests.fixtures.reward_server import reward_server
 
@@ -65,7 +66,7 @@ async def test_a_refusal_is_a_reward_error_with_the_services_words(connect: Make
 
 
 async def test_a_token_is_sent() -> None:
-    transport = httpx.ASGITransport(app=create_app(token=SecretStr("sesame")))
+    transport = httpx.ASGITransport(app=create_app(tokens=Tokens(general=SecretStr("sesame"))))
     async with AsyncRewardClient("http://test", "sesame", transport=transport) as reward:
         await reward.score(REQUEST)
     async with AsyncRewardClient("http://test", SecretStr("x"), transport=transport) as reward:

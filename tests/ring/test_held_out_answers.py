@@ -32,7 +32,7 @@ def held_out(ring: Ring, rows: Path, *, video_root: Path, token: str | None = No
         rows,
         video=shared.video,
         sampling=AnswerSampling(max_tokens={"answer": 18}, num_samples=4, sampled="clips", seed=0),
-        token=shared.token if token is None else SecretStr(token),
+        token=shared.tokens.of("generate") if token is None else SecretStr(token),
     )
 
 

@@ -160,6 +160,6 @@ def test_late_joiner_waits_for_weights_and_a_dead_replica_is_dropped(
     assert len(publisher.member_urls()) == 1
     assert publisher.member_urls() != [newcomer.url]
     (url,) = publisher.member_urls()
-    answer = httpx.get(f"{url}/v1/weights", headers=bearer(ring.run().shared.token))
+    answer = httpx.get(f"{url}/v1/weights", headers=bearer(ring.run().shared.tokens.of("control")))
     served = ReplicaStatus.model_validate_json(answer.content)
     assert (served.version, served.run_tag) == (3, RUN_TAG)

@@ -226,7 +226,7 @@ class _Courier:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, daemon=True, name="courier")
         self._thread.start()
-        self._peers = self._run(_made(Peers, shared.token))
+        self._peers = self._run(_made(Peers, shared.tokens.of("control")))
         self._delivery = Delivery(
             peers=self._peers,
             host=learner.host,

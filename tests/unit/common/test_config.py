@@ -11,6 +11,7 @@ import pytest
 from common import config
 from common.config import Run
 from common.errors import ConfigError
+from common.secrets import ROLES, VARIABLES
 
 ROOT = Path(__file__).parents[3]
 MINIMAL = """
@@ -155,14 +156,27 @@ class TestSecrets:
         assert shared.token.get_secret_value() == "opensesame"
 
     def test_are_refused_in_the_file(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="secrets come from the environment"):
-            load(tmp_path, MINIMAL, "shared.redis_password=hunter2")
+        for field, variable in config.SECRETS.items():
+            words = rf"shared\.{field}: secrets come from the environment \({variable}, "
+            with pytest.raises(ConfigError, match=words) as refused:
+                load(tmp_path, MINIMAL, f"shared.{field}=hunter2")
+            assert "hunter2" not in str(refused.value)
+
+    def test_roles_have_the_token_of_all_or_their_own(self, tmp_path: Path) -> None:
+        environ = self.ENVIRON | {"TEMPSAMP_CONTROL_TOKEN": "abracadabra"}
+        tokens = load(tmp_path, environ=environ).shared.tokens
+        shown = {role: tokens.of(role) for role in ROLES}
+        assert {role: token and token.get_secret_value() for role, token in shown.items()} == {
+            "control": "abracadabra",
+            "generate": "opensesame",
+            "score": "opensesame",
+        }
 
     def test_never_show_in_the_saved_config(self, tmp_path: Path) -> None:
-        run = load(tmp_path, environ=self.ENVIRON)
-        text = config.dump(run) + repr(run)
-        assert "hunter2" not in text
-        assert "opensesame" not in text
+        given = {name: f"secret-{number}" for number, name in enumerate(VARIABLES)}
+        run = load(tmp_path, environ=given)
+        text = config.dump(run) + repr(run) + repr(run.shared.tokens) + str(run.shared)
+        assert not [value for value in given.values() if value in text]
         assert json.loads(config.dump(run))["shared"]["run_id"] == "demo"
 
 
