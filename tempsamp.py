@@ -99,6 +99,10 @@ def rollout_serve(config_file: ConfigFile, overrides: Overrides = None) -> None:
     from common import config
 
     run = config.load(config_file, overrides=overrides or ())
+    if run.rollout.weights == "learner":
+        from common.queue.access import refuse_open_redis
+
+        refuse_open_redis(run.shared)
     _fetch_model(run, service="rollout")
     from services.rollout.server import serve
 
@@ -115,8 +119,10 @@ def learner(
 ) -> None:
     """Start the learner; under torchrun for several ranks (`torchrun -m tempsamp learner …`)."""
     from common import config
+    from common.queue.access import refuse_open_redis
 
     run = config.load(config_file, overrides=overrides or ())
+    refuse_open_redis(run.shared)
     _fetch_model(run, service="learner")
     from services.learner.train import train
 

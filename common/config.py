@@ -17,7 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from common.errors import ConfigError
 from common.messages import Mode, Sampling
-from common.secrets import REDIS_PASSWORD, ROLES, TOKEN, TOKEN_OF, Tokens, secret
+from common.secrets import (
+    REDIS_PASSWORD,
+    ROLES,
+    TOKEN,
+    TOKEN_OF,
+    Tokens,
+    has_credentials,
+    secret,
+)
 from common.video.sampling import VideoSampling
 
 Strategy = Literal["none", "mixed", "downscale", "anchor", "shaping", "sft"]
@@ -95,7 +103,13 @@ class Shared(Section):
     """What the run starts from: a Hugging Face checkpoint folder, or an id of the hub with or
     without revision (`Qwen/Qwen3-VL-4B-Instruct@main`); `common.model.folder` finds it."""
     redis_url: str = "redis://127.0.0.1:6379/0"
-    """Without a password: that comes from TEMPSAMP_REDIS_PASSWORD."""
+    """Without a password: that comes from TEMPSAMP_REDIS_PASSWORD. rediss:// is TLS."""
+    redis_user: str | None = None
+    """ACL user; None: Redis' own `default`. Each service may have another one."""
+    redis_ca: Path | None = None
+    """File of the CA that signed the server's certificate; None: those that the system trusts."""
+    redis_allow_open: bool = False
+    """Use a Redis on another machine without a password."""
     reward_url: str = "http://127.0.0.1:8100"
     seed: Count = 0
     strategy: Strategy = "shaping"
@@ -116,6 +130,19 @@ class Shared(Section):
     control_token: SecretStr | None = None
     generate_token: SecretStr | None = None
     score_token: SecretStr | None = None
+
+    @model_validator(mode="after")
+    def _urls_hold_no_secret(self) -> Self:
+        for knob, url, instead in (
+            ("redis_url", self.redis_url, f"{REDIS_PASSWORD} and shared.redis_user"),
+            ("reward_url", self.reward_url, f"{TOKEN} or {TOKEN_OF['score']}"),
+        ):
+            if has_credentials(url):
+                raise ValueError(
+                    f"shared.{knob}: found a user or a password in it, wanted none, as it is "
+                    f"logged and saved with checkpoints: {instead}"
+                )
+        return self
 
     @property
     def tokens(self) -> Tokens:
@@ -508,7 +535,7 @@ def _none_from_word(value: Any) -> Any:
         optional = {
             *("importance_cap", "dual_clip", "kv_cache_bytes"),
             *("advertise_host", "replica", "gpu_wait_s"),
-            *("max_clip_pixels", "max_clip_frames"),
+            *("max_clip_pixels", "max_clip_frames", "redis_user", "redis_ca"),
         }
         return {
             key: None if key in optional and item == "none" else _none_from_word(item)

@@ -85,6 +85,13 @@ def secret(name: str, environ: Mapping[str, str] = os.environ) -> SecretStr | No
     return SecretStr(_checked(value, name)) if value else None
 
 
+def has_credentials(url: str) -> bool:
+    """Whether a user or a password stands in a URL, well-formed or not."""
+    path_may_hold_an_at = url.startswith("unix://")
+    suspect = url.removeprefix("unix://").partition("/")[0] if path_may_hold_an_at else url
+    return "@" in suspect or "password=" in url
+
+
 def only(*, token: str, redis_password: str | None = None) -> dict[str, str]:
     """Environment of a child that knows this token for every role, whatever its parent knows."""
     names = [*VARIABLES, *(f"{name}_FILE" for name in VARIABLES)]

@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 from common.config import Shared
 from common.errors import ConfigError, QueueError
 from common.messages import DeadLetter, PromptRequest, ReplicaStatus, ScoredGroup
+from common.queue.access import connection_options
 from common.queue.stream_entries import (
     DROP_RUN,
     HOLD_RUN,
@@ -52,6 +53,8 @@ DEAD_LETTERS_KEPT = 10_000
 FORGET_REPLICA_S = 3600
 OLDEST_SERVER = (6, 2)
 
+UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+"""In OpenSSL's words; waiting does not mend it."""
 _OUTAGE = (redis_errors.ConnectionError, redis_errors.TimeoutError)
 _REFUSED = (redis_errors.AuthenticationError, redis_errors.AuthorizationError)
 
@@ -62,9 +65,22 @@ class Broker:
     """The messages of one run. One instance a process, used from one event loop."""
 
     def __init__(
-        self, redis_url: str, *, run_id: str, password: str | None = None, outage_s: float = 120.0
+        self,
+        redis_url: str,
+        *,
+        run_id: str,
+        password: str | None = None,
+        outage_s: float = 120.0,
+        **connection: Any,
     ) -> None:
-        """Contact nothing yet; `outage_s`: how long a call bears an unreachable Redis.
+        """Contact nothing yet.
+
+        Args:
+            redis_url: without secrets.
+            run_id: prefix of every key.
+            password: of the user.
+            outage_s: how long a call bears an unreachable Redis.
+            connection: user and TLS, as `common.queue.access` gives them.
 
         Raises:
             ConfigError: the URL is not one.
@@ -73,6 +89,7 @@ class Broker:
             self._redis: Redis = Redis.from_url(
                 redis_url,
                 password=password,
+                **connection,
                 decode_responses=True,
                 protocol=2,
                 socket_timeout=SOCKET_TIMEOUT_S,
@@ -93,13 +110,12 @@ class Broker:
 
     @classmethod
     def of(cls, shared: Shared) -> "Broker":
-        """The broker of the run that `[shared]` describes."""
-        password = shared.redis_password
-        return cls(
-            shared.redis_url,
-            run_id=shared.run_id,
-            password=password.get_secret_value() if password else None,
-        )
+        """The broker of the run that `[shared]` describes.
+
+        Raises:
+            ConfigError: that Redis must not be used like this.
+        """
+        return cls(shared.redis_url, run_id=shared.run_id, **connection_options(shared))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -390,6 +406,11 @@ class Broker:
                     f"{self._where} refuses this password: {error}; set TEMPSAMP_REDIS_PASSWORD"
                 ) from error
             except _OUTAGE as error:
+                if UNTRUSTED in str(error):
+                    raise QueueError(
+                        f"{self._where} has a certificate that is not trusted: {error}; wanted one "
+                        "of its name, signed by shared.redis_ca or a CA of the system"
+                    ) from error
                 if time.monotonic() + pause_s > give_up_at:
                     raise QueueError(
                         f"{self._where}: no answer for {patience_s:.0f} s ({error}); "

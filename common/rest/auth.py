@@ -4,7 +4,6 @@ Every service uses it: `refuse_open_port` before the port opens, `BearerAuth` af
 """
 
 import hmac
-import ipaddress
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -12,21 +11,12 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from common.errors import ConfigError
+from common.rest.address import is_loopback
 from common.rest.problems import Problem, problem_response
 from common.secrets import ROLES, TOKEN, TOKEN_OF, Role, Tokens
 
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/v1/identity"})
 """Answered without a token: orchestrators probe them, and the learner asks for a proof."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server bound to `host`; of names, only localhost."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def refuse_open_port(

@@ -1,0 +1,85 @@
+"""How the run's Redis may be reached: address, password, user and TLS of `[shared]`, judged.
+
+    refuse_open_redis(shared)   # before anything is loaded; `Broker.of` asks again
+
+Whoever can write to that Redis tells replicas what to answer and the learner which replicas there
+are, so off loopback it wants a password. Redis itself is not contacted here.
+"""
+
+from typing import Any
+from urllib.parse import SplitResult, parse_qs, urlsplit
+
+from common.config import Shared
+from common.errors import ConfigError
+from common.rest.address import is_loopback
+from common.secrets import REDIS_PASSWORD
+
+SCHEMES = ("redis", "rediss", "unix")
+TLS = "rediss"
+ONE_OF_OURS = {
+    "username": "shared.redis_user",
+    "ssl_ca_certs": "shared.redis_ca",
+    "password": REDIS_PASSWORD,
+}
+"""What redis-py would also read from a URL, and where it belongs."""
+
+
+def refuse_open_redis(shared: Shared) -> None:
+    """Raises when the run's Redis must not be used like this.
+
+    Raises:
+        ConfigError: a URL of another kind, a setting in it that has its own place, off loopback
+            without a password, or a CA without TLS. Nothing secret is shown.
+    """
+    url = _split(shared.redis_url)
+    for name in parse_qs(url.query):
+        if name in ONE_OF_OURS or name.startswith("ssl_"):
+            place = ONE_OF_OURS.get(name, "rediss:// and shared.redis_ca, which verify")
+            raise ConfigError(f"shared.redis_url: found {name} in it, wanted {place}")
+    if shared.redis_ca is not None and url.scheme != TLS:
+        raise ConfigError(
+            f"shared.redis_ca: found {shared.redis_ca} while shared.redis_url is {url.scheme}://, "
+            "wanted rediss://"
+        )
+    if shared.redis_ca is not None and not shared.redis_ca.is_file():
+        raise ConfigError(f"shared.redis_ca: found no file {shared.redis_ca}")
+    here = url.scheme == "unix" or is_loopback(url.hostname or "localhost")
+    if here or shared.redis_password is not None or shared.redis_allow_open:
+        return
+    raise ConfigError(
+        f"shared.redis_url: found {url.hostname!r} and no password: anybody who reaches that Redis "
+        f"could steer the run; set {REDIS_PASSWORD} (or {REDIS_PASSWORD}_FILE) there and here, or "
+        "shared.redis_allow_open = true"
+    )
+
+
+def connection_options(shared: Shared) -> dict[str, Any]:
+    """What the client needs beside the URL.
+
+    Raises:
+        ConfigError: see `refuse_open_redis`.
+    """
+    refuse_open_redis(shared)
+    password = shared.redis_password
+    options: dict[str, Any] = {
+        "username": shared.redis_user,
+        "password": password.get_secret_value() if password else None,
+    }
+    if _split(shared.redis_url).scheme == TLS:
+        options |= {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+        if shared.redis_ca is not None:
+            options["ssl_ca_certs"] = str(shared.redis_ca)
+    return options
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigError(f"shared.redis_url: found {url!r}: {error}") from error
+    if parts.scheme not in SCHEMES:
+        raise ConfigError(
+            f"shared.redis_url: found {url!r}, wanted redis://HOST:PORT/0, rediss:// or unix://"
+        )
+    return parts
