@@ -134,6 +134,22 @@ def learner(
     train(run, resume=resume, validate=validate)
 
 
+@app.command("status", cls=Leaf, rich_help_panel=SERVICES)
+def status() -> Command:
+    """Show the replicas, the learner and the queues of a run."""
+    from jobs.fleet.status import command
+
+    return command
+
+
+@app.command("drain", cls=Leaf, rich_help_panel=SERVICES)
+def drain() -> Command:
+    """Take one replica out of the ring, in order."""
+    from jobs.fleet.drain import command
+
+    return command
+
+
 @app.command("demo", cls=Leaf, rich_help_panel=JOBS)
 def demo() -> Command:
     """Run the whole ring on this machine: clips, services, training, report."""

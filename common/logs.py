@@ -8,6 +8,7 @@ import datetime
 import json
 import logging
 import sys
+import time
 from typing import TextIO
 
 _BUILT_IN = {
@@ -15,6 +16,8 @@ _BUILT_IN = {
     *("message", "asctime", "taskName", "color_message"),
 }
 """Attributes that are not a caller's extras; color_message is uvicorn's copy of the message."""
+LONGEST_CHARS = 500
+"""Of what is remembered of a problem."""
 _OURS = ("common", "services", "jobs")
 
 
@@ -43,6 +46,30 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+class LastProblem(logging.Handler):
+    """Remembers the last warning or error of this process, for who asks a service how it is."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.event = ""
+        self.error: str | None = None
+        self.at_s: float | None = None
+        """On the monotonic clock; None before the first."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by logging."""
+        said = vars(record).get("error")
+        if said is None and record.exc_info and record.exc_info[1] is not None:
+            said = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+        self.event = record.getMessage()[:LONGEST_CHARS]
+        self.error = None if said is None else str(said)[:LONGEST_CHARS]
+        self.at_s = time.monotonic()
+
+
+LAST_PROBLEM = LastProblem()
+"""Of this process, from `configure` on."""
+
+
 def configure(
     service: str,
     *,
@@ -58,6 +85,6 @@ def configure(
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter(service=service, run_id=run_id, **constants))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.basicConfig(handlers=[handler, LAST_PROBLEM], level=logging.WARNING, force=True)
     for package in _OURS:
         logging.getLogger(package).setLevel(level)

@@ -1,4 +1,4 @@
-"""Rank 0's face to who watches a run: GET /metrics, /healthz, /readyz from a thread of its own.
+"""Rank 0's face to who watches a run: GET /metrics, /v1/status and probes, from a thread.
 
 `train` reports each step line, `desk` queues and replicas; `metrics.SERIES` says as what they are
 shown. Training never waits for a scrape: both sides hold a lock for as long as it takes to copy
@@ -21,7 +21,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from common.config import Run
+from common.logs import LAST_PROBLEM
 from common.messages import ReplicaPhase, ReplicaStatus
+from common.rest.fleet_api import LearnerReport, problem_of
 from common.secrets import Tokens
 from services.learner.metrics import SERIES, series_of
 
@@ -62,6 +64,7 @@ class Status:
         self._waited_s = 0.0
         """Waited for the step at work, which no line has reported yet."""
         self._last_step_s = math.nan
+        self._num_steps = 0
 
     @property
     def phase(self) -> Phase:
@@ -87,6 +90,7 @@ class Status:
         """A whole step line."""
         with self._lock:
             self._take(line)
+            self._num_steps += 1
             self._waited_s, self._last_step_s = 0.0, time.monotonic()
 
     def saw(self, replicas: Sequence[ReplicaStatus]) -> None:
@@ -136,6 +140,29 @@ class Status:
                 value=float(self._phase == "training"),
             ),
         ]
+
+    def report(self) -> LearnerReport:
+        """What `tempsamp status` shows."""
+        with self._lock:
+            step = self._value("tempsamp_learner_step")
+            wall_s = sum(self._values[name].get((), 0.0) for name in LAPS)
+            steps = self._num_steps
+            age_s = time.monotonic() - self._last_step_s
+            version = self._value("tempsamp_learner_policy_version")
+            return LearnerReport(
+                phase=self._phase,
+                step=None if step is None else int(step),
+                version=None if version is None else int(version),
+                staleness_steps_mean=self._value(
+                    "tempsamp_learner_staleness_steps", ("over", "mean")
+                ),
+                step_s=wall_s / steps if steps else None,
+                last_step_age_s=None if math.isnan(age_s) else age_s,
+                last_problem=problem_of(LAST_PROBLEM),
+            )
+
+    def _value(self, name: str, *labels: tuple[str, str]) -> float | None:
+        return self._values[name].get(labels)
 
     def _take(self, figures: Mapping[str, float]) -> None:
         for key, value in figures.items():
@@ -254,6 +281,11 @@ def create_app(status: Status, *, tokens: Tokens) -> "FastAPI":
         if status.phase != "training":
             raise Problem(503, f"the learner is {status.phase}")
         return {"status": status.phase}
+
+    @app.get("/v1/status")
+    async def report() -> LearnerReport:
+        """How it is doing, for people."""
+        return status.report()
 
     @app.get("/metrics")
     async def metrics() -> Response:

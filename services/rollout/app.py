@@ -5,7 +5,8 @@
     POST /v1/weights/update    receive, verify and serve a version
     POST /v1/weights/leave     give up a transfer and the group
     GET  /v1/identity          proof of being ours, for who is about to show a token
-    GET  /v1/weights /healthz /readyz /metrics
+    POST /v1/drain             claim nothing more, finish what is in work, end
+    GET  /v1/weights /v1/status /healthz /readyz /metrics
 
 /healthz answers at once, /readyz when the engine is loaded, /readyz?serving=true when a verified
 version is served as well. The learner's publish calls join and update.
@@ -28,10 +29,11 @@ from common.messages import (
     ReplicaStatus,
 )
 from common.rest.auth import BearerAuth
+from common.rest.fleet_api import ReplicaReport
 from common.rest.identity import identity_of
 from common.rest.problems import BodyLimit, Problem, install_problem_handlers
-from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
 from common.secrets import Role
+from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
 from services.rollout.engine import Engine, EngineDownError
 from services.rollout.metrics import ReplicaCollector
 from services.rollout.replica import Replica
@@ -155,6 +157,19 @@ async def identity(
 async def weights_status(replica: Asked) -> ReplicaStatus:
     """Which generation and version this replica serves."""
     return replica.status
+
+
+@routes.post("/v1/drain", status_code=202)
+async def drain(replica: Asked) -> ReplicaStatus:
+    """Take this replica out of the ring; its process ends within 20 s and exits with 0."""
+    replica.drain()
+    return replica.status
+
+
+@routes.get("/v1/status")
+async def report(replica: Asked) -> ReplicaReport:
+    """How it is doing, for people."""
+    return replica.report
 
 
 @routes.get("/healthz")

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar, get_args
@@ -15,6 +15,7 @@ from common.messages import ReplicaPhase, ReplicaStatus, ScoredGroup
 
 Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)
 
+RATE_WINDOW_S = 30.0
 STAGES = ("decode", "generate", "score")
 FAILURE_KINDS = {"video": VideoError, "engine": EngineError, "queue": QueueError}
 
@@ -51,6 +52,29 @@ class Counters:
         self.failed_prompts += 1
         self.failures_in_a_row += 1
         self.failures[next(kinds, "other")] += 1
+
+
+class Rate:
+    """How fast a total grew over the last while."""
+
+    def __init__(self, window_s: float = RATE_WINDOW_S) -> None:
+        self._window_s = window_s
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def saw(self, total: int, *, now_s: float | None = None) -> None:
+        """The total now, on the monotonic clock."""
+        now_s = time.monotonic() if now_s is None else now_s
+        self._seen.append((now_s, total))
+        while len(self._seen) > 2 and self._seen[1][0] <= now_s - self._window_s:
+            self._seen.popleft()
+
+    @property
+    def per_s(self) -> float:
+        """0 before the total was seen twice."""
+        if len(self._seen) < 2:
+            return 0.0
+        (first_s, first), (last_s, last) = self._seen[0], self._seen[-1]
+        return (last - first) / max(last_s - first_s, 1e-9)
 
 
 class ReplicaCollector(Collector):

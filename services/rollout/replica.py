@@ -12,18 +12,20 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from common.config import Rollout, Run, Shared
 from common.errors import TempSampError
+from common.logs import LAST_PROBLEM
 from common.messages import HeldWeights, ReplicaPhase, ReplicaStatus
 from common.queue.broker import Broker
+from common.rest.fleet_api import ReplicaReport, problem_of
 from common.video.limits import ClipLimits
 from common.video.loader import ClipLoader
 from services.rollout.engine import Engine, EngineDownError
 from services.rollout.gate import Gate
 from services.rollout.gpu import claim
-from services.rollout.metrics import Counters
+from services.rollout.metrics import Counters, Rate
 from services.rollout.reward_client import GroupScorer
 from services.rollout.weights import Weights
 from services.rollout.worker import Worker
@@ -39,10 +41,16 @@ LAST_WORDS_S = 1.0
 """For leaving the registry, when requests took all of that."""
 
 
+def end_process() -> None:
+    """As SIGTERM does."""
+    signal.raise_signal(signal.SIGTERM)
+
+
 class Replica:
     """Everything one replica owns, from engine to registry entry."""
 
-    def __init__(self, run: Run, *, url: str) -> None:
+    def __init__(self, run: Run, *, url: str, end: Callable[[], None] = end_process) -> None:
+        """Nothing is loaded yet; `end` is what a drained replica does."""
         self.shared: Shared = run.shared
         self.rollout: Rollout = run.rollout
         self.url = url
@@ -57,6 +65,8 @@ class Replica:
         self._engine: Engine | None = None
         self._weights: Weights | None = None
         self._worker: Worker | None = None
+        self._end = end
+        self._rate = Rate()
         self._stopping = asyncio.Event()
         self._stopped_s: float | None = None
         self._released = asyncio.Event()
@@ -152,6 +162,12 @@ class Replica:
         if self._worker is not None:
             self._worker.stop()
 
+    def drain(self) -> None:
+        """Finish what is in work, leave the registry, and end the process."""
+        logger.info("asked to drain")
+        self.stop()
+        self._end()
+
     def _drain_left_s(self) -> float:
         if not self.is_working or self._stopped_s is None:
             return 0.0
@@ -209,6 +225,17 @@ class Replica:
             return "serving"
         return self.phase
 
+    @property
+    def report(self) -> ReplicaReport:
+        """What `tempsamp status` shows."""
+        return ReplicaReport(
+            status=self.status,
+            tokens_per_s=self._rate.per_s,
+            generates_in_work=self.gate.in_work,
+            generates_waiting=self.gate.waiting,
+            last_problem=problem_of(LAST_PROBLEM),
+        )
+
     async def _withdraw(self, broker: Broker) -> None:
         """Leave the registry now rather than when the lease ends; Redis may be gone by then."""
         with contextlib.suppress(TimeoutError, TempSampError):
@@ -218,6 +245,7 @@ class Replica:
         """Renew the registry entry; an engine that died ends the replica."""
         while True:
             await self.engine.check_health()
+            self._rate.saw(self.status.generated_tokens)
             await broker.announce(self.status, ttl_s=self.rollout.registry_ttl_s)
             await self._pause(self.rollout.registry_ttl_s / 4)
 
@@ -233,4 +261,4 @@ class Replica:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failure = error
             logger.error("replica stops", exc_info=error)
-            signal.raise_signal(signal.SIGTERM)
+            self._end()

@@ -50,6 +50,7 @@ def test_every_command_is_in_the_tree() -> None:
         "data inspect",
         "data preprocess",
         "demo",
+        "drain",
         "eval",
         "eval score",
         "ground",
@@ -59,6 +60,7 @@ def test_every_command_is_in_the_tree() -> None:
         "reward serve",
         "rollout",
         "rollout serve",
+        "status",
     }
 
 
@@ -95,6 +97,8 @@ def completed(line: str) -> list[str]:
     ("line", "offered"),
     [
         ("tempsamp da", ["data"]),
+        ("tempsamp status --js", ["--json"]),
+        ("tempsamp drain --no-w", ["--no-wait"]),
         ("tempsamp data con", ["convert"]),
         ("tempsamp data convert --inp", ["--input"]),
         ("tempsamp eval sc", ["score"]),

@@ -107,7 +107,7 @@ class Peers:
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         try:
             response = await self._http.request(method, url, timeout=timeout, **more)  # type: ignore[arg-type]
-        except Exception as error:  # noqa: BLE001  # whatever an address from the registry brings up
+        except Exception as error:  # whatever an address from the registry brings up
             raise PeerError(f"{url}: {error!r}", is_own_fault=True) from error
         if not response.is_success:
             raise PeerError(

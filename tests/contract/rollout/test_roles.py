@@ -41,10 +41,12 @@ JOIN = {
         ("POST", "/v1/weights/join", "control"),
         ("POST", "/v1/weights/update", "control"),
         ("GET", "/v1/weights", "control"),
+        ("POST", "/v1/drain", "control"),
     ],
 )
 async def test_a_replica_s_routes_want_their_role(method: str, path: str, role: str) -> None:
     replica, _ = stub_replica(environ=ENVIRON)
+    replica._end = lambda: None
     transport = httpx.ASGITransport(create_app(replica))
     statuses = {}
     async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
@@ -65,7 +67,7 @@ async def test_every_route_of_a_replica_has_a_role_or_only_reports() -> None:
     replica, _ = stub_replica(environ=ENVIRON)
     paths = {route.path for route in create_app(replica).routes}  # type: ignore[attr-defined]
     without = {path for path in paths if not path.startswith(tuple(ROLES))}
-    reports = {"/healthz", "/readyz", "/metrics"}
+    reports = {"/healthz", "/readyz", "/metrics", "/v1/status"}
     pages = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
     assert without == reports | pages
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from common.logs import configure
+from common.logs import LONGEST_CHARS, LastProblem, configure
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +88,21 @@ def test_configuring_again_replaces_the_first() -> None:
     logging.getLogger("services").warning("loud")
     assert first.getvalue() == ""
     assert [line["event"] for line in lines(second)] == ["loud"]
+
+
+def test_the_last_problem_is_remembered_with_its_reason() -> None:
+    last = LastProblem()
+    logger = logging.getLogger("tests.last_problem")
+    logger.addHandler(last)
+    try:
+        logger.info("nothing")
+        assert last.at_s is None
+        logger.warning("prompt failed", extra={"error": "no frames"})
+        assert (last.event, last.error) == ("prompt failed", "no frames")
+        logger.error("crashed", exc_info=ValueError("x" * 1000))
+        assert last.event == "crashed"
+        assert last.error is not None
+        assert last.error.startswith("ValueError: xxx")
+        assert len(last.error) == LONGEST_CHARS
+    finally:
+        logger.removeHandler(last)

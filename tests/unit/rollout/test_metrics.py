@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from common.errors import EngineError, QueueError, VideoError
 from common.messages import ReplicaStatus, Unscored
-from services.rollout.metrics import Counters, ReplicaCollector
+from services.rollout.metrics import Counters, Rate, ReplicaCollector
 from tests.fixtures import wire
 
 STATUS = ReplicaStatus(
@@ -77,3 +77,16 @@ def test_a_replica_that_loads_shows_zeros_and_its_phase() -> None:
     assert shown.get_sample_value("tempsamp_rollout_unscored_answers_total") == 0
     age_s = shown.get_sample_value("tempsamp_rollout_last_group_age_seconds")
     assert age_s != age_s, "NaN: no work yet"
+
+
+def test_a_rate_is_that_of_the_last_while() -> None:
+    rate = Rate(window_s=10)
+    assert rate.per_s == 0
+    rate.saw(100, now_s=0)
+    assert rate.per_s == 0
+    rate.saw(200, now_s=5)
+    assert rate.per_s == 20
+    for now_s in range(10, 60, 5):
+        rate.saw(200, now_s=now_s)
+    assert rate.per_s == 0, "what it did long ago is forgotten"
+    assert len(rate._seen) <= 4

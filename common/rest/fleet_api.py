@@ -1,0 +1,52 @@
+"""What services say of themselves at GET /v1/status: `ReplicaReport`, `LearnerReport`.
+
+`tempsamp status` puts them into a table; a token of any role is enough. Unlike the registry's
+`ReplicaStatus` they cost nothing while nobody asks.
+"""
+
+import time
+
+from common.logs import LastProblem
+from common.messages import Message, ReplicaStatus
+
+
+class ProblemReport(Message):
+    """The last warning or error in a process's log."""
+
+    event: str
+    error: str | None = None
+    age_s: float
+
+
+class ReplicaReport(Message):
+    """Of one replica."""
+
+    status: ReplicaStatus
+    tokens_per_s: float
+    """Over the last half minute, of the ring's prompts."""
+    generates_in_work: int
+    """Requests of /v1/generate."""
+    generates_waiting: int
+    last_problem: ProblemReport | None = None
+
+
+class LearnerReport(Message):
+    """Of rank 0."""
+
+    phase: str
+    step: int | None = None
+    version: int | None = None
+    """Last published."""
+    staleness_steps_mean: float | None = None
+    """Of the groups of the last step."""
+    step_s: float | None = None
+    """Wall time of all steps so far, divided by their number."""
+    last_step_age_s: float | None = None
+    last_problem: ProblemReport | None = None
+
+
+def problem_of(last: LastProblem) -> ProblemReport | None:
+    """What a log remembers, with its age."""
+    if last.at_s is None:
+        return None
+    return ProblemReport(event=last.event, error=last.error, age_s=time.monotonic() - last.at_s)

@@ -1,0 +1,77 @@
+"""`tempsamp drain REPLICA`: one replica finishes what is in work, leaves the ring, and ends.
+
+    name -> registry -> POST /v1/drain -> gone from the registry
+
+A supervisor that starts whatever ends starts it again: scale it down there.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+
+from common import config
+from common.config import Run
+from common.errors import ConfigError, EngineError
+from common.secrets import Tokens, tokens
+from jobs.fleet.services import checked_url, found, opened, shown
+
+TIMEOUT_S = 10.0
+GONE_TIMEOUT_S = 60.0
+"""A replica takes 35 s at most (services/rollout/server.py); the rest is for a slow Redis."""
+POLL_S = 0.25
+
+
+def command(
+    replica: Annotated[str, typer.Argument(help="Its name, or how that begins; or its URL.")],
+    run_file: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The run's TOML file, to look a name up.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="section.key=value, over the file; may be repeated."),
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Wait until it is gone; by name only.")] = True,
+) -> None:
+    """Take a replica out of the ring; what it has in work is finished or handed back."""
+    if "://" in replica:
+        url = checked_url(replica, knob="REPLICA")
+        _drain(url, tokens())
+        typer.echo(f"{url} drains")
+        return
+    if run_file is None:
+        raise ConfigError(f"--config: found none, wanted a run file to look {replica!r} up")
+    run = config.load(run_file, overrides=overrides or ())
+    status = asyncio.run(found(run, replica))
+    _drain(status.url, run.shared.tokens)
+    typer.echo(f"{status.replica} drains")
+    if wait:
+        asyncio.run(_until_gone(run, status.replica))
+        typer.echo(f"{status.replica} is gone")
+
+
+def _drain(url: str, known: Tokens) -> None:
+    try:
+        answer = httpx.post(f"{url}/v1/drain", headers=shown(known, "control"), timeout=TIMEOUT_S)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise EngineError(f"{url}: {type(error).__name__}: {error}") from error
+    if answer.status_code in (401, 403):
+        raise EngineError(
+            f"{url}: found status {answer.status_code}; set TEMPSAMP_TOKEN or "
+            "TEMPSAMP_CONTROL_TOKEN to the replica's"
+        )
+    if not answer.is_success:
+        raise EngineError(f"{url}: found status {answer.status_code}: {answer.text[:200]}")
+
+
+async def _until_gone(run: Run, name: str) -> None:
+    deadline_s = time.monotonic() + GONE_TIMEOUT_S
+    async with opened(run) as broker:
+        while time.monotonic() < deadline_s:
+            if name not in {status.replica for status in await broker.replicas()}:
+                return
+            await asyncio.sleep(POLL_S)
+    raise EngineError(f"{name} is still there after {GONE_TIMEOUT_S:.0f} s; its log says why")

@@ -1,0 +1,191 @@
+"""What the services of a run say of themselves: registry, queues, GET /v1/status → `Fleet`.
+
+    run file -> look(run) -> Fleet, which `jobs.fleet.table` shows
+
+A replica that does not answer is shown as the registry has it. Neighbours: `common.queue.broker`,
+`services.rollout.app` and `services.learner.status` over HTTP.
+"""
+
+import asyncio
+import ipaddress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from common.config import Learner, Run, bearer
+from common.errors import ConfigError, QueueError
+from common.messages import Message, ReplicaStatus
+from common.queue.access import connection_options
+from common.queue.broker import Broker
+from common.rest.address import base_url
+from common.rest.fleet_api import LearnerReport, ReplicaReport
+from common.secrets import Role, Tokens
+
+TIMEOUT_S = 3.0
+REDIS_OUTAGE_S = 3.0
+SHOWN_CHARS = 200
+
+Report = TypeVar("Report", bound=BaseModel)
+
+
+class Queues(Message):
+    """Lengths of the run's queues in Redis."""
+
+    prompts_waiting: int
+    prompts_claimed: int
+    groups_unread: int
+    groups_unacknowledged: int
+    dead_letters: int
+
+
+class Replica(Message):
+    """One replica, as the registry and it itself say."""
+
+    status: ReplicaStatus
+    report: ReplicaReport | None = None
+    unreachable: str | None = None
+    """Why there is no report."""
+
+
+class Fleet(Message):
+    """A whole run."""
+
+    run_id: str
+    replicas: tuple[Replica, ...]
+    queues: Queues | None = None
+    """None when nothing of the run is there."""
+    learner: LearnerReport | None = None
+    learner_url: str | None = None
+    learner_unreachable: str | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether anything runs."""
+        return self.learner is not None or bool(self.replicas)
+
+
+async def look(run: Run, *, learner_url: str | None) -> Fleet:
+    """Ask everybody at once.
+
+    Raises:
+        QueueError: Redis does not answer.
+    """
+    async with opened(run) as broker, httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+        statuses = await broker.replicas()
+        tokens = run.shared.tokens
+        asked = asyncio.gather(*(_replica(client, status, tokens) for status in statuses))
+        learner, unreachable = await _learner(client, learner_url, tokens)
+        replicas = tuple(await asked)
+        there = replicas or learner is not None
+        depths = await broker.depths() if there else None
+    return Fleet(
+        run_id=run.shared.run_id,
+        replicas=replicas,
+        queues=Queues.model_validate(depths, from_attributes=True) if depths else None,
+        learner=learner,
+        learner_url=learner_url,
+        learner_unreachable=unreachable,
+    )
+
+
+@asynccontextmanager
+async def opened(run: Run) -> AsyncIterator[Broker]:
+    """The run's Redis, asked for seconds only."""
+    shared = run.shared
+    broker = Broker(
+        shared.redis_url,
+        run_id=shared.run_id,
+        outage_s=REDIS_OUTAGE_S,
+        **connection_options(shared),
+    )
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+async def found(run: Run, name: str) -> ReplicaStatus:
+    """The replica of that name, or of the only name that begins so.
+
+    Raises:
+        QueueError: there is none, or there are several.
+    """
+    async with opened(run) as broker:
+        statuses = {status.replica: status for status in await broker.replicas()}
+    if name in statuses:
+        return statuses[name]
+    fitting = [status for known, status in statuses.items() if known.startswith(name)]
+    if len(fitting) == 1:
+        return fitting[0]
+    known = ", ".join(statuses) or "none"
+    raise QueueError(
+        f"REPLICA: found {len(fitting)} replicas of run {run.shared.run_id!r} whose name begins "
+        f"with {name!r}, wanted one; the registry has: {known}"
+    )
+
+
+def url_of_learner(learner: Learner) -> str | None:
+    """Where rank 0 answers, as far as a run file says; None for a port of the system's choice."""
+    if learner.metrics_port == 0:
+        return None
+    host = learner.metrics_host
+    try:
+        if ipaddress.ip_address(host).is_unspecified:
+            host = learner.host
+    except ValueError:
+        pass
+    return base_url(host, learner.metrics_port)
+
+
+def shown(tokens: Tokens, role: Role) -> dict[str, str]:
+    """Headers for a service that the registry, or the caller, names."""
+    return bearer(tokens.of(role))
+
+
+def checked_url(url: str, *, knob: str) -> str:
+    """A base URL without a slash at its end.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"{knob}: found {url!r}, wanted a URL: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ConfigError(f"{knob}: found {url!r}, wanted a URL such as http://127.0.0.1:8200")
+    return url.rstrip("/")
+
+
+async def _replica(client: httpx.AsyncClient, status: ReplicaStatus, tokens: Tokens) -> Replica:
+    report, unreachable = await _ask(client, status.url, ReplicaReport, tokens)
+    return Replica(
+        status=report.status if report else status, report=report, unreachable=unreachable
+    )
+
+
+async def _learner(
+    client: httpx.AsyncClient, url: str | None, tokens: Tokens
+) -> tuple[LearnerReport | None, str | None]:
+    if url is None:
+        return None, "learner.metrics_port is 0: --learner URL says where it is"
+    return await _ask(client, url, LearnerReport, tokens)
+
+
+async def _ask(
+    client: httpx.AsyncClient, url: str, model: type[Report], tokens: Tokens
+) -> tuple[Report | None, str | None]:
+    """A report, or why there is none."""
+    try:
+        answer = await client.get(f"{url}/v1/status", headers=shown(tokens, "generate"))
+        answer.raise_for_status()
+        return model.model_validate_json(answer.content), None
+    except httpx.HTTPStatusError as error:
+        return None, f"status {error.response.status_code}: {error.response.text[:SHOWN_CHARS]}"
+    except ValidationError:
+        return None, f"not a {model.__name__}"
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        return None, f"{type(error).__name__}: {error}"[:SHOWN_CHARS]
