@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from common.answers.reading import PARSERS
 from common.config import Reward
 from common.rest.auth import BearerAuth
+from common.rest.openapi import json_body, refusals
 from common.rest.problems import BodyLimit, Problem, install_problem_handlers, read_json
 from common.rest.reward_api import (
     InjectionRequest,
@@ -36,7 +37,7 @@ from common.rest.reward_api import (
 from common.secrets import Tokens
 from services.reward.judge import Judge
 from services.reward.metrics import Metrics
-from services.reward.openapi import describe, json_body, refusals
+from services.reward.openapi import describe
 from services.reward.registry import Task, discover
 from services.reward.scorer_process import ScorerBusy
 from services.reward.shaping import shape_all

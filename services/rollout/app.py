@@ -31,6 +31,7 @@ from common.messages import (
 from common.rest.auth import BearerAuth
 from common.rest.fleet_api import ReplicaReport
 from common.rest.identity import identity_of
+from common.rest.openapi import complete, json_body, refusals, strictly
 from common.rest.problems import BodyLimit, Problem, install_problem_handlers
 from common.secrets import Role
 from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
@@ -47,6 +48,8 @@ ROLES: dict[str, Role] = {
     "/v1/drain": "control",
 }
 """By prefix of a path; a token of any role reads /metrics."""
+
+BODIES = (GenerateRequest, JoinWeightGroup, UpdateWeights)
 
 routes = APIRouter()
 
@@ -74,6 +77,7 @@ def create_app(replica: Replica) -> FastAPI:
         )
     )
     app.include_router(routes)
+    complete(app, bodies=BODIES, secured=bool(replica.shared.tokens.known()))
     return app
 
 
@@ -84,10 +88,18 @@ async def replica_of(request: Request) -> Replica:
 
 
 Asked = Annotated[Replica, Depends(replica_of)]
+GenerateBody = Annotated[GenerateRequest, Depends(strictly(GenerateRequest))]
+JoinBody = Annotated[JoinWeightGroup, Depends(strictly(JoinWeightGroup))]
+UpdateBody = Annotated[UpdateWeights, Depends(strictly(UpdateWeights))]
+LeaveBody = Annotated[LeaveWeightGroup, Depends(strictly(LeaveWeightGroup))]
 
 
-@routes.post("/v1/generate")
-async def generate(body: GenerateRequest, replica: Asked) -> GenerateResponse:
+@routes.post(
+    "/v1/generate",
+    responses=refusals(400, 413, 422, 429, 503),
+    openapi_extra=json_body(GenerateRequest),
+)
+async def generate(body: GenerateBody, replica: Asked) -> GenerateResponse:
     """Answers to one prompt; 422 when the clip or the prompt cannot be used, 429 when so many
     requests wait already that this one had better come again."""
     with _problems():
@@ -120,31 +132,43 @@ async def _answer(body: GenerateRequest, *, engine: Engine, replica: Replica) ->
     )
 
 
-@routes.post("/v1/weights/join")
-async def join(body: JoinWeightGroup, replica: Asked) -> ReplicaStatus:
+@routes.post(
+    "/v1/weights/join",
+    responses=refusals(400, 409, 413, 422, 503),
+    openapi_extra=json_body(JoinWeightGroup),
+)
+async def join(body: JoinBody, replica: Asked) -> ReplicaStatus:
     """Join a weight group; 409 when it did not come together in time, 422 when it never could."""
     with _problems():
         await replica.weights.join(body)
     return replica.status
 
 
-@routes.post("/v1/weights/update")
-async def update(body: UpdateWeights, replica: Asked) -> ReplicaStatus:
+@routes.post(
+    "/v1/weights/update",
+    responses=refusals(400, 409, 413, 422, 503),
+    openapi_extra=json_body(UpdateWeights),
+)
+async def update(body: UpdateBody, replica: Asked) -> ReplicaStatus:
     """Receive and serve a version; 409 when the group broke, 422 when this replica could not."""
     with _problems():
         await replica.weights.update(body)
     return replica.status
 
 
-@routes.post("/v1/weights/leave")
-async def leave(body: LeaveWeightGroup, replica: Asked) -> ReplicaStatus:
+@routes.post(
+    "/v1/weights/leave",
+    responses=refusals(400, 409, 413, 422, 503),
+    openapi_extra=json_body(LeaveWeightGroup),
+)
+async def leave(body: LeaveBody, replica: Asked) -> ReplicaStatus:
     """Give up whatever transfer is under way; the version that is served stays."""
     with _problems():
         await replica.weights.leave(body)
     return replica.status
 
 
-@routes.get("/v1/identity")
+@routes.get("/v1/identity", responses=refusals(422))
 async def identity(
     nonce: Annotated[str, Query(min_length=32, max_length=128)], replica: Asked
 ) -> ReplicaIdentity:
@@ -178,7 +202,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@routes.get("/readyz")
+@routes.get("/readyz", responses=refusals(422, 503))
 async def readyz(replica: Asked, serving: bool = False) -> ReplicaStatus:
     """The engine is loaded; 503 before. `serving`: it also serves a version and does not drain."""
     with _problems():
@@ -189,7 +213,11 @@ async def readyz(replica: Asked, serving: bool = False) -> ReplicaStatus:
     return status
 
 
-@routes.get("/metrics")
+@routes.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}},
+)
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     figures: CollectorRegistry = request.app.state.figures
