@@ -20,6 +20,7 @@ from common import config
 from common.config import Run
 from common.messages import ReplicaStatus
 from common.queue.broker import Broker
+from common.secrets import VARIABLES
 from jobs.local.processes import Child, Children
 from jobs.local.redis import LocalRedis, free_port, start_redis
 
@@ -73,6 +74,11 @@ class Ring:
         password = self.environ["TEMPSAMP_REDIS_PASSWORD"]
         return Broker(self.redis.url, run_id=self.run_id, password=password)
 
+    @property
+    def secrets(self) -> dict[str, str]:
+        """Whatever must show nowhere."""
+        return {name: self.environ[name] for name in VARIABLES}
+
     def replicas(self) -> list[ReplicaStatus]:
         """The registry."""
 
@@ -114,11 +120,8 @@ class Ring:
 def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
     """Redis, reward service and a replica, up and registered."""
     folder = tmp_path_factory.mktemp("ring")
-    environ = {
-        "TEMPSAMP_REDIS_PASSWORD": secrets.token_hex(8),
-        "TEMPSAMP_TOKEN": secrets.token_hex(8),
-        "OMP_NUM_THREADS": "1",
-    }
+    # A token a role: whoever shows the wrong one is refused.
+    environ = {name: secrets.token_hex(8) for name in VARIABLES} | {"OMP_NUM_THREADS": "1"}
     redis = start_redis(folder / "redis", environ["TEMPSAMP_REDIS_PASSWORD"])
     try:
         with Children(folder / "logs") as children:

@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText
 from common.prompts import grounding_problem
 from jobs.evaluation.scoring.score import score_file
 from jobs.toy import clips
+from tests.fixtures.secrecy import leaks, shown_by
 from tests.ring.conftest import ROOT, Ring
 from tests.ring.watching import Watched
 
@@ -350,8 +351,14 @@ def test_two_ranks_train_are_watched_and_end_cleanly(ring: Ring, run_dir: Path) 
         learner__validation__every=1,
         learner__validation__limit=12,
     )
+    learner.wait_for_version(0)
+    assert shown_by(os.getpid(), ring.secrets) == []
     watched = Watched.until_the_end(ring, learner)
     learner.finish()
+    # Logs of all services and of the two ranks, checkpoints, metrics, Redis' own files.
+    found, num_files = leaks(ring.folder, ring.secrets, beside=("prometheus",))
+    assert found == []
+    assert num_files > 50
     steps = metrics(run_dir)
     watched.assert_shows(steps, validations(run_dir))
     assert [line["step"] for line in steps] == [1, 2]
