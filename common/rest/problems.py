@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_json
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
@@ -187,6 +188,7 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(ClientDisconnect, _on_gone)
     app.add_exception_handler(Exception, _on_crash)
 
 
@@ -209,6 +211,12 @@ def _in_body(entry: ErrorDetails) -> ErrorDetails:
 def _on_http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return problem_response(Problem(error.status_code, str(error.detail), headers=error.headers))
+
+
+def _on_gone(request: Request, _error: Exception) -> Response:
+    """Half a body and then nobody: no fault of ours, and a traceback each would fill any log."""
+    logger.info("caller hung up", extra={"path": request.url.path})
+    return problem_response(Problem(400, "the body ended early", field="body"))
 
 
 def _on_crash(request: Request, error: Exception) -> Response:

@@ -137,3 +137,36 @@ async def test_a_crash_is_a_500_without_its_details(client: httpx.AsyncClient) -
 
 async def test_headers_of_a_problem_are_sent(client: httpx.AsyncClient) -> None:
     assert (await client.get("/busy")).headers["retry-after"] == "1"
+
+
+async def test_who_hangs_up_in_the_middle_leaves_no_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    received = iter(
+        [
+            {"type": "http.request", "body": b"{", "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+    )
+
+    async def receive() -> dict[str, object]:
+        return next(received)
+
+    async def send(_message: object) -> None:
+        """Nobody is there."""
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/boxes",
+        "raw_path": b"/boxes",
+        "query_string": b"",
+        "headers": [],
+        "http_version": "1.1",
+        "root_path": "",
+    }
+    await make_app()(scope, receive, send)
+    assert [(line.levelname, line.message) for line in caplog.records] == [
+        ("INFO", "caller hung up")
+    ]
