@@ -31,7 +31,12 @@ class Ring:
     """A run of one Redis."""
 
     def __init__(self, redis: RedisServer, run_id: str) -> None:
-        self.settings = (f"shared.run_id={run_id}", f"shared.redis_url={redis.url}")
+        self.settings = (
+            f"shared.run_id={run_id}",
+            f"shared.redis_url={redis.url}",
+            # One that is killed stays listed for as long as a test looks, however slow it is.
+            "rollout.registry_ttl_s=120",
+        )
         self.environ = {"TEMPSAMP_REDIS_PASSWORD": redis.password, **TOKENS}
         self.redis, self.run_id = redis, run_id
 

@@ -123,7 +123,7 @@ async def test_so_many_are_in_work_some_wait_and_the_rest_is_told_to_come_again(
     async with asking(replica) as client, asyncio.TaskGroup() as tasks:
         body = request(replica, videos)
         asked = [tasks.create_task(post(client, body)) for _ in range(5)]
-        await _until(lambda: replica.gate.waiting == 3)
+        await _until(lambda: replica.gate.waiting == 3 and engine.at_work == 2)
         refused = await post(client, body)
         assert refused.status_code == 429
         assert refused.headers["Retry-After"] == "1"

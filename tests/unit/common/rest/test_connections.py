@@ -45,7 +45,7 @@ def closed_after(connection: socket.socket, *, dripping: bytes = b"") -> float:
     """Seconds until the other side closes; sends a little now and then."""
     started = time.monotonic()
     connection.settimeout(0.05)
-    while time.monotonic() - started < 5:
+    while time.monotonic() - started < 10:
         try:
             if connection.recv(65_536) == b"":
                 return time.monotonic() - started
@@ -54,7 +54,7 @@ def closed_after(connection: socket.socket, *, dripping: bytes = b"") -> float:
                 connection.sendall(dripping)
         except ConnectionError:
             return time.monotonic() - started
-    raise AssertionError("still open after 5 s")
+    raise AssertionError("still open after 10 s")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_request_that_does_not_come_ends_in_time(
     url: str, begun: str, dripping: bytes, limit_s: float
 ) -> None:
     with sent(url, begun) as connection:
-        assert limit_s - 0.1 < closed_after(connection, dripping=dripping) < limit_s + 1.0
+        assert limit_s - 0.1 < closed_after(connection, dripping=dripping) < limit_s + 4.0
 
 
 def test_a_further_request_has_the_same_time(url: str) -> None:
@@ -81,7 +81,7 @@ def test_a_further_request_has_the_same_time(url: str) -> None:
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
         time.sleep(HEAD_S + 0.2)  # idle is not slow
         connection.sendall(HEAD.encode())
-        assert HEAD_S - 0.1 < closed_after(connection) < HEAD_S + 1.0
+        assert HEAD_S - 0.1 < closed_after(connection) < HEAD_S + 4.0
 
 
 def test_an_answer_in_work_is_not_cut_by_the_head_after_it(url: str) -> None:

@@ -1,8 +1,11 @@
 """The search for secrets finds what it looks for."""
 
 import base64
-import os
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from tests.fixtures.secrecy import leaks, shown_by
 
@@ -28,6 +31,9 @@ def test_a_planted_secret_is_found_in_text_bytes_and_base64(tmp_path: Path) -> N
     }
 
 
-def test_a_command_line_is_read() -> None:
-    assert shown_by(os.getpid(), {"PYTHON": "python"}) != []
-    assert shown_by(os.getpid(), SECRETS) == []
+@pytest.mark.parametrize("given", [[], [SECRETS["TEMPSAMP_TOKEN"]]], ids=["clean", "argument"])
+def test_command_lines_of_a_process_are_read(given: list[str]) -> None:
+    command = [sys.executable, "-c", "input()", *given]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert len(shown_by(process.pid, SECRETS)) == len(given)
+        process.communicate(b"\n")

@@ -20,7 +20,7 @@ from common.rest.serving import OTHER_FILES, listen, room_for, url_of
 from tests.fixtures.small_service import DRAIN_S, END_S
 
 ROOT = Path(__file__).resolve().parents[4]
-SLACK_S = 2.0
+SLACK_S = 8.0
 
 
 @contextlib.contextmanager
