@@ -49,7 +49,7 @@ ROLES: dict[str, Role] = {
 }
 """By prefix of a path; a token of any role reads /metrics."""
 
-BODIES = (GenerateRequest, JoinWeightGroup, UpdateWeights)
+BODIES = (GenerateRequest, JoinWeightGroup, UpdateWeights, LeaveWeightGroup)
 
 routes = APIRouter()
 
