@@ -202,13 +202,23 @@ class Rollout(Section):
     lease_s: Positive = 60.0
     """A claim not renewed for this long goes to another replica."""
     max_attempts: PositiveInt = 3
-    """A prompt that failed this often goes to the dead letters."""
+    """A prompt that so many replicas failed at goes to the dead letters; so does one that all
+    replicas at work failed at, if they are fewer."""
+    max_deaths: PositiveInt = 5
+    """A prompt that so many replicas vanished with, or whose engines died over it, goes there too.
+    From the second on it is worked on alone. Spot replicas vanish with good prompts: keep it above
+    what one prompt may meet."""
+    prompt_deadline_s: Positive = 600.0
+    """Decoding or generating one prompt for this long: another replica gets it as well, and the
+    first answer counts. After twice as long this replica gives it up."""
     max_failures_in_a_row: PositiveInt = 20
     """After so many failed prompts in a row the process stops with a non-zero exit."""
     registry_ttl_s: Positive = 10.0
-    reward_attempts: PositiveInt = 5
-    """Tries per scoring request before its verdicts are Unscored."""
+    reward_patience_s: Positive = 900.0
+    """Answers wait this long for a reward service that is away; then their prompt goes back, to be
+    answered anew once the service is there."""
     reward_timeout_s: Positive = 10.0
+    """Deadline of one scoring request."""
     weight_timeout_s: Positive = 60.0
     """Longest wait for the policy version that a prompt asks for."""
     weight_staging: Literal["device", "host"] = "device"

@@ -1,8 +1,9 @@
-"""What lies in a run's Redis streams: wire type ↔ entry fields; scripts that have to be atomic.
+"""What lies in a run's Redis streams: wire type ↔ entry fields.
 
 Used by `common.queue.broker` alone; nothing here talks to Redis.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,25 +15,6 @@ M = TypeVar("M", bound=Message)
 Fields = dict[str, str]
 Command = tuple[Any, ...]
 
-# Sets idle time and delivery count of a claim, if it still is the caller's.
-TOUCH_CLAIM = """
-local group, id, consumer, idle_ms, deliveries = unpack(ARGV)
-if #redis.call('XPENDING', KEYS[1], group, id, id, 1, consumer) == 0 then return 0 end
-redis.call('XCLAIM', KEYS[1], group, consumer, 0, id,
-           'IDLE', idle_ms, 'RETRYCOUNT', deliveries, 'JUSTID')
-return 1
-"""
-HOLD_RUN = """
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return holder end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return ARGV[1]
-"""
-DROP_RUN = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-return 0
-"""
-
 
 @dataclass(frozen=True)
 class ClaimedPrompt:
@@ -42,7 +24,17 @@ class ClaimedPrompt:
     entry_id: str
     replica: str
     attempts: int
-    """Deliveries, this one included."""
+    """Replicas that had a try at it, this one included."""
+    alone: bool = False
+    """Replicas died while they had it: to be worked on with nothing else in work."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a prompt is given up; see `rollout.max_attempts` and `rollout.max_deaths`."""
+
+    max_attempts: int = 3
+    max_deaths: int = 5
 
 
 @dataclass(frozen=True)
@@ -76,6 +68,11 @@ def parse(wanted: type[M], fields: Fields) -> M | str:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         return f"{error.error_count()} problem(s), first: {where}: {first['msg']}"
+
+
+def fields_of(flat: Sequence[str]) -> Fields:
+    """Names and values as a script returns them."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def dead_letter(fields: Fields, *, error: str, replica: str, attempts: int = 0) -> DeadLetter:

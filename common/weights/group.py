@@ -259,4 +259,3 @@ def _blocking_waits() -> Iterator[None]:
             del os.environ[BLOCKING_WAIT]
         else:
             os.environ[BLOCKING_WAIT] = before
-

@@ -10,14 +10,19 @@ from typing import TypeVar, get_args
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from common.errors import EngineError, QueueError, VideoError
+from common.errors import EngineError, QueueError, RewardError, VideoError
 from common.messages import ReplicaPhase, ReplicaStatus, ScoredGroup
 
 Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)
 
 RATE_WINDOW_S = 30.0
 STAGES = ("decode", "generate", "score")
-FAILURE_KINDS = {"video": VideoError, "engine": EngineError, "queue": QueueError}
+FAILURE_KINDS = {
+    "video": VideoError,
+    "engine": EngineError,
+    "reward": RewardError,
+    "queue": QueueError,
+}
 
 
 @dataclass
@@ -46,11 +51,11 @@ class Counters:
         self.stage_s["score"] += group.timings.score_s
         self.last_group_s = time.monotonic()
 
-    def failed(self, error: Exception) -> None:
-        """A prompt failed."""
+    def failed(self, error: Exception, *, in_a_row: bool = True) -> None:
+        """A prompt failed; not `in_a_row` if it shares its cause with the one before."""
         kinds = (name for name, kind in FAILURE_KINDS.items() if isinstance(error, kind))
         self.failed_prompts += 1
-        self.failures_in_a_row += 1
+        self.failures_in_a_row += in_a_row
         self.failures[next(kinds, "other")] += 1
 
 

@@ -28,6 +28,7 @@ from services.rollout.gpu import claim
 from services.rollout.metrics import Counters, Rate
 from services.rollout.reward_client import GroupScorer
 from services.rollout.weights import Weights
+from services.rollout.wellness import innermost
 from services.rollout.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -259,6 +260,6 @@ class Replica:
 
     def _end_process_on_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.failure = error
+            self.failure = innermost(error)
             logger.error("replica stops", exc_info=error)
             self._end()

@@ -1,21 +1,19 @@
 """The replica's view of the reward service: a prompt's answers in, verdicts and the GT answer out.
 
-Transport errors and 5xx are retried, bounded; then every answer is `Unscored` with the reason. A
-reward service that is down is never a reward of zero.
+Answers are dear and wait: a service that is away is asked again until `reward_patience_s` have
+passed. What a service that is there refuses, or fails at again and again, is `Unscored` with the
+reason: the learner asks that prompt anew. Neither is ever a reward of zero.
 """
 
+import asyncio
 import logging
+import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import httpx
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception,
-    stop_after_attempt,
-    wait_random_exponential,
-)
 
 from common.config import Rollout, Shared
 from common.errors import RewardError
@@ -26,12 +24,21 @@ from common.messages import (
     Unscored,
     Verdict,
 )
-from common.rest.reward_api import ScoreItem, ScoreRequest, Shaping, to_message
+from common.rest.reward_api import ItemResult, ScoreItem, ScoreRequest, Shaping, to_message
 from common.rest.reward_client import AsyncRewardClient
 
 logger = logging.getLogger(__name__)
 
-LONGEST_WAIT_S = 5.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+TRIES_PER_FAILURE = 5
+"""Times a service that is there may fail at the same answers before they stay unscored."""
+LOG_OUTAGE_EVERY_S = 10.0
+REFUSALS = (400, 404, 405, 413, 415, 422)
+"""Statuses that asking again does not change."""
+
+
+class _UnscorableError(RewardError):
+    """The service is there, and these answers get no verdict."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,10 @@ class GroupScorer:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._shared = shared
-        self._attempts = rollout.reward_attempts
+        self._patience_s = rollout.reward_patience_s
+        self._outage_logged_s = -LOG_OUTAGE_EVERY_S
+        self.trouble: str | None = None
+        """Why answers wait for verdicts; None while the service gives them."""
         self._client = AsyncRewardClient(
             shared.reward_url,
             shared.tokens.of("score"),
@@ -63,13 +73,15 @@ class GroupScorer:
         )
 
     async def score(self, request: PromptRequest, *, texts: Sequence[str]) -> Scoring:
-        """Never raises for the reward service's sake: see `Unscored`."""
+        """Verdicts, however long the service is away within `reward_patience_s`.
+
+        Raises:
+            RewardError: it was away all that time, and still is.
+        """
         body = self._body(request, texts)
         try:
-            async for attempt in self._retrying(request.prompt_id):
-                with attempt:
-                    result = (await self._client.score(body)).items[0]
-        except RewardError as error:
+            result = await self._result(body, request.prompt_id)
+        except _UnscorableError as error:
             logger.warning(
                 "answers left unscored",
                 extra={"prompt_id": request.prompt_id, "error": str(error)},
@@ -85,6 +97,10 @@ class GroupScorer:
                 )
             return Scoring(verdicts, None)
         return Scoring(verdicts, (injected.text, to_message(injected.verdict)))
+
+    async def check(self) -> None:
+        """Raises RewardError unless the service answers."""
+        await self._client.scorers()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -116,25 +132,50 @@ class GroupScorer:
             think_injection=scoring.think_injection,
         )
 
-    def _retrying(self, prompt_id: str) -> AsyncRetrying:
-        def log(state: RetryCallState) -> None:
-            error = state.outcome.exception() if state.outcome else None
-            logger.warning(
-                "scoring again",
-                extra={
-                    "prompt_id": prompt_id,
-                    "attempt": state.attempt_number,
-                    "error": str(error),
-                },
-            )
+    async def _result(self, body: ScoreRequest, prompt_id: str) -> ItemResult:
+        """The service's answer, asked for again and again.
 
-        return AsyncRetrying(
-            retry=retry_if_exception(_may_pass),
-            stop=stop_after_attempt(self._attempts),
-            wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT_S),
-            before_sleep=log,
-            reraise=True,
-        )
+        Raises:
+            RewardError: the service is away and time is up.
+            _UnscorableError: it is there, and will not or cannot score these answers.
+        """
+        give_up_s, pause_s, failures = time.monotonic() + self._patience_s, FIRST_PAUSE_S, 0
+        while True:
+            try:
+                result = (await self._client.score(body)).items[0]
+            except RewardError as error:
+                status = _status_of(error)
+                failures += status == 500
+                if status in REFUSALS or failures == TRIES_PER_FAILURE:
+                    raise _UnscorableError(str(error)) from error
+                if time.monotonic() + pause_s > give_up_s:
+                    await self._give_up(error)
+                self._note_outage(error, prompt_id)
+            else:
+                self.trouble = None
+                return result
+            await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _give_up(self, error: RewardError) -> NoReturn:
+        """Time is up: a service that answers others fails at these answers alone."""
+        try:
+            await self.check()
+        except RewardError as away:
+            self.trouble = None  # the answers do not wait any more
+            raise RewardError(
+                f"{away}; away for {self._patience_s:.0f} s (rollout.reward_patience_s)"
+            ) from error
+        raise _UnscorableError(str(error)) from error
+
+    def _note_outage(self, error: RewardError, prompt_id: str) -> None:
+        self.trouble = f"answers wait for their verdicts: {error}"
+        if time.monotonic() - self._outage_logged_s >= LOG_OUTAGE_EVERY_S:
+            self._outage_logged_s = time.monotonic()
+            logger.warning(
+                "waiting for the reward service",
+                extra={"prompt_id": prompt_id, "error": str(error)},
+            )
 
 
 def _duration_s(request: PromptRequest) -> float:
@@ -150,9 +191,7 @@ def _duration_s(request: PromptRequest) -> float:
     return length_s
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether trying again can help: a broken connection or the server's own failure."""
+def _status_of(error: BaseException) -> int | None:
+    """HTTP status that the service answered with; None: it did not answer, or not in our words."""
     cause = error.__cause__
-    if isinstance(cause, httpx.HTTPStatusError):
-        return cause.response.status_code >= 500
-    return isinstance(cause, httpx.TransportError)
+    return cause.response.status_code if isinstance(cause, httpx.HTTPStatusError) else None

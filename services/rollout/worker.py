@@ -2,35 +2,34 @@
 
     prompts stream -> claim -> frames -> policy samples -> verdicts + GT answer -> groups stream
 
-Pull, not push: a replica takes a prompt when it has room, renews its lease while it works and
-acknowledges the prompt together with the group. A failed prompt goes back for another try, and
-after `max_attempts` to the dead letters; it never ends the replica unless many fail in a row.
+Pull, not push: a replica takes a prompt when it has room and is well (`wellness`), keeps its lease
+while it works (`claims`) and acknowledges the prompt together with the group. A failed prompt goes
+to other replicas, and after `max_attempts` of them to the dead letters.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
 
 from common.config import Rollout, Shared
-from common.errors import TempSampError
+from common.errors import QueueError
 from common.messages import PromptRequest, Sample, ScoredGroup, Timings, Verdict
-from common.queue.broker import Broker, ClaimedPrompt
+from common.queue.broker import Broker, ClaimedPrompt, Limits
 from common.video.loader import ClipLoader
+from services.rollout.claims import Claims, InWork
 from services.rollout.engine import Engine, Generation
 from services.rollout.metrics import Counters
 from services.rollout.reward_client import GroupScorer, Scoring
 from services.rollout.weights import Weights
+from services.rollout.wellness import DOUBTFUL_ROW, Doubts, ReplicaSickError, Wellness
 
 logger = logging.getLogger(__name__)
 
 CLAIM_BLOCK_S = 1.0
 """How long one claim waits for a prompt; also how fast a stop is noticed."""
-
-
-class TooManyFailuresError(TempSampError):
-    """So many prompts in a row failed that the replica itself must be broken."""
+LONGEST_TEND_PAUSE_S = 5.0
+TROUBLE_TTL_S = 3 * LONGEST_TEND_PAUSE_S
 
 
 class Worker:
@@ -57,17 +56,35 @@ class Worker:
         self._loader = loader
         self._replica = replica
         self._stopping = asyncio.Event()
+        self._limits = Limits(max_attempts=rollout.max_attempts, max_deaths=rollout.max_deaths)
+        self._claims = Claims(broker, lease_s=rollout.lease_s, deadline_s=rollout.prompt_deadline_s)
+        self._wellness = Wellness(
+            check_engine=engine.check_health, check_reward=reward.check, video=shared.video
+        )
+        self._doubts = Doubts()
         self.counters = Counters()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it answers nothing; None: it is well."""
+        return self._wellness.trouble or self._reward.trouble
 
     async def run(self) -> None:
         """Work on `concurrent_prompts` prompts at once; returns after `stop()` and a drain.
 
         Raises:
-            TooManyFailuresError: `max_failures_in_a_row` prompts failed one after the other.
+            ReplicaSickError: the engine is dead, or `max_failures_in_a_row` prompts failed one
+                after the other.
         """
-        async with asyncio.TaskGroup() as loops:
-            for _ in range(self._rollout.concurrent_prompts):
-                loops.create_task(self._loop())
+        async with asyncio.TaskGroup() as tasks:
+            tending = tasks.create_task(self._tend())
+            try:
+                async with asyncio.TaskGroup() as loops:
+                    for _ in range(self._rollout.concurrent_prompts):
+                        loops.create_task(self._loop())
+            finally:
+                self._stopping.set()  # redis-py may swallow one cancellation
+                tending.cancel()
 
     def stop(self) -> None:
         """Claim nothing more; prompts in work are finished."""
@@ -75,43 +92,62 @@ class Worker:
 
     async def _loop(self) -> None:
         while not self._stopping.is_set():
+            if not await self._wellness.is_well(within_s=CLAIM_BLOCK_S):
+                continue
             if not await self._weights.served(within_s=CLAIM_BLOCK_S):
                 continue
             claim = await self._broker.claim_prompt(
-                self._replica,
-                lease_s=self._rollout.lease_s,
-                block_s=CLAIM_BLOCK_S,
-                max_attempts=self._rollout.max_attempts,
+                self._replica, lease_s=self._rollout.lease_s, block_s=CLAIM_BLOCK_S
             )
             if claim is not None:
-                async with self._lease(claim):
-                    await self._work_on(claim)
+                async with self._claims.held(claim) as work:
+                    if work is not None:
+                        await self._work_on(work)
 
-    async def _work_on(self, claim: ClaimedPrompt) -> None:
+    async def _tend(self) -> None:
+        """What has to be done now and then, prompts or not."""
+        period_s = min(self._rollout.lease_s / 4, LONGEST_TEND_PAUSE_S)
+        while not self._stopping.is_set():
+            await self._broker.sweep(
+                self._replica,
+                lease_s=self._rollout.lease_s,
+                period_s=period_s,
+                limits=self._limits,
+            )
+            if trouble := self.trouble:
+                await self._broker.report_trouble(self._replica, trouble, ttl_s=TROUBLE_TTL_S)
+            await asyncio.sleep(period_s)
+
+    async def _work_on(self, work: InWork) -> None:
         try:
-            group = await self.answer(claim.request)
-            await self._broker.push_group(claim, group)
+            group = await self.answer(work.claim.request, work=work)
+            await self._broker.push_group(work.claim, group)
+        except QueueError:
+            raise
         except Exception as error:  # noqa: BLE001 - one prompt never ends the replica (STYLE 5)
-            await self._fail(claim, error)
+            await self._give_back(work.claim, error)
         except asyncio.CancelledError:
-            await self._broker.release(claim)
+            await self._broker.release(work.claim)
             raise
         else:
             self.counters.pushed(group)
+            await self._settle_doubts()
 
-    async def answer(self, request: PromptRequest) -> ScoredGroup:
+    async def answer(self, request: PromptRequest, *, work: InWork) -> ScoredGroup:
         """The page: one prompt becomes one scored group."""
         started = time.monotonic()
-        frames = await asyncio.to_thread(self._loader.load, request.clip)
+        async with work.timed("decoding"):
+            frames = await asyncio.to_thread(self._loader.load, request.clip)
         decoded = time.monotonic()
         await self._wait_for_fresh_weights(request)
-        generation = await self._engine.generate(
-            request.messages,
-            clip=request.clip,
-            frames=frames,
-            num_samples=request.num_samples,
-            sampling=request.sampling,
-        )
+        async with work.timed("generating"):
+            generation = await self._engine.generate(
+                request.messages,
+                clip=request.clip,
+                frames=frames,
+                num_samples=request.num_samples,
+                sampling=request.sampling,
+            )
         generated = time.monotonic()
         self.counters.generated_tokens += sum(len(s.token_ids) for s in generation.samples)
         scoring = await self._reward.score(request, texts=generation.texts)
@@ -158,37 +194,43 @@ class Worker:
         )
         return (*generation.samples, sample), (*scoring.verdicts, verdict)
 
-    @contextlib.asynccontextmanager
-    async def _lease(self, claim: ClaimedPrompt) -> AsyncIterator[None]:
-        """Keep the claim ours while we work on it."""
-
-        async def renew() -> None:
-            while True:
-                await asyncio.sleep(self._rollout.lease_s / 3)
-                await self._broker.renew(claim)
-
-        renewal = asyncio.create_task(renew())
-        try:
-            yield
-        finally:
-            renewal.cancel()
-            with contextlib.suppress(asyncio.CancelledError, TempSampError):
-                await renewal
-
-    async def _fail(self, claim: ClaimedPrompt, error: Exception) -> None:
-        self.counters.failed(error)
+    async def _give_back(self, claim: ClaimedPrompt, error: Exception) -> None:
+        """A prompt that failed, or that this replica failed."""
+        fault = self._wellness.fault_of(error)
+        # Whatever was in work when the fault came fails with it, and is one failure.
+        self.counters.failed(error, in_a_row=fault is None or self._wellness.trouble is None)
+        text = f"{type(error).__name__}: {error}"
         logger.warning(
-            "prompt failed",
-            extra={
-                "prompt_id": claim.request.prompt_id,
-                "error": f"{type(error).__name__}: {error}",
-            },
+            "prompt failed" if fault is None else "prompt given back",
+            extra={"prompt_id": claim.request.prompt_id, "error": text},
         )
-        await self._broker.fail_prompt(
-            claim, error=str(error), max_attempts=self._rollout.max_attempts
-        )
+        if fault is None:
+            await self._fail(claim, error)
+        else:
+            self._wellness.leave(fault.trouble, fault.check)
+            if fault.is_crash:
+                await self._broker.release_after_crash(claim, str(error), limits=self._limits)
+            else:
+                await self._broker.release(claim)
+            await self._broker.report_trouble(self._replica, fault.trouble, ttl_s=TROUBLE_TTL_S)
         if self.counters.failures_in_a_row >= self._rollout.max_failures_in_a_row:
-            raise TooManyFailuresError(
+            raise ReplicaSickError(
                 f"{self.counters.failures_in_a_row} prompts failed one after the other "
                 f"(rollout.max_failures_in_a_row); the last one: {error}"
             )
+
+    async def _fail(self, claim: ClaimedPrompt, error: Exception) -> None:
+        """Count it against the prompt, if this replica is known to be well."""
+        in_a_row = self.counters.failures_in_a_row
+        is_doubtful = in_a_row >= DOUBTFUL_ROW or self.counters.completed_groups == 0
+        if is_doubtful:
+            self._doubts.add(claim.entry_id)
+            self._wellness.leave(f"{in_a_row} prompt(s) failed one after the other: {error}")
+        await self._broker.fail_prompt(claim, str(error), limits=self._limits, doubted=is_doubtful)
+
+    async def _settle_doubts(self) -> None:
+        """After an answer this replica is known to be well."""
+        self._wellness.answered()
+        confirmed, forgiven = self._doubts.settle()
+        await self._broker.confirm_failures(self._replica, confirmed)
+        await self._broker.forgive_failures(self._replica, forgiven)

@@ -1,12 +1,15 @@
 """The ring's view of the reward service: the real app's verdicts and GT answers, or its absence."""
 
+import asyncio
 import socket
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 
 from common.config import Rollout, Scoring, Shared
+from common.errors import RewardError
 from common.messages import (
     ChatMessage,
     ClipRef,
@@ -18,6 +21,7 @@ from common.messages import (
     VideoPart,
 )
 from services.reward.app import create_app
+from services.rollout import reward_client
 from services.rollout.reward_client import GroupScorer
 
 PERFECT = "<answer> 3.0 to 7.0 </answer>"
@@ -87,16 +91,68 @@ async def test_plain_grpo_gets_raw_rewards_and_no_injection() -> None:
     assert verdict.reward == pytest.approx(1.1)
 
 
-async def test_unreachable_service_leaves_answers_unscored_after_bounded_tries() -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_client, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(reward_client, "LONGEST_PAUSE_S", 0.05)
+
+
+class Outage(httpx.AsyncBaseTransport):
+    """The real service, away until `is_over`."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._real = httpx.ASGITransport(app)
+        self.is_over = False
+        self.status: int | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self.is_over:
+            return await self._real.handle_async_request(request)
+        if self.status is not None:
+            return httpx.Response(self.status, request=request)
+        raise httpx.ConnectError("refused", request=request)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("status", [None, 401, 429, 502, 503, 504])
+async def test_answers_wait_for_a_service_that_is_away_and_are_scored(status: int | None) -> None:
+    """Before: given up after 1.6 s (median of 64), 2.9 s at most."""
+    outage = Outage(create_app())
+    outage.status = status
+    waiting = GroupScorer(shared(), rollout=Rollout(), transport=outage)
+    scoring = asyncio.create_task(waiting.score(request(), texts=[PERFECT, PROSE]))
+    await asyncio.sleep(0.3)
+    assert not scoring.done()
+    assert "answers wait for their verdicts" in str(waiting.trouble)
+    outage.is_over = True
+    assert all(isinstance(verdict, Scored) for verdict in (await scoring).verdicts)
+    assert waiting.trouble is None
+
+
+@pytest.mark.usefixtures("quick")
+async def test_after_its_patience_the_prompt_is_to_be_answered_anew() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        down = GroupScorer(shared(reward_url=url), rollout=Rollout(reward_attempts=2))
-        scoring = await down.score(request(), texts=[PERFECT, PROSE])
+        down = GroupScorer(shared(reward_url=url), rollout=Rollout(reward_patience_s=0.3))
+        with pytest.raises(RewardError, match=r"is the reward service up.*reward_patience_s"):
+            await down.score(request(), texts=[PERFECT, PROSE])
+        with pytest.raises(RewardError):
+            await down.check()
         await down.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_answers_that_break_a_service_that_is_there_stay_unscored() -> None:
+    broken = create_app()
+    broken.router.routes.insert(0, APIRoute("/v1/score", _fails, methods=["POST"]))
+    scoring = await scorer(shared(), broken).score(request(), texts=[PERFECT, PROSE])
     assert scoring.injected is None
     assert [type(verdict) for verdict in scoring.verdicts] == [Unscored, Unscored]
-    assert "is the reward service up?" in scoring.verdicts[0].reason  # type: ignore[union-attr]
+
+
+async def _fails() -> Response:
+    return Response(status_code=500)
 
 
 async def test_a_server_error_is_tried_again_and_a_refusal_is_not() -> None:

@@ -72,9 +72,7 @@ class Ring:
 
         async def claim() -> list[PromptRequest]:
             found = []
-            while claimed := await self.broker.claim_prompt(
-                "a", lease_s=60, block_s=0.01, max_attempts=3
-            ):
+            while claimed := await self.broker.claim_prompt("a", lease_s=60, block_s=0.01):
                 found.append(claimed.request)
             return found
 

@@ -14,7 +14,7 @@ from common.config import Learner, Shared, Video
 from common.errors import RewardError
 from common.messages import ScoredGroup
 from common.prompts import grounding_problem
-from common.queue.broker import Broker
+from common.queue.broker import Broker, Limits
 from services.learner import intake as intake_module
 from services.learner.feed import Feed, FeedState
 from services.learner.intake import Intake, IntakeState
@@ -100,9 +100,7 @@ class Ring:
         async def answer() -> list[str]:
             claims = []
             while len(claims) != count and (
-                claim := await self.replica.claim_prompt(
-                    "a", lease_s=60, block_s=0.01, max_attempts=3
-                )
+                claim := await self.replica.claim_prompt("a", lease_s=60, block_s=0.01)
             ):
                 claims.append(claim)
             if shuffle:
@@ -120,9 +118,9 @@ class Ring:
         """Claim one prompt and bury it; returns its id."""
 
         async def fail() -> str:
-            claim = await self.replica.claim_prompt("a", lease_s=60, block_s=0.01, max_attempts=3)
+            claim = await self.replica.claim_prompt("a", lease_s=60, block_s=0.01)
             assert claim is not None
-            assert await self.replica.fail_prompt(claim, error, max_attempts=1)
+            assert await self.replica.fail_prompt(claim, error, limits=Limits(max_attempts=1))
             return claim.request.prompt_id
 
         return self.runner.run(fail())
@@ -131,6 +129,12 @@ class Ring:
         """One step; a test whose step starves fails at once."""
         keys.setdefault("should_stop", Starved())
         return ids(self.intake.take(GROUPS_PER_STEP, at=at, **keys))
+
+
+def put(ring: Ring, key: str, message: dict[str, Any]) -> None:
+    """Somebody else writes into the run's streams."""
+    command = ("XADD", key, "*", "body", json.dumps(message))
+    ring.runner.run(ring.replica._connection.run(*command))
 
 
 def ids(groups: list[ScoredGroup]) -> list[str]:
@@ -238,7 +242,7 @@ class TestDrops:
         ring.feed.top_up(0)
 
         async def push_twice() -> None:
-            claim = await ring.replica.claim_prompt("a", lease_s=60, block_s=0.01, max_attempts=3)
+            claim = await ring.replica.claim_prompt("a", lease_s=60, block_s=0.01)
             assert claim is not None
             for _ in range(2):
                 await ring.replica.push_group(claim, scored_group(claim.request.prompt_id))
@@ -333,7 +337,7 @@ class TestDrops:
         ring.feed.top_up(0)
 
         async def answer_and_bury() -> str:
-            claim = await ring.replica.claim_prompt("a", lease_s=60, block_s=0.01, max_attempts=3)
+            claim = await ring.replica.claim_prompt("a", lease_s=60, block_s=0.01)
             assert claim is not None
             await ring.replica.push_group(claim, scored_group(claim.request.prompt_id, version=0))
             return claim.request.prompt_id
@@ -345,7 +349,7 @@ class TestDrops:
 
         def on_idle() -> None:
             if not looks:
-                ring.runner.run(ring.replica._run("XADD", key, "*", "body", json.dumps(letter)))
+                put(ring, key, letter)
             elif len(looks) == 2:
                 ring.answer()
             looks.append(1)
@@ -445,9 +449,7 @@ class TestLossOfRedis:
     def test_claimed_and_already_taken_prompts_are_not_lost(self, ring: Ring) -> None:
         ring.feed.top_up(0)
         ring.answer(2)
-        claim = ring.runner.run(
-            ring.replica.claim_prompt("a", lease_s=60, block_s=0.01, max_attempts=3)
-        )
+        claim = ring.runner.run(ring.replica.claim_prompt("a", lease_s=60, block_s=0.01))
         assert claim is not None
         assert ring.take(at=0, should_stop=Stop(looks=20)) == []
         assert ring.intake.counters.prompts_lost == 0

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import ConfigError, QueueError
 from common.messages import ScoredGroup
-from common.queue.broker import Broker, ClaimedPrompt
+from common.queue.broker import Broker, ClaimedPrompt, Limits
 from tests.fixtures.redis_server import RedisServer
 from tests.fixtures.wire import prompt_request, replica_status, scored_group
 
@@ -18,18 +18,33 @@ LONG_S = 60.0
 """A lease that does not end within a test."""
 
 
+LIMITS = Limits(max_attempts=3, max_deaths=3)
+
+
 async def claim(
-    broker: Broker, replica: str = "a", *, lease_s: float = LONG_S, max_attempts: int = 3
-) -> ClaimedPrompt | None:
-    return await broker.claim_prompt(
-        replica, lease_s=lease_s, block_s=0.02, max_attempts=max_attempts
-    )
-
-
-async def claim_one(
     broker: Broker, replica: str = "a", *, lease_s: float = LONG_S
-) -> ClaimedPrompt:
-    claimed = await claim(broker, replica, lease_s=lease_s)
+) -> ClaimedPrompt | None:
+    return await broker.claim_prompt(replica, lease_s=lease_s, block_s=0.02)
+
+
+async def sweep(
+    broker: Broker, *, lease_s: float, replica: str = "sweeper", limits: Limits = LIMITS
+) -> list[str]:
+    """A sweep that no other one forestalls."""
+    await asyncio.sleep(0.003)
+    return await broker.sweep(replica, lease_s=lease_s, period_s=0.001, limits=limits)
+
+
+async def let_die(broker: Broker, replica: str, *, limits: Limits = LIMITS) -> ClaimedPrompt:
+    """A replica claims the only prompt there is and vanishes; the sweeper finds out."""
+    claimed = await claim_one(broker, replica)
+    await asyncio.sleep(0.03)
+    await sweep(broker, lease_s=0.02, limits=limits)
+    return claimed
+
+
+async def claim_one(broker: Broker, replica: str = "a") -> ClaimedPrompt:
+    claimed = await claim(broker, replica)
     assert claimed is not None
     return claimed
 
@@ -51,7 +66,7 @@ async def feed_and_answer(broker: Broker, sequences: range) -> None:
 async def raw(server: RedisServer, run_id: str, *command: str) -> None:
     """A command past the broker's methods: somebody else writes into the run's keys."""
     broker = server.broker(run_id)
-    await broker._run(*command)
+    await broker._connection.run(*command)
     await broker.close()
 
 
@@ -127,10 +142,9 @@ class TestPrompts:
     async def test_dead_replicas_claim_goes_to_another(self, open_broker: OpenBroker) -> None:
         broker = open_broker()
         await broker.feed_prompt(prompt_request(1))
-        await claim_one(broker, "dead", lease_s=0.1)
-        await asyncio.sleep(0.15)
-        taken_over = await claim_one(broker, "b", lease_s=0.1)
-        assert taken_over.attempts == 2
+        await let_die(broker, "dead")
+        taken_over = await claim_one(broker, "b")
+        assert taken_over.attempts == 1, "nobody failed at it"
 
     async def test_renewed_lease_stays(self, open_broker: OpenBroker) -> None:
         broker = open_broker()
@@ -139,14 +153,14 @@ class TestPrompts:
         for _ in range(3):
             await asyncio.sleep(0.1)
             assert await broker.renew(claimed)
-        assert await claim(broker, "b", lease_s=0.2) is None
+        await sweep(broker, lease_s=0.2)
+        assert await claim(broker, "b") is None
 
     async def test_lost_lease_cannot_be_renewed(self, open_broker: OpenBroker) -> None:
         broker = open_broker()
         await broker.feed_prompt(prompt_request(1))
-        slow = await claim_one(broker, "slow")
-        await asyncio.sleep(0.05)
-        await claim_one(broker, "quick", lease_s=0.02)
+        slow = await let_die(broker, "slow")
+        await claim_one(broker, "quick")
         assert not await broker.renew(slow)
 
     async def test_every_expired_claim_is_found_behind_live_ones(
@@ -172,53 +186,22 @@ class TestPrompts:
     async def test_late_release_leaves_the_new_owner_alone(self, open_broker: OpenBroker) -> None:
         broker = open_broker()
         await broker.feed_prompt(prompt_request(1))
-        slow = await claim_one(broker, "slow")
-        await asyncio.sleep(0.05)
-        quick = await claim_one(broker, "quick", lease_s=0.02)
+        slow = await let_die(broker, "slow")
+        quick = await claim_one(broker, "quick")
         await broker.release(slow)
         assert await claim(broker, "third") is None
         assert await broker.renew(quick)
-
-    async def test_failing_prompt_is_buried_after_max_attempts(
-        self, open_broker: OpenBroker
-    ) -> None:
-        broker = open_broker()
-        await broker.feed_prompt(prompt_request(1))
-        buried = []
-        for attempt in (1, 2, 3):
-            claimed = await claim_one(broker)
-            assert claimed.attempts == attempt
-            buried.append(
-                await broker.fail_prompt(claimed, f"try {attempt}: no frames", max_attempts=3)
-            )
-        assert buried == [False, False, True]
-        assert await claim(broker) is None
-        [(_, letter)] = await broker.read_dead_letters()
-        assert (letter.prompt_id, letter.error) == ("p1", "try 3: no frames")
-        assert (letter.attempts, letter.replica) == (3, "a")
 
     async def test_failure_after_a_lost_lease_is_the_new_owners_business(
         self, open_broker: OpenBroker
     ) -> None:
         broker = open_broker()
         await broker.feed_prompt(prompt_request(1))
-        slow = await claim_one(broker, "slow")
-        await asyncio.sleep(0.05)
-        quick = await claim_one(broker, "quick", lease_s=0.02)
-        assert not await broker.fail_prompt(slow, "too late", max_attempts=1)
+        slow = await let_die(broker, "slow")
+        quick = await claim_one(broker, "quick")
+        assert not await broker.fail_prompt(slow, "too late", limits=Limits(max_attempts=1))
         assert await broker.read_dead_letters() == []
         assert await broker.renew(quick)
-
-    async def test_prompt_that_kills_its_replicas_is_buried(self, open_broker: OpenBroker) -> None:
-        broker = open_broker()
-        await broker.feed_prompt(prompt_request(1))
-        for replica in ("a", "b"):
-            assert await claim(broker, replica, lease_s=0.02, max_attempts=2)
-            await asyncio.sleep(0.05)
-        assert await claim(broker, "c", lease_s=0.02, max_attempts=2) is None
-        [(_, letter)] = await broker.read_dead_letters()
-        assert letter.prompt_id == "p1"
-        assert letter.error == "2 replicas died or lost their lease over it"
 
     async def test_unreadable_prompt_is_buried_and_the_next_one_claimed(
         self, open_broker: OpenBroker, redis_server: RedisServer, run_id: str
@@ -245,6 +228,213 @@ class TestPrompts:
             await broker.feed_prompt(prompt_request(sequence))
         await claim_one(broker)
         assert await broker.unfinished_prompts() == {"p3", "p4"}
+
+
+class TestAttempts:
+    """What counts as a try, and who gets a prompt afterwards."""
+
+    async def test_replica_never_gets_back_what_it_failed(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        for sequence in (1, 2):
+            await broker.feed_prompt(prompt_request(sequence))
+        failed = await claim_one(broker, "a")
+        assert not await broker.fail_prompt(failed, "no frames", limits=LIMITS)
+        assert (await claim_one(broker, "a")).request.sequence == 2
+        assert await claim(broker, "a") is None
+        again = await claim_one(broker, "b")
+        assert (again.request.sequence, again.attempts) == (1, 2)
+
+    async def test_attempts_are_those_of_distinct_replicas(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        await broker.feed_prompt(prompt_request(1))
+        buried = []
+        for replica in ("a", "b", "c"):
+            claimed = await claim_one(broker, replica)
+            buried.append(await broker.fail_prompt(claimed, f"{replica}: no frames", limits=LIMITS))
+        assert buried == [False, False, True]
+        assert await claim(broker, "d") is None
+        [(_, letter)] = await broker.read_dead_letters()
+        assert letter.prompt_id == "p1"
+        assert letter.error == "3 replica(s) failed at it, the last one: c: no frames"
+        assert (letter.attempts, letter.replica) == (3, "c")
+        assert letter.body == prompt_request(1).model_dump_json()
+        assert await broker.unfinished_prompts() == set()
+
+    async def test_doubted_failures_count_once_they_are_confirmed(
+        self, open_broker: OpenBroker
+    ) -> None:
+        broker = open_broker()
+        await broker.feed_prompt(prompt_request(1))
+        for replica in ("a", "b", "c", "d"):
+            claimed = await claim_one(broker, replica)
+            assert claimed.attempts == 1
+            assert not await broker.fail_prompt(claimed, "sick?", limits=LIMITS, doubted=True)
+            assert await claim(broker, replica) is None, "it never gets it back all the same"
+        for replica in ("a", "b"):
+            await broker.confirm_failures(replica, [claimed.entry_id])
+        assert await sweep(broker, lease_s=LONG_S) == []
+        await broker.confirm_failures("c", [claimed.entry_id])
+        assert await sweep(broker, lease_s=LONG_S) == ["p1"]
+
+    async def test_what_every_replica_failed_at_is_buried_when_one_of_them_is_well(
+        self, open_broker: OpenBroker
+    ) -> None:
+        broker = open_broker()
+        await broker.feed_prompt(prompt_request(1))
+        for replica in ("a", "b"):
+            failed = await claim_one(broker, replica)
+            await broker.fail_prompt(failed, "no frames", limits=LIMITS, doubted=True)
+        await asyncio.sleep(0.55)
+        for replica in ("a", "b"):
+            await claim(broker, replica)
+        assert await sweep(broker, lease_s=0.5) == [], "both may be sick"
+        await broker.confirm_failures("b", [failed.entry_id])
+        assert await sweep(broker, lease_s=0.5) == ["p1"]
+
+    async def test_prompt_waits_for_a_replica_that_has_not_tried(
+        self, open_broker: OpenBroker
+    ) -> None:
+        broker = open_broker()
+        await broker.feed_prompt(prompt_request(1))
+        await broker.fail_prompt(await claim_one(broker, "a"), "no frames", limits=LIMITS)
+        await broker.feed_prompt(prompt_request(2))
+        await asyncio.sleep(0.55)
+        busy = await claim_one(broker, "b-1")
+        assert busy.request.sequence == 1
+        await broker.release(busy)
+        assert await sweep(broker, lease_s=0.5) == []
+        await asyncio.sleep(0.55)
+        await broker.renew(busy)
+        await claim(broker, "a")
+        assert await sweep(broker, lease_s=0.5) == [], "b is at work"
+
+    async def test_what_was_failed_in_a_sick_time_is_forgiven(
+        self, open_broker: OpenBroker
+    ) -> None:
+        broker = open_broker()
+        await broker.feed_prompt(prompt_request(1))
+        failed = await claim_one(broker, "a")
+        await broker.fail_prompt(failed, "no mount", limits=LIMITS, doubted=True)
+        assert await claim(broker, "a") is None
+        await broker.forgive_failures("a", [failed.entry_id])
+        assert (await claim_one(broker, "a")).attempts == 1
+
+    async def test_lone_replicas_failure_does_not_block_the_run_for_ever(
+        self, open_broker: OpenBroker
+    ) -> None:
+        broker = open_broker()
+        await broker.feed_prompt(prompt_request(1))
+        await broker.fail_prompt(await claim_one(broker, "a"), "no frames", limits=LIMITS)
+        assert await sweep(broker, lease_s=LONG_S) == [], "somebody may come within a lease"
+        await asyncio.sleep(0.55)
+        await claim(broker, "a")
+        assert await sweep(broker, lease_s=0.5) == ["p1"]
+        [(_, letter)] = await broker.read_dead_letters()
+        assert letter.error == "each of the replicas at work failed at it, the last one: no frames"
+
+    async def test_handed_over_prompt_has_two_replicas_and_the_first_finishes_it(
+        self, open_broker: OpenBroker
+    ) -> None:
+        broker = open_broker()
+        await broker.feed_prompt(prompt_request(1))
+        slow = await claim_one(broker, "slow")
+        await broker.hand_over(slow)
+        assert await claim(broker, "slow") is None
+        quick = await claim_one(broker, "quick")
+        assert quick.attempts == 1, "slow is no failure"
+        await broker.push_group(slow, scored_group("p1"))
+        assert not await broker.renew(quick)
+        assert not await broker.fail_prompt(quick, "late", limits=Limits(max_attempts=1))
+        assert await broker.read_dead_letters() == []
+        assert await broker.unfinished_prompts() == set()
+
+
+class TestDeaths:
+    """Spot replicas vanish with good prompts; a prompt that kills replicas has to end."""
+
+    async def test_deaths_below_the_bound_do_not_bury(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        await broker.feed_prompt(prompt_request(1))
+        for number in range(4):
+            await let_die(broker, f"spot{number}", limits=Limits(max_deaths=5))
+        assert (await claim_one(broker, "e")).attempts == 1
+        assert await broker.read_dead_letters() == []
+
+    async def test_prompt_that_kills_every_replica_is_buried(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        await broker.feed_prompt(prompt_request(1))
+        for replica in ("a", "b", "c"):
+            await let_die(broker, replica)
+        assert await claim(broker, "d") is None
+        [(_, letter)] = await broker.read_dead_letters()
+        assert (letter.prompt_id, letter.error) == ("p1", "3 replica(s) died over it")
+
+    async def test_a_suspect_is_worked_on_alone(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        await broker.feed_prompt(prompt_request(1))
+        assert not (await let_die(broker, "a")).alone
+        assert not (await let_die(broker, "b")).alone
+        await broker.feed_prompt(prompt_request(2))
+        suspect = await claim_one(broker, "c")
+        assert (suspect.request.sequence, suspect.alone) == (1, True)
+        assert await claim(broker, "c") is None, "nothing beside it"
+        assert (await claim_one(broker, "d")).request.sequence == 2, "others go on"
+        await broker.push_group(suspect, scored_group("p1"))
+        await broker.feed_prompt(prompt_request(3))
+        assert (await claim_one(broker, "c")).request.sequence == 3
+
+    async def test_engine_that_dies_counts_as_a_death(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        await broker.feed_prompt(prompt_request(1))
+        buried = [
+            await broker.release_after_crash(
+                await claim_one(broker, replica), "CUDA error", limits=LIMITS
+            )
+            for replica in ("a", "b", "c")
+        ]
+        assert buried == [False, False, True]
+        [(_, letter)] = await broker.read_dead_letters()
+        assert letter.error == "3 replica(s) died over it, the last one: CUDA error"
+
+    async def test_machine_that_dies_again_and_again_leaves_its_prompts_to_others(
+        self, open_broker: OpenBroker
+    ) -> None:
+        broker = open_broker()
+        await broker.feed_prompt(prompt_request(1))
+        assert await claim(broker, "good-1") is not None
+        await broker.feed_prompt(prompt_request(2))
+        crashing = await claim_one(broker, "bad-1")
+        await broker.release_after_crash(crashing, "x", limits=LIMITS)
+        assert await claim(broker, "bad-2") is None
+        assert (await claim_one(broker, "good-1")).entry_id == crashing.entry_id
+
+    async def test_alone_on_its_machine_it_tries_again(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        await broker.feed_prompt(prompt_request(1))
+        await broker.release_after_crash(await claim_one(broker, "only-1"), "x", limits=LIMITS)
+        assert await claim(broker, "only-2") is not None
+
+    async def test_one_sweep_a_period_whoever_comes_first(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        for _ in range(2):
+            await broker.sweep("a", lease_s=LONG_S, period_s=LONG_S, limits=LIMITS)
+        await broker.feed_prompt(prompt_request(1))
+        await claim_one(broker, "dead")
+        await asyncio.sleep(0.03)
+        await broker.sweep("b", lease_s=0.02, period_s=LONG_S, limits=LIMITS)
+        assert await claim(broker, "b") is None
+        await broker._connection.run("DEL", f"{broker._claimers}:swept")
+        await broker.sweep("b", lease_s=0.02, period_s=LONG_S, limits=LIMITS)
+        assert await claim(broker, "b") is not None
+
+    async def test_marks_vanish_with_their_prompt(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        for sequence in (1, 2):
+            await broker.feed_prompt(prompt_request(sequence))
+        await broker.fail_prompt(await claim_one(broker, "a"), "x", limits=LIMITS)
+        await broker.fail_prompt(await claim_one(broker, "a"), "x", limits=Limits(max_attempts=1))
+        await broker.push_group(await claim_one(broker, "b"), scored_group("p1"))
+        assert await broker._connection.run("HLEN", broker._marks) == 0
 
 
 class TestGroups:
@@ -303,7 +493,7 @@ class TestGroups:
         for sequence in range(4, 9):
             await broker.feed_prompt(prompt_request(sequence))
         await claim_one(broker)
-        await broker.fail_prompt(await claim_one(broker), "broken", max_attempts=1)
+        await broker.fail_prompt(await claim_one(broker), "broken", limits=Limits(max_attempts=1))
         depths = await broker.depths()
         assert (depths.prompts_waiting, depths.prompts_claimed) == (3, 1)
         assert (depths.groups_unread, depths.groups_unacknowledged) == (1, 2)
