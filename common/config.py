@@ -385,8 +385,15 @@ class Learner(Section):
     keep_checkpoints: PositiveInt = 2
     probe_every: Count = 20
     """Versions between probe groups, generated and re-scored at one version; 0: never."""
-    max_unscored_in_a_row: PositiveInt = 64
-    """After so many groups without a verdict the run stops: the grader is broken."""
+    max_returns: PositiveInt = 3
+    """A prompt whose answers came back unusable so often, while others were usable, is given up for
+    this epoch."""
+    max_unusable_in_a_row: PositiveInt = 64
+    """After so many prompts given up and groups that this learner cannot train on, one after the
+    other, the run stops with a checkpoint: something is wrong with all of them."""
+    max_without_verdict_s: Positive = 1800.0
+    """Waiting so long for answers with verdicts, while there is a reason why none come, the run
+    stops with a checkpoint. With no replica at work it waits on."""
     optimizer: Optimizer = Optimizer()
     loss: Loss = Loss()
     advantage: Advantage = Advantage()

@@ -5,8 +5,9 @@
     ├── EngineError   the rollout engine refused or failed a request
     ├── RewardError   the reward service could not give a verdict
     ├── QueueError    Redis is unreachable or holds something unreadable
-    └── WeightError   a weight transfer did not reach its receivers
-        └── GroupError   because of the group: some other member is at fault, maybe
+    ├── WeightError   a weight transfer did not reach its receivers
+    │   └── GroupError   because of the group: some other member is at fault, maybe
+    └── StalledError  the ring gives the learner nothing that it can use
     ConfigError(ValueError)   the run's TOML is wrong
 
 Every message gives the value found, the value wanted and the knob that changes it.
@@ -39,6 +40,10 @@ class WeightError(TempSampError):
 
 class GroupError(WeightError):
     """The weight group did not come together or broke; not necessarily this member's fault."""
+
+
+class StalledError(TempSampError):
+    """The ring gives the learner nothing that it can use."""
 
 
 class ConfigError(ValueError):

@@ -220,6 +220,8 @@ class ScoredGroup(Message):
 
     schema_version: Literal[4] = SCHEMA_VERSION
     prompt_id: str
+    sequence: Annotated[int, Field(ge=0)] = 0
+    """Of the request it answers: its prompt may have been asked again since. 0 outside a ring."""
     row_id: str
     epoch: int
     mode: Mode
@@ -253,9 +255,9 @@ class DeadLetter(Message):
     """Empty when the message was too broken to say."""
     error: str
     attempts: Annotated[int, Field(ge=0)]
-    """Deliveries so far; 0 for a group the learner could not read."""
+    """Replicas that failed at it or died over it; 0 for a group that the learner could not use."""
     replica: str
-    """Who gave it up."""
+    """Who failed last, or made a group that cannot be used; `learner`: one that is unreadable."""
     body: str
     """The message as it was."""
 

@@ -122,7 +122,7 @@ class Broker:
     async def last_sequence(self) -> int:
         """The highest sequence number that Redis has had; 0 for none."""
         await self._connection.make_groups()  # without them there is no stream to ask about
-        found = await self._connection.run("XINFO", "STREAM", self._prompts)
+        found = await self._connection.run("XINFO STREAM", self._prompts)
         last = found["last-generated-id"]
         return int(str(last).split("-")[0])
 
@@ -263,6 +263,20 @@ class Broker:
         entries = await self._connection.run(*command)
         letters = [(entry_id, parse(DeadLetter, fields)) for entry_id, fields in entries]
         return [(entry_id, item) for entry_id, item in letters if isinstance(item, DeadLetter)]
+
+    async def report_unusable(self, group: ScoredGroup, reason: str) -> None:
+        """Put a group among the dead letters; its entry stays until it is acknowledged."""
+        letter = DeadLetter(
+            prompt_id=group.prompt_id,
+            error=reason,
+            attempts=0,
+            replica=group.replica,
+            body=group.model_dump_json(),
+        )
+        await self._connection.run(
+            *("XADD", self._dead, "MAXLEN", "~", DEAD_LETTERS_KEPT, "*"),
+            *to_fields(group.prompt_id, letter),
+        )
 
     async def depths(self) -> Depths:
         """Queue lengths, for the metrics."""

@@ -191,9 +191,9 @@ SWEEP = (
 local sweeper, lease_ms, period_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local max_attempts, max_deaths, forget_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local now, letters = now_ms(), {}
-if not redis.call('SET', claimers .. ':swept', sweeper, 'NX', 'PX', period_ms) then
-  return letters
-end
+local since_ms = now - tonumber(redis.call('GET', claimers .. ':swept') or 0)
+if since_ms >= 0 and since_ms < period_ms then return letters end
+redis.call('SET', claimers .. ':swept', string.format('%.0f', now))
 -- Leases that ended.
 local start = '-'
 while start do
@@ -210,7 +210,8 @@ while start do
   end
   start = #page == 1000 and '(' .. page[#page][1] or nil
 end
--- What every replica that claims had a try at, one of them known to be well. Nobody will take it.
+-- What every replica that claims or works had a try at, one of them known to be well: nobody will
+-- take it. A moment is left for one that is about to come.
 redis.call('ZREMRANGEBYSCORE', claimers, '-inf', now - forget_ms)
 local active = redis.call('ZRANGEBYSCORE', claimers, now - lease_ms, '+inf')
 for _, id in ipairs(redis.call('HKEYS', marks_key)) do
@@ -224,7 +225,7 @@ for _, id in ipairs(redis.call('HKEYS', marks_key)) do
     end
     local failures = count(marks, 'failed')
     local letter = bury_if_hopeless(id, marks, sweeper, max_attempts, max_deaths)
-    if not letter and tried and failures > 0 and pending[3] >= lease_ms then
+    if not letter and tried and failures > 0 and pending[3] >= math.min(lease_ms, 1000) then
       letter = bury(id, marks, sweeper, 'each of the replicas at work failed at it', failures)
     end
     if letter then letters[#letters + 1] = letter end

@@ -105,11 +105,7 @@ def collate(
     Raises:
         ValueError: no sample at all is left to train on.
     """
-    trained = [
-        _Group(group, rows)
-        for group, numbers in zip(groups, advantages, strict=True)
-        if (rows := tuple(_rows(group, numbers)))
-    ]
+    trained = _trained(groups, advantages)
     if not trained:
         raise ValueError(
             f"found no sample to train on in {len(groups)} group(s), wanted one with verdicts: "
@@ -118,7 +114,7 @@ def collate(
     plans = [_micro_batches(share, micro_batch_groups) for share in _shares(trained, world_size)]
     num_micro_batches = max(len(plan) for plan in plans)
     num_idle = num_micro_batches - len(plans[rank])
-    cheapest = min(trained, key=lambda group: group.cost)
+    cheapest = _cheapest(trained)
     return TrainBatch(
         micro_batches=(
             *(_tensors(groups) for groups in plans[rank]),
@@ -127,6 +123,41 @@ def collate(
         num_tokens=sum(group.num_tokens for group in trained),
         num_sequences=sum(len(group.rows) for group in trained),
     )
+
+
+def groups_of_rank(
+    groups: Sequence[ScoredGroup],
+    advantages: Sequence[Sequence[float | None]],
+    *,
+    rank: int,
+    world_size: int,
+) -> list[ScoredGroup]:
+    """The groups whose clips a rank needs for `collate`'s batch.
+
+    The cheapest one of the step stands in where a rank has less to do than the others.
+    """
+    trained = _trained(groups, advantages)
+    if not trained:
+        return []
+    share = _shares(trained, world_size)[rank]
+    cheapest = _cheapest(trained)
+    if world_size > 1 and all(item is not cheapest for item in share):
+        share = [*share, cheapest]
+    return [item.group for item in share]
+
+
+def _trained(
+    groups: Sequence[ScoredGroup], advantages: Sequence[Sequence[float | None]]
+) -> list[_Group]:
+    return [
+        _Group(group, rows)
+        for group, numbers in zip(groups, advantages, strict=True)
+        if (rows := tuple(_rows(group, numbers)))
+    ]
+
+
+def _cheapest(groups: Sequence[_Group]) -> _Group:
+    return min(groups, key=lambda group: group.cost)
 
 
 def _rows(group: ScoredGroup, advantages: Sequence[float | None]) -> Iterable[_Row]:

@@ -12,7 +12,7 @@ import math
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Self
@@ -80,8 +80,7 @@ class Desk:
             self._broker,
             feed=self.feed,
             runner=self._runner,
-            max_staleness=learner.max_staleness,
-            max_unscored_in_a_row=learner.max_unscored_in_a_row,
+            settings=learner,
             state=state.intake if state else None,
         )
         self._runner.run(self._broker.wait_ready())
@@ -117,8 +116,14 @@ class Desk:
         """One JSON object a step."""
         return self._run.learner.run_dir / "metrics.jsonl"
 
-    def take(self, version: int, *, on_idle: Callable[[], None]) -> Sequence[ScoredGroup] | None:
-        """The groups of the next step; None when SIGTERM came."""
+    def take(
+        self,
+        version: int,
+        *,
+        on_idle: Callable[[], None],
+        faults_of: Callable[[Sequence[ScoredGroup]], Mapping[str, str]],
+    ) -> Sequence[ScoredGroup] | None:
+        """The groups of the next step; None when SIGTERM came, or `intake.stalled` says why."""
 
         def idle() -> None:
             self._hold()
@@ -133,6 +138,7 @@ class Desk:
                 at=version,
                 on_idle=idle,
                 should_stop=lambda: self.stop_asked,
+                faults_of=faults_of,
             )
         return groups or None
 

@@ -21,7 +21,7 @@ from common.messages import Mode, PromptRequest, Sampling
 from common.queue.broker import Broker
 from common.rows import Row, UnusableRowError
 from common.video.loader import ClipLoader
-from services.learner.rows import RejectedRows, Rejection, load_rows
+from services.learner.rows import GivenUp, GivenUpRows, RejectedRows, Rejection, load_rows
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ class FeedState(BaseModel):
     outstanding: tuple[PromptRequest, ...]
     """Fed and not yet trained on, in sequence order."""
     rejected: tuple[Rejection, ...]
+    given_up: tuple[GivenUp, ...] = ()
+    """Fed and never trained on: each row of each epoch once at most."""
 
 
 class Feed:
@@ -65,6 +67,11 @@ class Feed:
         self._learner = learner
         self._runner = runner
         self._loader = ClipLoader.of(shared.video)
+        self._outstanding: dict[str, PromptRequest] = {}
+        self._next_sequence = 1
+        self.was_refused = False
+        """Redis had a number already: the prompt is there from before a crash, or Redis is ahead of
+        us and it is not; `refill` tells."""
         self._rejected = RejectedRows(learner.run_dir / "rejected_rows.jsonl")
         self._rows = load_rows(
             learner.rows, video_root=shared.video.roots[0], rejected=self._rejected
@@ -105,6 +112,7 @@ class Feed:
             next_sequence=self._next_sequence,
             outstanding=tuple(self._outstanding.values()),
             rejected=self._rejected.all,
+            given_up=self._given_up.all,
         )
 
     def top_up(self, version: int) -> list[PromptRequest]:
@@ -133,8 +141,25 @@ class Feed:
         return fed
 
     def consumed(self, prompt_id: str) -> None:
-        """The prompt is done with, trained on or given up."""
+        """The prompt is done with: trained on."""
         del self._outstanding[prompt_id]
+
+    def give_up(self, prompt_id: str, *, reason: str, replica: str) -> None:
+        """The prompt is done with: listed, and its row not asked again in this epoch."""
+        request = self._outstanding.pop(prompt_id)
+        self._given_up.add(
+            GivenUp(
+                prompt_id=prompt_id,
+                row_id=request.row_id,
+                epoch=request.epoch,
+                reason=reason,
+                replica=replica,
+            )
+        )
+
+    def sequence_of(self, prompt_id: str) -> int:
+        """The number that an outstanding prompt was last asked under."""
+        return self._outstanding[prompt_id].sequence
 
     def refeed(self, prompt_id: str, *, version: int) -> None:
         """Ask an outstanding prompt again, behind all others."""
@@ -151,7 +176,11 @@ class Feed:
         lost = [request for key, request in self._outstanding.items() if key not in present]
         for request in lost:
             if not self._runner.run(self._broker.feed_prompt(request)):
+                # Redis is ahead of us: we resumed at an older checkpoint than it knows.
+                last = self._runner.run(self._broker.last_sequence())
+                self._next_sequence = max(self._next_sequence, last + 1)
                 self.refeed(request.prompt_id, version=version)
+        self.was_refused = False
         if lost:
             log.warning("lost prompts fed again", extra={"num_prompts": len(lost)})
         return len(lost)
@@ -179,6 +208,7 @@ class Feed:
         self._outstanding = {request.prompt_id: request for request in state.outstanding}
         for rejection in state.rejected:
             self._rejected.add(rejection)
+        self._given_up = GivenUpRows(self._learner.run_dir / "given_up_rows.jsonl", state.given_up)
         self._order = self._shuffled()
 
     def _shuffled(self) -> list[int]:
@@ -254,7 +284,8 @@ class Feed:
 
     def _add(self, request: PromptRequest) -> None:
         self._outstanding[request.prompt_id] = request
-        self._runner.run(self._broker.feed_prompt(request))
+        if not self._runner.run(self._broker.feed_prompt(request)):
+            self.was_refused = True
 
     def _reject(self, row: Row, error: UnusableRowError) -> None:
         self._rejected.add(Rejection(row_id=row.row_id, reason=error.reason, detail=error.detail))

@@ -151,7 +151,7 @@ SERIES = (
         "Versions that the groups of the step lagged behind.",
     ),
     Series(
-        "intake/groups_(?P<outcome>taken|stale|duplicate|unscored)",
+        "intake/groups_(?P<outcome>taken|stale|duplicate|unscored|unusable)",
         "tempsamp_learner_groups",
         "counter",
         "Groups by what became of them.",
@@ -166,7 +166,7 @@ SERIES = (
         "intake/prompts_dead",
         "tempsamp_learner_prompts_dead",
         "counter",
-        "Prompts that replicas gave up.",
+        "Prompts given up: listed in given_up_rows.jsonl.",
     ),
     Series(
         "intake/prompts_lost",

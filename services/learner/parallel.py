@@ -57,6 +57,22 @@ class Ranks:
         dist.broadcast(bytes_N, src=0)
         return json.loads(bytes_N.numpy().tobytes())
 
+    def gather_json(self, value: Any) -> list[Any]:
+        """Every rank's value on every rank, in their order; anything JSON can hold."""
+        body = json.dumps(value).encode()
+        lengths = torch.zeros(self.world_size, dtype=torch.int64)
+        lengths[self.rank] = len(body)
+        dist.all_reduce(lengths)
+        ends = lengths.cumsum(0).tolist()
+        bodies_N = torch.zeros(ends[-1], dtype=torch.uint8)
+        bodies_N[ends[self.rank] - len(body) : ends[self.rank]] = torch.frombuffer(
+            bytearray(body), dtype=torch.uint8
+        )
+        dist.all_reduce(bodies_N)
+        starts = [0, *ends[:-1]]
+        whole = bodies_N.numpy().tobytes()
+        return [json.loads(whole[start:end]) for start, end in zip(starts, ends, strict=True)]
+
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Element-wise sum over ranks, in a new tensor on the host."""
         return _all_reduced(tensor, dist.ReduceOp.SUM)

@@ -9,7 +9,7 @@ size, V vocabulary, L = P + S·(R - 1) packed tokens: the last token of an answe
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from common import torchvision_cpu
+from common.errors import EngineError, VideoError
 from common.messages import ScoredGroup
 from common.video.frames import load_frames
 from services.learner import prefix, vision
@@ -106,6 +107,34 @@ class Policy(nn.Module):
             VideoError: grid, number of visual tokens or of placeholders differ; names both sides.
         """
         self.clips.assert_matches(group)
+
+    def group_faults(self, groups: Sequence[ScoredGroup]) -> dict[str, str]:
+        """Why this rank cannot train on some of its groups, by prompt id; decodes their clips."""
+        faults = {}
+        for group in groups:
+            try:
+                self.assert_group_matches(group)
+                self._assert_tokens_known(group)
+            except (EngineError, VideoError) as error:
+                faults[group.prompt_id] = str(error)
+        matching = [group for group in groups if group.prompt_id not in faults]
+        found = self.clips.decode_faults(group.clip for group in matching)
+        return faults | {
+            group.prompt_id: f"the learner cannot decode {group.clip.uri}: {fault}"
+            for group, fault in zip(matching, found, strict=True)
+            if fault is not None
+        }
+
+    def _assert_tokens_known(self, group: ScoredGroup) -> None:
+        size = int(self.model.get_input_embeddings().num_embeddings)
+        lists = (group.prompt_token_ids, *(sample.token_ids for sample in group.samples))
+        lowest, highest = min(map(min, lists)), max(map(max, lists))
+        if lowest < 0 or highest >= size:
+            raise EngineError(
+                f"prompt {group.prompt_id} of replica {group.replica}: found token ids "
+                f"{lowest} to {highest}, wanted 0 to {size - 1}: both services need the same "
+                "shared.model"
+            )
 
     def forward(self, batch: MicroBatch) -> TokenScores:
         """Score every trained answer token of a micro-batch.

@@ -6,6 +6,7 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -27,6 +28,42 @@ class Rejection(BaseModel):
     row_id: str
     reason: str
     detail: str
+
+
+class GivenUp(BaseModel):
+    """A prompt that ended without being trained on; a line of `given_up_rows.jsonl`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt_id: str
+    row_id: str
+    epoch: int
+    reason: str
+    replica: str
+    """Who had it last."""
+
+
+class GivenUpRows:
+    """Files what is given up; starts the file anew with what was given up before."""
+
+    def __init__(self, path: Path, before: Sequence[GivenUp]) -> None:
+        self._path = path
+        self._all = list(before)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(item.model_dump_json() + "\n" for item in before)
+        path.write_text(lines, encoding="utf-8")
+
+    def add(self, item: GivenUp) -> None:
+        """At its end."""
+        self._all.append(item)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(item.model_dump_json() + "\n")
+        log.error("prompt given up", extra=item.model_dump())
+
+    @property
+    def all(self) -> tuple[GivenUp, ...]:
+        """In the order they came."""
+        return tuple(self._all)
 
 
 class RejectedRows:

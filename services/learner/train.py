@@ -26,7 +26,7 @@ from common.model.folder import fetched
 from common.video.loader import ClipLoader
 from services.learner import metrics, parallel
 from services.learner.advantage import sample_advantages
-from services.learner.batch import TrainBatch, collate
+from services.learner.batch import TrainBatch, collate, groups_of_rank
 from services.learner.checkpoint import Checkpoints, refuse_existing, rng_state
 from services.learner.desk import Desk
 from services.learner.loss import LossStats, denominator, policy_loss
@@ -78,6 +78,7 @@ def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
             if run.learner.checkpoint_every and version % run.learner.checkpoint_every == 0:
                 learner.save(version)
         learner.save(version)
+        learner.complain()
 
 
 @dataclass
@@ -96,6 +97,8 @@ class Learner:
     first_version: int
     saved_version: int | None
     last_order_s: float = field(default_factory=time.monotonic)
+    offered: Sequence[ScoredGroup] = ()
+    """What rank 0 showed last: the groups of the next step, unless any rank objects."""
 
     def next_groups(self, version: int) -> Sequence[ScoredGroup] | None:
         """The groups of the next step, on every rank; None when the run was asked to stop.
@@ -103,34 +106,51 @@ class Learner:
         While rank 0 waits, replicas that came late or came back get their weights.
         """
         if self.desk is None:
-            order = self._follow()
-            if order["do"] == "stop":
-                return None
-            return [ScoredGroup.model_validate(group) for group in order["groups"]]
-        groups = self.desk.take(version, on_idle=self._welcome_strangers)
-        if groups is None:
-            self._order("stop")
-            return None
+            return None if self._follow()["do"] == "stop" else self.offered
+        groups = self.desk.take(version, on_idle=self._welcome_strangers, faults_of=self._offer)
+        self._order("stop" if groups is None else "train")
+        return groups
+
+    def _offer(self, groups: Sequence[ScoredGroup]) -> dict[str, str]:
+        """Rank 0: what any rank has against these groups, by prompt id; a collective."""
         # A single rank has nobody to tell, and half a megabyte of JSON takes a while to write.
         told = self.ranks.world_size > 1
         bodies = [group.model_dump(mode="json") for group in groups] if told else []
-        self._order("train", groups=bodies)
-        return groups
+        self._order("look", groups=bodies)
+        return self._agreed_faults(groups)
+
+    def _agreed_faults(self, groups: Sequence[ScoredGroup]) -> dict[str, str]:
+        """Why groups cannot be trained on, by prompt id: the same on all ranks."""
+        own = groups_of_rank(
+            groups,
+            self._advantages(groups),
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        )
+        found = self.policy.group_faults(own)
+        return {key: fault for own in self.ranks.gather_json(found) for key, fault in own.items()}
+
+    def _advantages(self, groups: Sequence[ScoredGroup]) -> list[Sequence[float | None]]:
+        return [
+            sample_advantages(
+                group,
+                strategy=self.run.shared.strategy,
+                settings=self.run.learner.advantage,
+            )
+            for group in groups
+        ]
+
+    def complain(self) -> None:
+        """Rank 0: raise what ended the run, if it was not asked to stop; after its checkpoint."""
+        if self.desk is not None and self.desk.intake.stalled is not None:
+            raise self.desk.intake.stalled
 
     def collate(self, groups: Sequence[ScoredGroup]) -> TrainBatch:
         """This rank's part of a step."""
-        for group in groups:
-            self.policy.assert_group_matches(group)
-        settings = self.run.learner
         return collate(
             groups,
-            [
-                sample_advantages(
-                    group, strategy=self.run.shared.strategy, settings=settings.advantage
-                )
-                for group in groups
-            ],
-            micro_batch_groups=settings.micro_batch_groups,
+            self._advantages(groups),
+            micro_batch_groups=self.run.learner.micro_batch_groups,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
         )
@@ -228,9 +248,12 @@ class Learner:
         self.last_order_s = time.monotonic()
 
     def _follow(self) -> dict[str, Any]:
-        """The other ranks: wait as long as rank 0 says so; returns its first other order."""
-        while (order := self.ranks.broadcast_json(None))["do"] == "wait":
-            pass
+        """The other ranks: wait, or look at groups, as often as rank 0 says so; returns its first
+        other order."""
+        while (order := self.ranks.broadcast_json(None))["do"] in ("look", "wait"):
+            if order["do"] == "look":
+                self.offered = [ScoredGroup.model_validate(group) for group in order["groups"]]
+                self._agreed_faults(self.offered)
         return dict(order)
 
     def _welcome_strangers(self) -> None:

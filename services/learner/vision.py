@@ -112,6 +112,29 @@ class ClipEncoder:
         while len(self._ahead) > CLIPS_AHEAD:
             self._ahead.popitem(last=False)[1].cancel()
 
+    def decode_faults(self, clips: Iterable[ClipRef]) -> list[str | None]:
+        """Decode clips now that are about to be asked for; why that fails for each, None if not.
+
+        What is decoded stays at hand for `features`.
+        """
+        keys = []
+        for clip in clips:
+            keys.append(key := self._key(clip))
+            if key not in self._ahead and self._cache.get(key) is None:
+                self._ahead[key] = self._decoding.submit(self._decode, clip)
+        return [self._fault(key) for key in keys]
+
+    def _fault(self, key: object) -> str | None:
+        future = self._ahead.get(key)
+        if future is None:
+            return None
+        try:
+            future.result()
+        except (VideoError, OSError, RuntimeError, ValueError) as error:
+            del self._ahead[key]  # the next look may find the file again
+            return f"{type(error).__name__}: {error}"
+        return None
+
     def grid(self, clip: ClipRef) -> tuple[int, int, int]:
         """Patches of a clip along time, height and width, before spatial merging.
 

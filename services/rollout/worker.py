@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 CLAIM_BLOCK_S = 1.0
 """How long one claim waits for a prompt; also how fast a stop is noticed."""
-LONGEST_TEND_PAUSE_S = 5.0
-TROUBLE_TTL_S = 3 * LONGEST_TEND_PAUSE_S
+LONGEST_TEND_PAUSE_S = 2.0
+TROUBLE_TTL_S = 15.0
 
 
 class Worker:
@@ -154,6 +154,7 @@ class Worker:
         samples, verdicts = self._with_injection(generation, scoring)
         return ScoredGroup(
             prompt_id=request.prompt_id,
+            sequence=request.sequence,
             row_id=request.row_id,
             epoch=request.epoch,
             mode=request.mode,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.messages import ClipRef, Scored, ScoredGroup, Timings
-from services.learner.batch import MicroBatch, collate
+from services.learner.batch import MicroBatch, collate, groups_of_rank
 from tests.fixtures.groups import injected_sample, policy_sample
 
 
@@ -147,3 +147,17 @@ def test_moving_a_micro_batch_keeps_its_contents() -> None:
     moved = micro_batch.to(torch.device("cpu"))
     assert torch.equal(moved.answer_ids_GSR, micro_batch.answer_ids_GSR)
     assert moved.clips == micro_batch.clips
+
+
+def test_groups_of_a_rank_are_those_whose_clips_its_batch_names() -> None:
+    groups = [group(f"g{n}", prompt_tokens=4 + n % 3, answers=(2, 3 + n)) for n in range(5)]
+    advantages = [[0.5, -0.5, 1.0]] * 4 + [[None, None, None]]
+    for world_size in (1, 2, 3, 7):
+        for rank in range(world_size):
+            keys = {"rank": rank, "world_size": world_size}
+            batch = collate(groups, advantages, micro_batch_groups=2, **keys)
+            needed = {clip.uri for micro in batch.micro_batches for clip in micro.clips}
+            own = {item.clip.uri for item in groups_of_rank(groups, advantages, **keys)}
+            assert needed <= own
+            assert world_size > 1 or needed == own
+    assert groups_of_rank(groups[-1:], advantages[-1:], rank=0, world_size=1) == []

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from common.config import Learner, Shared, Video
-from common.errors import RewardError
-from common.messages import ScoredGroup
+from common.messages import PromptRequest, ScoredGroup
 from common.prompts import grounding_problem
 from common.queue.broker import Broker, Limits
 from services.learner import intake as intake_module
@@ -20,7 +19,7 @@ from services.learner.feed import Feed, FeedState
 from services.learner.intake import Intake, IntakeState
 from tests.fixtures.clips import make_clip
 from tests.fixtures.redis_server import RedisServer
-from tests.fixtures.wire import scored_group
+from tests.fixtures.wire import replica_status, scored_group
 
 NUM_ROWS = 40
 GROUPS_PER_STEP = 4
@@ -35,7 +34,9 @@ class Ring:
     folder: Path
     runner: asyncio.Runner
     max_staleness: int = 1
-    max_unscored_in_a_row: int = 6
+    max_returns: int = 3
+    max_unusable_in_a_row: int = 6
+    max_without_verdict_s: float = 1800.0
     opened: list[Broker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -67,6 +68,9 @@ class Ring:
             steps=1,
             groups_per_step=GROUPS_PER_STEP,
             max_staleness=self.max_staleness,
+            max_returns=self.max_returns,
+            max_unusable_in_a_row=self.max_unusable_in_a_row,
+            max_without_verdict_s=self.max_without_verdict_s,
         )
         self.feed = Feed(
             self.broker,
@@ -79,8 +83,7 @@ class Ring:
             self.broker,
             feed=self.feed,
             runner=self.runner,
-            max_staleness=self.max_staleness,
-            max_unscored_in_a_row=self.max_unscored_in_a_row,
+            settings=learner,
             state=IntakeState.model_validate_json(saved[1]) if saved else None,
         )
 
@@ -94,8 +97,12 @@ class Ring:
         version: int = 0,
         num_scored: int = 3,
         shuffle: random.Random | None = None,
+        bad: str | None = None,
     ) -> list[str]:
-        """Claim prompts (all without `count`) and push a group for each; returns their ids."""
+        """Claim prompts (all without `count`) and push a group for each; returns their ids.
+
+        The prompt `bad` gets no verdict.
+        """
 
         async def answer() -> list[str]:
             claims = []
@@ -106,9 +113,8 @@ class Ring:
             if shuffle:
                 shuffle.shuffle(claims)
             for claim in claims:
-                group = scored_group(
-                    claim.request.prompt_id, version=version, num_scored=num_scored
-                )
+                scored = 0 if claim.request.prompt_id == bad else num_scored
+                group = group_of(claim.request, version=version, num_scored=scored)
                 await self.replica.push_group(claim, group)
             return [claim.request.prompt_id for claim in claims]
 
@@ -131,13 +137,19 @@ class Ring:
         return ids(self.intake.take(GROUPS_PER_STEP, at=at, **keys))
 
 
+def group_of(request: PromptRequest, *, version: int = 0, num_scored: int = 3) -> ScoredGroup:
+    """What a replica answers."""
+    group = scored_group(request.prompt_id, version=version, num_scored=num_scored)
+    return group.model_copy(update={"sequence": request.sequence})
+
+
 def put(ring: Ring, key: str, message: dict[str, Any]) -> None:
     """Somebody else writes into the run's streams."""
     command = ("XADD", key, "*", "body", json.dumps(message))
     ring.runner.run(ring.replica._connection.run(*command))
 
 
-def ids(groups: list[ScoredGroup]) -> list[str]:
+def ids(groups: Sequence[ScoredGroup]) -> list[str]:
     return [group.prompt_id for group in groups]
 
 
@@ -278,14 +290,79 @@ class TestDrops:
         pushed = ring.answer(2, version=4) + ring.answer(2, version=9)
         assert ring.take(at=5) == pushed
 
-    def test_unscored_is_dropped_counted_and_replaced(self, ring: Ring) -> None:
+    def test_unscored_is_dropped_counted_and_asked_again(self, ring: Ring) -> None:
+        """Before: its row was lost for the epoch."""
         ring.feed.top_up(0)
         bad, good = ring.answer(3, num_scored=1), ring.answer(5, num_scored=2)
         assert ring.take(at=0) == good[:4]
         counters = ring.intake.counters
         assert (counters.groups_unscored, counters.samples_unscored) == (3, 3 * 2 + 4 * 1)
-        assert not set(bad) & set(ring.feed.outstanding)
-        assert len(ring.feed.outstanding) == 2 * GROUPS_PER_STEP - 4
+        assert list(ring.feed.outstanding) == [good[4], *bad]
+        assert ring.answer() == bad
+
+    def test_row_that_no_grader_can_score_is_given_up_and_listed(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        bad = next(iter(ring.feed.outstanding))
+        for version in range(6):
+            ring.take(
+                at=version, on_idle=lambda version=version: ring.answer(version=version, bad=bad)
+            )
+            ring.feed.top_up(version + 1)
+        assert bad not in ring.feed.outstanding
+        assert ring.intake.counters.groups_unscored == 3
+        [line] = (ring.folder / "run/given_up_rows.jsonl").read_text().splitlines()
+        listed = json.loads(line)
+        assert (listed["prompt_id"], listed["replica"]) == (bad, "replica-a")
+        assert "unusable 3 times (learner.max_returns)" in listed["reason"]
+        assert ring.feed.state().given_up[0].prompt_id == bad
+        ring.start(saved=ring.checkpoint())
+        assert (ring.folder / "run/given_up_rows.jsonl").read_text().splitlines() == [line]
+
+    def test_grader_that_fails_at_everything_costs_no_row_and_stops_the_run_in_time(
+        self, open_ring: Callable[..., Ring], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Before: after 64 rows, all lost, and without a checkpoint."""
+        monkeypatch.setattr(intake_module, "WORD_EVERY_S", 0.1)
+        ring = open_ring(max_without_verdict_s=1.0)
+        ring.feed.top_up(0)
+        outstanding = set(ring.feed.outstanding)
+        num_answers: list[int] = []
+
+        def on_idle() -> None:
+            num_answers.append(len(ring.answer(num_scored=0)))
+
+        assert ring.take(at=0, on_idle=on_idle, should_stop=lambda: False) == []
+        assert sum(num_answers) >= 3 * len(outstanding)
+        assert set(ring.feed.outstanding) == outstanding
+        assert "no answer within 10 s" in str(ring.intake.stalled)
+        assert "learner.max_without_verdict_s = 1" in str(ring.intake.stalled)
+
+    def test_a_fleet_that_is_away_is_waited_for(
+        self,
+        open_ring: Callable[..., Ring],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Before: not a word in 74 s."""
+        monkeypatch.setattr(intake_module, "WORD_EVERY_S", 0.1)
+        ring = open_ring(max_without_verdict_s=0.2)
+        ring.feed.top_up(0)
+        assert ring.take(at=0, should_stop=Stop(looks=40)) == []
+        assert ring.intake.stalled is None
+        words = [record for record in caplog.records if record.message == "waiting for groups"]
+        assert words
+        assert words[0].num_prompts == 2 * GROUPS_PER_STEP  # type: ignore[attr-defined]
+
+    def test_replicas_that_are_all_in_trouble_stop_the_run_in_time(
+        self, open_ring: Callable[..., Ring], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(intake_module, "WORD_EVERY_S", 0.1)
+        ring = open_ring(max_without_verdict_s=0.3)
+        ring.feed.top_up(0)
+        ring.runner.run(ring.replica.announce(replica_status("a"), ttl_s=60))
+        ring.runner.run(ring.replica.report_trouble("a", "no reward service", ttl_s=60))
+        assert ring.take(at=0) == []
+        assert "no reward service" in str(ring.intake.stalled)
 
     def test_with_no_slack_a_dropped_group_does_not_starve_the_step(
         self, open_ring: Callable[..., Ring]
@@ -297,13 +374,18 @@ class TestDrops:
         taken = ring.take(at=0, on_idle=ring.answer)
         assert len(taken) == GROUPS_PER_STEP
 
-    def test_too_many_unscored_in_a_row_stop_the_run_with_the_reason(self, ring: Ring) -> None:
+    def test_too_many_unusable_in_a_row_stop_the_run_with_the_reason(self, ring: Ring) -> None:
         ring.feed.top_up(0)
-        ring.answer(6, num_scored=0)
-        with pytest.raises(
-            RewardError, match=r"6 prompts .*max_unscored_in_a_row.* no answer within 10 s"
-        ):
-            ring.take(at=0)
+        refused: list[str] = []
+
+        def faults_of(groups: Sequence[ScoredGroup]) -> dict[str, str]:
+            refused.extend(ids(groups))
+            return dict.fromkeys(ids(groups), "found 5 visual tokens, wanted 4")
+
+        assert ring.take(at=0, faults_of=faults_of, on_idle=ring.answer) == []
+        assert len(refused) == 2 * GROUPS_PER_STEP
+        assert "max_unusable_in_a_row" in str(ring.intake.stalled)
+        assert "found 5 visual tokens" in str(ring.intake.stalled)
 
     def test_a_good_group_between_ends_the_row(self, ring: Ring) -> None:
         ring.feed.top_up(0)
@@ -312,6 +394,87 @@ class TestDrops:
         ring.answer(3, num_scored=0)
         assert len(ring.take(at=0, on_idle=ring.answer)) == GROUPS_PER_STEP
         assert ring.intake.counters.groups_unscored == 7
+        assert ring.intake.stalled is None
+
+    def test_unusable_groups_are_dead_letters_and_their_prompts_asked_again(
+        self, ring: Ring
+    ) -> None:
+        """Before: the learner ended, and so did each that resumed it."""
+        ring.feed.top_up(0)
+        pushed = ring.answer()
+        bad = pushed[1:3]
+
+        def faults_of(groups: Sequence[ScoredGroup]) -> dict[str, str]:
+            return {key: "one visual token too many" for key in ids(groups) if key in bad}
+
+        assert ring.take(at=0, faults_of=faults_of) == [pushed[0], *pushed[3:6]]
+        assert ring.intake.counters.groups_unusable == 2
+        letters = [letter for _, letter in ring.runner.run(ring.broker.read_dead_letters())]
+        assert [letter.prompt_id for letter in letters] == bad
+        assert {(letter.replica, letter.attempts) for letter in letters} == {("replica-a", 0)}
+        assert ScoredGroup.model_validate_json(letters[0].body).prompt_id == bad[0]
+        assert ring.answer() == bad
+        assert ring.take(at=1) == [*pushed[6:], *bad], "their own letters do not give them up"
+        assert ring.intake.counters.prompts_dead == 0
+
+    def test_a_crash_after_an_unusable_group_is_no_loop(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        saved = ring.checkpoint()
+        pushed = ring.answer()
+
+        def faults_of(groups: Sequence[ScoredGroup]) -> dict[str, str]:
+            return {key: "undecodable" for key in ids(groups) if key == pushed[0]}
+
+        before = ring.take(at=0, faults_of=faults_of)
+        ring.start(saved)
+        assert ring.take(at=0, faults_of=faults_of) == before
+
+    def test_answers_that_were_cut_short_are_asked_again(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+
+        async def push_aborted() -> str:
+            claim = await ring.replica.claim_prompt("a", lease_s=60, block_s=0.01)
+            assert claim is not None
+            group = group_of(claim.request)
+            cut = group.samples[0].model_copy(update={"finish_reason": "abort"})
+            samples = (cut, *group.samples[1:])
+            await ring.replica.push_group(claim, group.model_copy(update={"samples": samples}))
+            return claim.request.prompt_id
+
+        bad = ring.runner.run(push_aborted())
+        ring.answer()
+        assert bad not in ring.take(at=0)
+        assert bad in ring.feed.outstanding
+
+    def test_unreadable_group_is_asked_again(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        [first] = ring.answer(1)
+        fields = ("prompt_id", first, "body", "{}")
+        groups = f"tempsamp:{ring.run_id}:groups"
+        ring.runner.run(ring.replica._connection.run("DEL", groups))
+        ring.runner.run(ring.replica._connection.make_groups())
+        ring.runner.run(ring.replica._connection.run("XADD", groups, "*", *fields))
+        ring.answer()
+        assert first not in ring.take(at=0)
+        assert ring.intake.counters.groups_unusable == 1
+        assert first in ring.feed.outstanding
+        assert ring.answer() == [first]
+
+    def test_stale_duplicates_ask_once_more_and_no_oftener(self, ring: Ring) -> None:
+        """Before: three stale groups of a prompt were three requests for it."""
+        ring.feed.top_up(0)
+
+        async def push_thrice() -> str:
+            claim = await ring.replica.claim_prompt("a", lease_s=60, block_s=0.01)
+            assert claim is not None
+            for _ in range(3):
+                await ring.replica.push_group(claim, group_of(claim.request, version=0))
+            return claim.request.prompt_id
+
+        stale = ring.runner.run(push_thrice())
+        ring.answer(version=5)
+        ring.take(at=5)
+        assert ring.answer(version=5) == [stale]
 
     def test_dead_letter_ends_its_prompt(
         self, ring: Ring, caplog: pytest.LogCaptureFixture
@@ -445,6 +608,65 @@ class TestLossOfRedis:
             ring.intake.acknowledge()
             ring.feed.top_up(version + 1)
         assert len(set(trained)) == len(trained) == 6 * GROUPS_PER_STEP
+
+    def test_learner_behind_redis_goes_on_at_once(
+        self, ring: Ring, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Before: 72 s for 100 numbers, one more each 5 s."""
+        monkeypatch.setattr(intake_module, "RECONCILE_EVERY_S", 3600.0)
+        ring.feed.top_up(0)
+        saved, trained = ring.checkpoint(), set[str]()
+        for version in range(25):
+            ring.answer(version=version)
+            trained.update(ring.take(at=version))
+            ring.intake.acknowledge()
+            ring.feed.top_up(version + 1)
+        assert len(trained) == 25 * GROUPS_PER_STEP
+        ring.start(saved)
+        ring.feed.top_up(0)
+        taken = ring.take(at=0, on_idle=ring.answer)
+        assert len(taken) == GROUPS_PER_STEP
+        assert ring.intake.counters.prompts_lost == 2 * GROUPS_PER_STEP
+
+    def test_redis_behind_the_learner_goes_on_at_once(
+        self,
+        open_ring: Callable[..., Ring],
+        own_redis_server: RedisServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(intake_module, "RECONCILE_EVERY_S", 3600.0)
+        ring = open_ring(server=own_redis_server)
+        ring.feed.top_up(0)
+        ring.answer(version=0)
+        trained = ring.take(at=0)
+        own_redis_server.kill()
+        own_redis_server.start_again(forget=True)
+        taken = ring.take(at=1, on_idle=lambda: ring.answer(version=1))
+        assert len({*trained, *taken}) == 2 * GROUPS_PER_STEP
+
+    def test_acknowledgement_that_redis_lost_is_given_again(
+        self, ring: Ring, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ring.feed.top_up(0)
+        ring.answer()
+        ring.take(at=0)
+        done = list(ring.intake._done)
+        ring.intake.acknowledge()
+        # What an append-only file without its last second comes back with.
+        groups, run = f"tempsamp:{ring.run_id}:groups", ring.replica._connection.run
+        body = scored_group("p").model_dump_json()
+        for number in (1, 2):
+            entry_id = f"{int(done[-1].split('-')[0]) + 60_000 + number}-0"
+            ring.runner.run(run("XADD", groups, entry_id, "prompt_id", "p", "body", body))
+        command = ("XREADGROUP", "GROUP", "learner", "learner", "COUNT", 99, "STREAMS", groups)
+        ring.runner.run(run(*command, ">"))
+        ring.broker._connection.num_outages += 1
+        for version in (1, 2):
+            ring.feed.top_up(version)
+            ring.take(at=version, on_idle=lambda: ring.answer(version=2))
+        ring.intake.acknowledge()
+        depths = ring.runner.run(ring.broker.depths())
+        assert depths.groups_unacknowledged == len(ring.intake._read)
 
     def test_claimed_and_already_taken_prompts_are_not_lost(self, ring: Ring) -> None:
         ring.feed.top_up(0)

@@ -105,6 +105,7 @@ def one_rank() -> Iterator[Ranks]:
 def test_without_torchrun_there_is_one_rank(one_rank: Ranks) -> None:
     assert (one_rank.rank, one_rank.world_size, one_rank.is_main) == (0, 1, True)
     assert one_rank.broadcast_json([1, "ä"]) == [1, "ä"]
+    assert one_rank.gather_json({"a": "ä"}) == [{"a": "ä"}]
     assert one_rank.all_reduce_sum(torch.tensor([2.0])).tolist() == [2.0]
 
 

@@ -168,3 +168,43 @@ def test_feature_cache_does_not_keep_what_is_larger_than_itself() -> None:
     cache.put("huge", features(26))
     assert len(cache) == 1
     assert cache.get("a") is not None
+
+
+class TestGroupFaults:
+    def test_usable_groups_have_none_and_are_decoded_once(
+        self, policy: Policy, group: ScoredGroup, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert policy.group_faults([group]) == {}
+        monkeypatch.setattr(policy.clips, "_load_frames", _must_not_run)
+        assert policy.group_faults([group]) == {}
+        policy(micro_batch(group))
+        assert policy.group_faults([group]) == {}
+
+    def test_each_fault_is_named_by_its_prompt(
+        self, policy: Policy, group: ScoredGroup, tmp_path: Path
+    ) -> None:
+        clip = group.clip.model_copy(update={"uri": str(tmp_path / "gone.mp4"), "sha256": "1"})
+        changed = {
+            "tokens": {"num_visual_tokens": group.num_visual_tokens + 1},
+            "gone": {"clip": clip},
+            "strange": {"prompt_token_ids": (*group.prompt_token_ids, 10**6)},
+            "negative": {"prompt_token_ids": (*group.prompt_token_ids, -1)},
+            "good": {},
+        }
+        faults = policy.group_faults(
+            [group.model_copy(update={"prompt_id": key, **keys}) for key, keys in changed.items()]
+        )
+        assert faults.keys() == {"tokens", "gone", "strange", "negative"}
+        assert "number of visual tokens" in faults["tokens"]
+        assert "No such file" in faults["gone"]
+        assert "found token ids" in faults["strange"]
+        assert "-1" in faults["negative"]
+
+    def test_a_file_that_came_back_is_decoded(
+        self, policy: Policy, group: ScoredGroup, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "late.mp4"
+        late = group.model_copy(update={"clip": group.clip.model_copy(update={"uri": str(path)})})
+        assert policy.group_faults([late]).keys() == {group.prompt_id}
+        path.write_bytes(Path(group.clip.uri).read_bytes())
+        assert policy.group_faults([late]) == {}

@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 import pytest
+from redis.exceptions import ResponseError
 
 from common.errors import ConfigError, QueueError
 from common.messages import ScoredGroup
 from common.queue.broker import Broker, ClaimedPrompt, Limits
+from common.queue.connection import _is_outage
 from tests.fixtures.redis_server import RedisServer
 from tests.fixtures.wire import prompt_request, replica_status, scored_group
 
@@ -325,7 +328,7 @@ class TestAttempts:
         broker = open_broker()
         await broker.feed_prompt(prompt_request(1))
         await broker.fail_prompt(await claim_one(broker, "a"), "no frames", limits=LIMITS)
-        assert await sweep(broker, lease_s=LONG_S) == [], "somebody may come within a lease"
+        assert await sweep(broker, lease_s=LONG_S) == [], "somebody may come in a moment"
         await asyncio.sleep(0.55)
         await claim(broker, "a")
         assert await sweep(broker, lease_s=0.5) == ["p1"]
@@ -539,6 +542,32 @@ class TestRegistry:
         await broker.withdraw("a")
         assert await broker.replicas() == []
 
+    async def test_a_replica_with_a_wrong_clock_neither_vanishes_nor_hides_others(
+        self, open_broker: OpenBroker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Before: a clock an hour ahead emptied the registry at each announcement."""
+        broker, clock = open_broker(), time.time
+        for replica, skew_s in (("a", 0), ("ahead", 3700), ("behind", -3700), ("b", 0)):
+            with monkeypatch.context() as skewed:
+                skewed.setattr(time, "time", lambda skew_s=skew_s: clock() + skew_s)
+                await broker.announce(replica_status(replica), ttl_s=LONG_S)
+        found = [status.replica for status in await broker.replicas()]
+        assert found == ["a", "ahead", "b", "behind"]
+        score = await broker._connection.run("ZSCORE", broker._replicas, "ahead")
+        seconds, _ = await broker._connection.run("TIME")
+        assert abs(float(score) - float(seconds)) < 60
+
+    async def test_troubles_are_told_and_forgotten(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        for replica in ("a", "b"):
+            await broker.announce(replica_status(replica), ttl_s=LONG_S)
+        await broker.report_trouble("a", "no mount", ttl_s=LONG_S)
+        await broker.report_trouble("b", "no reward", ttl_s=0.05)
+        await asyncio.sleep(0.1)
+        assert await broker.troubles() == {"a": "no mount"}
+        await broker.withdraw("a")
+        assert await broker.troubles() == {}
+
 
 class TestRunLease:
     async def test_one_holder_at_a_time_who_may_renew(self, open_broker: OpenBroker) -> None:
@@ -570,6 +599,68 @@ class TestRunLease:
         await broker.hold_run("first", ttl_s=LONG_S)
         await broker.reset_run()
         assert await broker.hold_run("second", ttl_s=LONG_S) == "first"
+
+
+class TestOutages:
+    """A Redis that is there and cannot write is waited for like one that is away."""
+
+    async def outlasts(
+        self, server: RedisServer, begin: tuple[str, ...], end: tuple[str, ...]
+    ) -> None:
+        broker, operator = server.broker("run"), server.broker("run")
+        await broker.wait_ready()
+        await broker.feed_prompt(prompt_request(1))
+        await broker.feed_prompt(prompt_request(2))
+        claimed = await claim_one(broker)
+        await operator._connection.run(*begin)
+        calls = [
+            asyncio.create_task(call)
+            for call in (
+                broker.announce(replica_status("a"), ttl_s=LONG_S),
+                broker.push_group(claimed, scored_group("p1")),
+                broker.claim_prompt("b", lease_s=LONG_S, block_s=0.02),
+            )
+        ]
+        await asyncio.sleep(0.4)
+        assert not any(call.done() for call in calls)
+        await operator._connection.run(*end)
+        await asyncio.wait_for(asyncio.gather(*calls), 10)
+        assert len(await read_all(broker)) == 1
+        assert broker.num_outages >= 1
+        for each in (broker, operator):
+            await each.close()
+
+    async def test_out_of_memory(self, own_redis_server: RedisServer) -> None:
+        await self.outlasts(
+            own_redis_server,
+            ("CONFIG SET", "maxmemory", "1000"),
+            ("CONFIG SET", "maxmemory", "0"),
+        )
+
+    async def test_read_only_after_a_failover(self, own_redis_server: RedisServer) -> None:
+        await self.outlasts(
+            own_redis_server, ("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")
+        )
+
+    async def test_too_few_replicas_to_write_to(self, own_redis_server: RedisServer) -> None:
+        await self.outlasts(
+            own_redis_server,
+            ("CONFIG SET", "min-replicas-to-write", "1"),
+            ("CONFIG SET", "min-replicas-to-write", "0"),
+        )
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            "MISCONF Redis is configured to save RDB snapshots, but it's unable to persist to disk",
+            "LOADING Redis is loading the dataset in memory",
+            "Error running script: @user_script: 5: -OOM command not allowed",
+            "READONLY You can't write against a read only replica.",
+        ],
+    )
+    def test_named_in_text_alone(self, message: str) -> None:
+        assert _is_outage(ResponseError(message))
+        assert not _is_outage(ResponseError("WRONGTYPE Operation against a key"))
 
 
 class TestRestartOfRedis:
