@@ -19,7 +19,7 @@ RESUME ?=
 # Processes that share the tests; empty: one, with its output as it comes.
 PYTEST_WORKERS ?= 2
 
-.PHONY: setup env locks demo compare test compose-test check format tiny-model bench-prefix bench-reward bench-data bench-eval help
+.PHONY: setup env locks demo compare test compose-test check format tiny-model bench-prefix bench-reward bench-data bench-eval bench-queue help
 
 help:
 	@grep -E '^#' Makefile | cut -c3-
@@ -74,3 +74,6 @@ bench-data: setup
 bench-eval: setup
 	@$(PY) -m tests.bench.evaluation
 	@$(PY) -m tests.bench.answering
+
+bench-queue: setup
+	@$(PY) -m tests.bench.queue --json docs/bench/queue.json

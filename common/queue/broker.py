@@ -216,10 +216,9 @@ class Broker:
         After a lost lease, or a retry over a broken connection, the learner may get two groups of
         one prompt: it keeps the first.
         """
-        await self._connection.transaction(
-            ("XADD", self._groups, "*", *to_fields(group.prompt_id, group)),
-            *finish(self._prompts, ROLLOUT, claim.entry_id),
-            ("HDEL", self._marks, claim.entry_id),
+        await self._connection.evaluate(
+            *(scripts.PUSH, (self._groups, self._prompts, self._marks), ROLLOUT, claim.entry_id),
+            *to_fields(group.prompt_id, group),
         )
 
     async def unfinished_prompts(self) -> set[str]:
@@ -253,7 +252,8 @@ class Broker:
     async def acknowledge_groups(self, entry_ids: Sequence[str]) -> None:
         """Delete groups for good: a checkpoint holds what they taught."""
         if entry_ids:
-            await self._connection.transaction(*finish(self._groups, LEARNER, *entry_ids))
+            keys = (self._groups,)
+            await self._connection.evaluate(scripts.ACKNOWLEDGE, keys, LEARNER, *entry_ids)
 
     async def read_dead_letters(
         self, *, after: str = "0-0", max_count: int = 100

@@ -241,6 +241,22 @@ return letters
 """
 )
 
+PUSH = """
+-- One script is a third of the work of a transaction for the client.
+redis.call('XADD', KEYS[1], '*', ARGV[3], ARGV[4], ARGV[5], ARGV[6])
+redis.call('XACK', KEYS[2], ARGV[1], ARGV[2])
+redis.call('XDEL', KEYS[2], ARGV[2])
+redis.call('HDEL', KEYS[3], ARGV[2])
+return 1
+"""
+ACKNOWLEDGE = """
+for index = 2, #ARGV do
+  redis.call('XACK', KEYS[1], ARGV[1], ARGV[index])
+  redis.call('XDEL', KEYS[1], ARGV[index])
+end
+return 1
+"""
+
 # --- registry and run lease -----------------------------------------------------------------------
 
 ANNOUNCE = """
