@@ -35,8 +35,27 @@ from tests.fixtures.wire import scored_group
 T = TypeVar("T")
 
 NUM_ROWS, GROUPS_PER_STEP = 12, 2
-NUM_EXAMPLES, STEPS_PER_EXAMPLE = 36, 310
-"""About 10,500 operations a run: not every rule finds something to do."""
+NUM_EXAMPLES, STEPS_PER_EXAMPLE = 52, 200
+"""10,400 operations a run."""
+WEIGHTS = {
+    "claim": 30,
+    "push": 24,
+    "take_a_step": 16,
+    "fail": 2,
+    "doubt": 3,
+    "release": 2,
+    "lose_engine": 2,
+    "hand_over": 3,
+    "die": 3,
+    "push_late": 3,
+    "leases_end": 3,
+    "save": 4,
+    "crash": 2,
+    "empty_redis": 1,
+    "dump_redis": 2,
+    "roll_redis_back": 2,
+}
+OPERATIONS = [name for name, weight in WEIGHTS.items() for _ in range(weight)]
 REPLICAS = ("left-1", "right-1")
 LIMITS = Limits(max_attempts=2, max_deaths=4)
 LONG_S, QUIET_END_S = 60.0, 30.0
@@ -81,6 +100,12 @@ class Delivery(RuleBasedStateMachine):
         self.start(None)
         self.feed.top_up(0)
         self.saved = self.checkpoint()
+
+    @rule(operation=st.sampled_from(OPERATIONS), number=st.integers(0, 255))
+    def operate(self, operation: str, number: int) -> None:
+        """Whatever may happen, as often as `WEIGHTS` says."""
+        num_operations[operation] += 1
+        getattr(self, operation)(number)
 
     # --- the learner --------------------------------------------------------------------------
 
@@ -139,23 +164,17 @@ class Delivery(RuleBasedStateMachine):
             self.version += 1
             self.feed.top_up(self.version)
 
-    @rule(looks=st.integers(1, 5), unusable=st.sampled_from([0, 0, 0, 0, 1, 2]))
-    def take_a_step(self, looks: int, unusable: int) -> None:
-        num_operations["take"] += 1
-        self.take(looks, unusable)
+    def take_a_step(self, number: int) -> None:
+        self.take(looks=1 + number % 5, unusable=(0, 0, 0, 0, 1, 2)[number % 6])
 
-    @rule(acknowledges=st.booleans(), crashes=st.sampled_from([False, False, True]))
-    def save(self, acknowledges: bool, crashes: bool) -> None:
-        num_operations["save"] += 1
+    def save(self, number: int) -> None:
         self.saved = self.checkpoint()
-        if acknowledges:
+        if number % 4:
             self.intake.acknowledge()
-        if crashes:
-            self.crash()
+        if number % 3 == 0:
+            self.crash(number)
 
-    @rule()
-    def crash(self) -> None:
-        num_operations["crash"] += 1
+    def crash(self, _: int) -> None:
         self.version, self.trained = self.saved.version, list(self.saved.trained)
         self.run(self.learner.close())
         self.start(self.saved)
@@ -163,15 +182,8 @@ class Delivery(RuleBasedStateMachine):
 
     # --- replicas -----------------------------------------------------------------------------
 
-    @rule(replica=st.sampled_from(REPLICAS))
-    def claim(self, replica: str) -> None:
-        num_operations["claim"] += 1
-        self.claim_as(replica)
-
-    @rule(replica=st.sampled_from(REPLICAS))
-    def claim_more(self, replica: str) -> None:
-        num_operations["claim"] += 1
-        self.claim_as(replica)
+    def claim(self, number: int) -> None:
+        self.claim_as(REPLICAS[number % 2])
 
     def claim_as(self, replica: str) -> ClaimedPrompt | None:
         claim = self.run(self.replica.claim_prompt(replica, lease_s=LONG_S, block_s=0))
@@ -179,19 +191,17 @@ class Delivery(RuleBasedStateMachine):
             self.held.append(claim)
         return claim
 
-    @rule(
-        which=st.integers(0, 9),
-        lag=st.sampled_from([0, 0, 0, 0, 1, 2, 3]),
-        scored=st.sampled_from([3, 3, 3, 3, 3, 3, 0]),
-        times=st.sampled_from([1, 1, 1, 2]),
-    )
-    def push(self, which: int, lag: int, scored: int, times: int) -> None:
-        num_operations["push"] += 1
-        if not (pool := self.held or self.late):
-            return
-        claim = pool.pop(which % len(pool))
-        for _ in range(times):
-            self.push_as(claim, version=max(0, self.version - lag), scored=scored)
+    def push(self, number: int) -> None:
+        if pool := self.held or self.late:
+            claim = pool.pop(number % len(pool))
+            lag, scored = (0, 0, 0, 0, 1, 2, 3)[number % 7], 0 if number % 8 == 0 else 3
+            for _ in range(2 if number % 5 == 0 else 1):
+                self.push_as(claim, version=max(0, self.version - lag), scored=scored)
+
+    def push_late(self, number: int) -> None:
+        if self.late:
+            claim = self.late.pop(number % len(self.late))
+            self.push_as(claim, version=self.version)
 
     def push_as(self, claim: ClaimedPrompt, *, version: int, scored: int = 3) -> None:
         request = claim.request
@@ -199,37 +209,37 @@ class Delivery(RuleBasedStateMachine):
         group = group.model_copy(update={"sequence": request.sequence})
         self.run(self.replica.push_group(claim, group))
 
-    @rule(
-        which=st.integers(0, 9),
-        how=st.sampled_from(
-            ["fail", "doubt", "confirm", "release", "crash", "hand over", "die", "die"]
-        ),
-    )
-    def give_back(self, which: int, how: str) -> None:
-        num_operations[how] += 1
-        if not self.held:
-            return
-        claim = self.held.pop(which % len(self.held))
-        if how == "die":
-            self.late.append(claim)
-        elif how == "fail":
+    def pop(self, number: int) -> ClaimedPrompt | None:
+        return self.held.pop(number % len(self.held)) if self.held else None
+
+    def fail(self, number: int) -> None:
+        if claim := self.pop(number):
             self.run(self.replica.fail_prompt(claim, "x", limits=LIMITS))
-        elif how in ("doubt", "confirm"):
+
+    def doubt(self, number: int) -> None:
+        if claim := self.pop(number):
             self.run(self.replica.fail_prompt(claim, "x", limits=LIMITS, doubted=True))
-            settle = self.replica.confirm_failures
-            settle = settle if how == "confirm" else self.replica.forgive_failures
-            self.run(settle(claim.replica, [claim.entry_id]))
-        elif how == "crash":
-            self.run(self.replica.release_after_crash(claim, "x", limits=LIMITS))
-        elif how == "hand over":
-            self.run(self.replica.hand_over(claim))
-            self.late.append(claim)
-        else:
+            one_of = (self.replica.confirm_failures, self.replica.forgive_failures)
+            self.run(one_of[number % 2](claim.replica, [claim.entry_id]))
+
+    def release(self, number: int) -> None:
+        if claim := self.pop(number):
             self.run(self.replica.release(claim))
 
-    @rule()
-    def leases_end(self) -> None:
-        num_operations["sweep"] += 1
+    def lose_engine(self, number: int) -> None:
+        if claim := self.pop(number):
+            self.run(self.replica.release_after_crash(claim, "x", limits=LIMITS))
+
+    def hand_over(self, number: int) -> None:
+        if claim := self.pop(number):
+            self.run(self.replica.hand_over(claim))
+            self.late.append(claim)
+
+    def die(self, number: int) -> None:
+        if claim := self.pop(number):
+            self.late.append(claim)
+
+    def leases_end(self, _: int) -> None:
         self.late += self.held
         self.held = []
         self.sweep()
@@ -240,36 +250,28 @@ class Delivery(RuleBasedStateMachine):
 
     # --- Redis --------------------------------------------------------------------------------
 
-    @rule(seen=st.booleans(), really=st.sampled_from([True, False, False]))
-    def empty_redis(self, seen: bool, really: bool) -> None:
-        if really:
-            num_operations["flush"] += 1
-            keys = self.keys()
-            if keys:
-                self.run(self.redis("DEL", *keys))
-            self.outage(seen)
+    def empty_redis(self, number: int) -> None:
+        if keys := self.keys():
+            self.run(self.redis("DEL", *keys))
+        self.outage(number)
 
-    @rule()
-    def dump_redis(self) -> None:
-        num_operations["dump"] += 1
+    def dump_redis(self, _: int) -> None:
         self.dump = {key: self.run(self.dumped(key)) for key in self.keys()}
 
-    @rule(seen=st.booleans(), really=st.sampled_from([True, False]))
-    def roll_redis_back(self, seen: bool, really: bool) -> None:
-        if not self.dump or not really:
+    def roll_redis_back(self, number: int) -> None:
+        if not self.dump:
             return
-        num_operations["roll back"] += 1
         if keys := self.keys():
             self.run(self.redis("DEL", *keys))
         for key, body in self.dump.items():
             if body is not None:
                 self.run(self.redis("RESTORE", key, 0, body))
         self.dump = {}
-        self.outage(seen)
+        self.outage(number)
 
-    def outage(self, seen: bool) -> None:
+    def outage(self, number: int) -> None:
         """A restart breaks the learner's connection, unless it was idle."""
-        if seen:
+        if number % 2:
             self.learner._connection.num_outages += 1
 
     def keys(self) -> list[str]:
@@ -372,4 +374,4 @@ def test_every_row_of_every_epoch_is_trained_once_or_listed(
         )
         test_case().runTest()
     assert sum(num_operations.values()) >= 10_000
-    assert {"crash", "flush", "roll back", "die", "doubt"} <= num_operations.keys()
+    assert num_operations.keys() == WEIGHTS.keys()
