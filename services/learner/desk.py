@@ -9,12 +9,11 @@ import asyncio
 import fcntl
 import logging
 import math
-import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import IO, Self
 
 from common.config import Run
@@ -25,6 +24,7 @@ from services.learner import metrics
 from services.learner.checkpoint import RunState
 from services.learner.feed import Feed
 from services.learner.intake import Intake
+from services.learner.parallel import StopSignal
 from services.learner.status import Status
 from services.learner.validation import Validate, Validator
 
@@ -45,6 +45,7 @@ class Desk:
         run: Run,
         *,
         state: RunState | None,
+        stop: StopSignal,
         validate: Validate | None = None,
         status: Status | None = None,
     ) -> None:
@@ -60,7 +61,7 @@ class Desk:
         self._holder = f"{socket.gethostname()}:{run.learner.run_dir.resolve()}"
         self._held_s = -math.inf
         self._lock: IO[bytes] | None = None
-        self.stop_asked = False
+        self._stop = stop
         self.epoch = 1
         """Of our hold on the run."""
         self._validate = validate
@@ -95,7 +96,6 @@ class Desk:
                 resumed_at=state.step if state else None,
                 show=self.status.show,
             )
-        self._previous_handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
         return self
 
     def __exit__(
@@ -104,7 +104,6 @@ class Desk:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        signal.signal(signal.SIGTERM, self._previous_handler)
         self._runner.run(self._broker.drop_run(self._holder))
         self._runner.run(self._broker.close())
         self._runner.close()
@@ -116,14 +115,8 @@ class Desk:
         """One JSON object a step."""
         return self._run.learner.run_dir / "metrics.jsonl"
 
-    def take(
-        self,
-        version: int,
-        *,
-        on_idle: Callable[[], None],
-        faults_of: Callable[[Sequence[ScoredGroup]], Mapping[str, str]],
-    ) -> Sequence[ScoredGroup] | None:
-        """The groups of the next step; None when SIGTERM came, or `intake.stalled` says why."""
+    def take(self, version: int, *, on_idle: Callable[[], None]) -> Sequence[ScoredGroup] | None:
+        """The groups of the next step; None when asked to stop."""
 
         def idle() -> None:
             self._hold()
@@ -137,7 +130,7 @@ class Desk:
                 self._run.learner.groups_per_step,
                 at=version,
                 on_idle=idle,
-                should_stop=lambda: self.stop_asked,
+                should_stop=lambda: self._stop.asked,
                 faults_of=faults_of,
             )
         return groups or None
@@ -145,13 +138,13 @@ class Desk:
     def validate(
         self, version: int, *, urls: Callable[[], Sequence[str]], on_idle: Callable[[], None]
     ) -> None:
-        """Have the held-out rows answered; SIGTERM ends it early."""
+        """Have the held-out rows answered; a signal ends it early."""
 
         def idle() -> None:
             self._hold()
             on_idle()
 
-        self._validator.run(version, urls=urls, on_idle=idle, should_stop=lambda: self.stop_asked)
+        self._validator.run(version, urls=urls, on_idle=idle, should_stop=lambda: self._stop.asked)
 
     def top_up(self, version: int) -> list[ClipRef]:
         """Feed prompts until the bound on outstanding ones is reached; returns their clips."""
@@ -207,10 +200,6 @@ class Desk:
                 f"{holder}, wanted a run of our own: stop that one, or choose another run_id"
             )
         self._held_s = time.monotonic()
-
-    def _ask_to_stop(self, _signal: int, _frame: FrameType | None) -> None:
-        logger.info("SIGTERM: stopping after this step, with a checkpoint")
-        self.stop_asked = True
 
 
 def _lock_folder(run_dir: Path) -> IO[bytes]:

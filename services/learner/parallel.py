@@ -1,17 +1,21 @@
 """Ranks of the learner: `start_ranks(device) → Ranks`, small collectives, `shard_model(policy)`.
 
 torchrun starts one process per rank; without it the same code runs as a single rank. `train.py`,
-`publish.py` and `checkpoint.py` talk through `Ranks`; nothing is pickled.
+`publish.py` and `checkpoint.py` talk through `Ranks`; nothing is pickled. A signal to end is
+recorded by whichever rank it reaches, and travels with the next collective (`StopSignal`).
 """
 
+import contextlib
 import datetime
 import json
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -88,6 +92,54 @@ class Ranks:
     def close(self) -> None:
         """Leave the process group."""
         dist.destroy_process_group()
+
+
+class StopSignal:
+    """SIGTERM or SIGINT on any rank: recorded, told to the others, obeyed between two steps.
+
+    torchrun passes a signal on to all of its ranks, and a terminal sends Ctrl-C to them beside it:
+    a second one means nothing.
+    """
+
+    def __init__(self) -> None:
+        self._received: str | None = None
+        self._others = False
+        self._said = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether to end with a checkpoint; on rank 0, as far as the ranks have agreed."""
+        if self._received is not None and not self._said:
+            # Not in the handler: it may have interrupted a log line.
+            logger.info("%s: stopping with a checkpoint", self._received)
+            self._said = True
+        return self._others or self._received is not None
+
+    def agree(self, ranks: Ranks) -> bool:
+        """Whether any rank was asked; a collective.
+
+        A rank that waits inside a collective gets its signal when that ends.
+        """
+        if ranks.world_size > 1:
+            before, seen = self.asked, torch.tensor([float(self.asked)])
+            self._others = bool(ranks.all_reduce_max(seen).item())
+            if self._others and not before:
+                logger.info("another rank was signalled: stopping with a checkpoint")
+        return self.asked
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Signals are recorded inside."""
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(number, self._record) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+
+    def _record(self, number: int, _frame: FrameType | None) -> None:
+        self._received = signal.Signals(number).name
 
 
 def will_be_main() -> bool:

@@ -20,6 +20,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from common.config import Run
+from common.errors import QueueError, RewardError, TempSampError
 from common.logs import configure
 from common.messages import ScoredGroup
 from common.model.folder import fetched
@@ -30,7 +31,7 @@ from services.learner.batch import TrainBatch, collate, groups_of_rank
 from services.learner.checkpoint import Checkpoints, refuse_existing, rng_state
 from services.learner.desk import Desk
 from services.learner.loss import LossStats, denominator, policy_loss
-from services.learner.parallel import Ranks
+from services.learner.parallel import Ranks, StopSignal
 from services.learner.policy import Policy, load_policy
 from services.learner.probe import generate_probe, logprob_gap
 from services.learner.publishing.publisher import Publisher
@@ -39,9 +40,12 @@ from services.learner.validation import Validate
 
 logger = logging.getLogger(__name__)
 
+HEARTBEAT_S = 5.0
+"""While rank 0 waits, the others hear from it this often, and it of a signal that reached them."""
+
 
 def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
-    """Train until `learner.steps`, or until SIGTERM: that checkpoints and returns.
+    """Train until `learner.steps`, or until SIGTERM or SIGINT on any rank: that checkpoints.
 
     Args:
         run: the run's configuration.
@@ -49,13 +53,18 @@ def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
         validate: asks held-out rows; None: no validation.
 
     Raises:
-        TempSampError, ConfigError: what stops a run; messages name the knob.
+        TempSampError, ConfigError: what stops a run; messages name the knob. When queues or
+            verdicts fail, the steps that were done are saved first.
     """
+    stop = StopSignal()
     with (
+        stop.installed(),
         _watched(run) as status,
-        open_learner(run, resume=resume, validate=validate, status=status) as learner,
+        open_learner(run, resume=resume, validate=validate, status=status, stop=stop) as learner,
     ):
         version = learner.first_version
+        if stop.agree(learner.ranks):
+            return
         learner.publish(version)
         learner.top_up(version)
         learner.validate(version)
@@ -78,7 +87,7 @@ def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
             if run.learner.checkpoint_every and version % run.learner.checkpoint_every == 0:
                 learner.save(version)
         learner.save(version)
-        learner.complain()
+        learner.raise_failure()
 
 
 @dataclass
@@ -96,18 +105,22 @@ class Learner:
     validates: bool
     first_version: int
     saved_version: int | None
+    stop: StopSignal
+    failure: TempSampError | None = None
+    """Rank 0: why there are no more groups."""
     last_order_s: float = field(default_factory=time.monotonic)
     offered: Sequence[ScoredGroup] = ()
     """What rank 0 showed last: the groups of the next step, unless any rank objects."""
 
     def next_groups(self, version: int) -> Sequence[ScoredGroup] | None:
-        """The groups of the next step, on every rank; None when the run was asked to stop.
+        """The groups of the next step, on every rank; None when the run has to stop.
 
         While rank 0 waits, replicas that came late or came back get their weights.
         """
+        self.stop.agree(self.ranks)
         if self.desk is None:
             return None if self._follow()["do"] == "stop" else self.offered
-        groups = self.desk.take(version, on_idle=self._welcome_strangers, faults_of=self._offer)
+        groups = self._take(self.desk, version)
         self._order("stop" if groups is None else "train")
         return groups
 
@@ -139,11 +152,6 @@ class Learner:
             )
             for group in groups
         ]
-
-    def complain(self) -> None:
-        """Rank 0: raise what ended the run, if it was not asked to stop; after its checkpoint."""
-        if self.desk is not None and self.desk.intake.stalled is not None:
-            raise self.desk.intake.stalled
 
     def collate(self, groups: Sequence[ScoredGroup]) -> TrainBatch:
         """This rank's part of a step."""
@@ -242,24 +250,42 @@ class Learner:
             self.desk.acknowledge()
         self.saved_version = version
 
+    def raise_failure(self) -> None:
+        """Rank 0: what ended the run early, now that its steps are saved."""
+        if self.failure is not None:
+            raise self.failure
+
+    def _take(self, desk: Desk, version: int) -> Sequence[ScoredGroup] | None:
+        try:
+            groups = desk.take(version, on_idle=self._welcome_strangers, faults_of=self._offer)
+        except (QueueError, RewardError) as error:
+            logger.warning("no groups: stopping with a checkpoint", extra={"error": str(error)})
+            self.failure = error
+            return None
+        self.failure = desk.intake.stalled
+        return groups
+
     def _order(self, what: str, **details: Any) -> None:
-        """Rank 0: tell the others what comes next."""
+        """Rank 0: tell the others what comes next, and hear whether one of them was signalled."""
         self.ranks.broadcast_json({"do": what, **details})
+        self.stop.agree(self.ranks)
         self.last_order_s = time.monotonic()
 
     def _follow(self) -> dict[str, Any]:
         """The other ranks: wait, or look at groups, as often as rank 0 says so; returns its first
         other order."""
-        while (order := self.ranks.broadcast_json(None))["do"] in ("look", "wait"):
+        while True:
+            order = self.ranks.broadcast_json(None)
+            self.stop.agree(self.ranks)
             if order["do"] == "look":
                 self.offered = [ScoredGroup.model_validate(group) for group in order["groups"]]
                 self._agreed_faults(self.offered)
-        return dict(order)
+            elif order["do"] != "wait":
+                return dict(order)
 
     def _welcome_strangers(self) -> None:
         self.publisher.welcome()
-        # Without a word for collective_timeout_s, the other ranks would give up.
-        if time.monotonic() - self.last_order_s > self.run.learner.collective_timeout_s / 4:
+        if self.ranks.world_size > 1 and time.monotonic() - self.last_order_s > HEARTBEAT_S:
             self._order("wait")
 
     def _update(self, number: int) -> dict[str, float]:
@@ -311,7 +337,12 @@ def _watched(run: Run) -> contextlib.AbstractContextManager[Status | None]:
 
 @contextlib.contextmanager
 def open_learner(
-    run: Run, *, resume: bool, validate: Validate | None, status: Status | None = None
+    run: Run,
+    *,
+    resume: bool,
+    validate: Validate | None,
+    stop: StopSignal,
+    status: Status | None = None,
 ) -> Iterator[Learner]:
     """Set everything up, restore a checkpoint if asked, and close it all at the end."""
     settings = run.learner
@@ -345,7 +376,9 @@ def open_learner(
         owned.callback(ranks.close)
         desk = None
         if ranks.is_main:
-            desk = owned.enter_context(Desk(run, state=state, validate=validate, status=status))
+            desk = owned.enter_context(
+                Desk(run, state=state, stop=stop, validate=validate, status=status)
+            )
         publisher = Publisher(
             policy,
             shared=run.shared,
@@ -354,7 +387,7 @@ def open_learner(
             replicas=desk.replicas if desk else list,
             run_tag=desk.feed.tag if desk else "",
             epoch=desk.epoch if desk else 1,
-            should_stop=lambda: desk is not None and desk.stop_asked,
+            should_stop=lambda: stop.asked,
         )
         owned.callback(publisher.close)
         learner = Learner(
@@ -369,6 +402,7 @@ def open_learner(
             validates=validate is not None,
             first_version=state.step if state else 0,
             saved_version=state.step if state else None,
+            stop=stop,
         )
         if desk is not None:
             desk.status.ready(learner.first_version)
