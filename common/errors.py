@@ -7,7 +7,9 @@
     ├── QueueError    Redis is unreachable or holds something unreadable
     ├── WeightError   a weight transfer did not reach its receivers
     │   └── GroupError   because of the group: some other member is at fault, maybe
-    └── StalledError  the ring gives the learner nothing that it can use
+    ├── StalledError  the ring gives the learner nothing that it can use
+    ├── CheckpointError  a checkpoint could not be written, or none is whole
+    └── RunLostError  another learner has taken the run
     ConfigError(ValueError)   the run's TOML is wrong
 
 Every message gives the value found, the value wanted and the knob that changes it.
@@ -44,6 +46,14 @@ class GroupError(WeightError):
 
 class StalledError(TempSampError):
     """The ring gives the learner nothing that it can use."""
+
+
+class CheckpointError(TempSampError):
+    """A checkpoint could not be written, or none of those found is whole."""
+
+
+class RunLostError(TempSampError):
+    """Another learner has taken the run: this one must change nothing any more."""
 
 
 class ConfigError(ValueError):

@@ -21,10 +21,10 @@ from common.errors import ConfigError
 from common.messages import ClipRef, PromptRequest, ReplicaStatus, ScoredGroup
 from common.queue.broker import Broker
 from services.learner import metrics
-from services.learner.checkpoint import RunState
 from services.learner.feed import Feed
 from services.learner.intake import Intake
 from services.learner.parallel import StopSignal
+from services.learner.state.checkpoint import RunState
 from services.learner.status import Status
 from services.learner.validation import Validate, Validator
 

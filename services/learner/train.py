@@ -28,13 +28,13 @@ from common.video.loader import ClipLoader
 from services.learner import metrics, parallel
 from services.learner.advantage import sample_advantages
 from services.learner.batch import TrainBatch, collate, groups_of_rank
-from services.learner.checkpoint import Checkpoints, refuse_existing, rng_state
 from services.learner.desk import Desk
 from services.learner.loss import LossStats, denominator, policy_loss
 from services.learner.parallel import Ranks, StopSignal
 from services.learner.policy import Policy, load_policy
 from services.learner.probe import generate_probe, logprob_gap
 from services.learner.publishing.publisher import Publisher
+from services.learner.state.checkpoint import Checkpoints, refuse_existing, rng_state
 from services.learner.status import Status, serving
 from services.learner.validation import Validate
 
@@ -379,6 +379,7 @@ def open_learner(
             desk = owned.enter_context(
                 Desk(run, state=state, stop=stop, validate=validate, status=status)
             )
+            checkpoints.tidy()
         publisher = Publisher(
             policy,
             shared=run.shared,

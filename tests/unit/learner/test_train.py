@@ -1,7 +1,9 @@
 """The loop on recorded groups: signals, crashes, refusals. Real Redis, real ranks, no vLLM."""
 
 import os
+import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,3 +63,55 @@ class TestSignals:
         assert_saved(ring, learner)
         assert learner.text.count("Traceback") == 1, "torchrun's own"
         assert "SignalException" in learner.text.splitlines()[-1]
+
+
+def checkpoints(ring: RecordedRing) -> list[str]:
+    return sorted(path.name for path in (ring.run_dir / "checkpoints").iterdir())
+
+
+class TestCheckpoints:
+    def test_a_damaged_newest_one_is_put_aside_and_the_one_before_resumed(
+        self, ring: RecordedRing
+    ) -> None:
+        ring.start(steps=6, checkpoint_every=3).finish()
+        assert checkpoints(ring) == ["step-000003", "step-000006"]
+        (ring.run_dir / "checkpoints/step-000006/run_state.json").write_text("")
+        (ring.run_dir / "checkpoints/step-000005.partial").mkdir()
+        with (ring.run_dir / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 7, "tor')
+        learner = ring.start(steps=8, checkpoint_every=3, resume=True)
+        learner.finish()
+        (said,) = learner.said("checkpoint is not whole, trying the one before")
+        assert said["fault"].startswith("run_state.json: found 0 bytes")
+        assert learner.said("resumed")[0]["step"] == 3
+        assert learner.said("torn last line cut")
+        assert checkpoints(ring) == ["step-000006", "step-000006.damaged", "step-000008"]
+
+    def test_none_that_is_whole_is_one_line(self, ring: RecordedRing) -> None:
+        ring.start(steps=2).finish()
+        (ring.run_dir / "checkpoints/step-000002/manifest.json").unlink()
+        learner = ring.start(steps=3, resume=True)
+        learner.finish(code=1)
+        assert "found no whole checkpoint" in learner.text.splitlines()[-1]
+        assert "Traceback" not in learner.text
+
+    @pytest.mark.parametrize("ranks", [1, 2])
+    def test_a_disk_that_takes_no_more_is_one_line_and_earlier_ones_stay(
+        self, ring: RecordedRing, ranks: int
+    ) -> None:
+        ring.start(steps=3, checkpoint_every=3).finish()
+        before = ring.weights(3)
+        # Files of more than 100 KiB cannot be written: the log can, shards cannot.
+        bash = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", sys.executable]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        launch = [*bash, *(torchrun if ranks > 1 else [])]
+        learner = ring.start(steps=9, checkpoint_every=3, resume=True, launch=launch)
+        learner.finish(code=1)
+        (line,) = [line for line in learner.text.splitlines() if line.startswith("tempsamp: ")]
+        assert line.startswith("tempsamp: CheckpointError: learner.run_dir: no checkpoint in ")
+        assert re.search(r"found [\d,]+ MB free", line)
+        assert "Traceback" not in learner.text or ranks > 1, "torchrun's own"
+        assert checkpoints(ring) == ["step-000003"]
+        assert ring.weights(3) == before
+        ring.start(steps=6, checkpoint_every=3, resume=True).finish()
+        assert checkpoints(ring) == ["step-000003", "step-000006"]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from services.learner.checkpoint import carry_over
+from services.learner.state.checkpoint import carry_over
 
 
 def test_settings_are_carried_over_and_the_index_of_other_weights_is_not(tmp_path: Path) -> None:

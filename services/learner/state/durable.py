@@ -1,0 +1,62 @@
+"""Files that survive a power cut: synced before they are renamed, lines whole or cut.
+
+A rename is atomic, but what it names may reach the disk after it: files first, then their folders,
+then the rename, then the folder it happened in.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+def sync(path: Path) -> None:
+    """Bring a file or the entries of a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Everything below a folder, and the folder itself last."""
+    for path, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(path, name))
+        sync(Path(path))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """The whole text or, whatever happens, what was there before."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut a last line that a crash or a full disk left incomplete, with a log line."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    last = whole[whole.rfind(b"\n", 0, -1) + 1 :]
+    if last and not _is_json(last):
+        whole = whole[: -len(last)]
+    if (torn := len(content) - len(whole)) == 0:
+        return
+    logger.warning("torn last line cut", extra={"path": str(path), "bytes": torn})
+    os.truncate(path, len(whole))
+    sync(path)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
