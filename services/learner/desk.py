@@ -115,8 +115,14 @@ class Desk:
         """One JSON object a step."""
         return self._run.learner.run_dir / "metrics.jsonl"
 
-    def take(self, version: int, *, on_idle: Callable[[], None]) -> Sequence[ScoredGroup] | None:
-        """The groups of the next step; None when asked to stop."""
+    def take(
+        self,
+        version: int,
+        *,
+        on_idle: Callable[[], None],
+        faults_of: Callable[[Sequence[ScoredGroup]], Mapping[str, str]],
+    ) -> Sequence[ScoredGroup] | None:
+        """The groups of the next step; None when asked to stop, or `intake.stalled` says why."""
 
         def idle() -> None:
             self._hold()
