@@ -337,8 +337,7 @@ class Broker:
 
     async def hold_run(self, holder: str, *, ttl_s: float) -> str:
         """Take or renew the right to be this run's learner. Returns who has it now."""
-        ttl_ms = round(ttl_s * 1000)
-        script = scripts.HOLD_RUN
+        script, ttl_ms = scripts.HOLD_RUN, round(ttl_s * 1000)
         return str(await self._connection.evaluate(script, (self._holder,), holder, ttl_ms))
 
     async def drop_run(self, holder: str) -> None:

@@ -134,24 +134,15 @@ class Learner:
 
     def _agreed_faults(self, groups: Sequence[ScoredGroup]) -> dict[str, str]:
         """Why groups cannot be trained on, by prompt id: the same on all ranks."""
-        own = groups_of_rank(
-            groups,
-            self._advantages(groups),
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-        )
+        rank, world_size = self.ranks.rank, self.ranks.world_size
+        advantages = self._advantages(groups)
+        own = groups_of_rank(groups, advantages, rank=rank, world_size=world_size)
         found = self.policy.group_faults(own)
         return {key: fault for own in self.ranks.gather_json(found) for key, fault in own.items()}
 
     def _advantages(self, groups: Sequence[ScoredGroup]) -> list[Sequence[float | None]]:
-        return [
-            sample_advantages(
-                group,
-                strategy=self.run.shared.strategy,
-                settings=self.run.learner.advantage,
-            )
-            for group in groups
-        ]
+        strategy, settings = self.run.shared.strategy, self.run.learner.advantage
+        return [sample_advantages(group, strategy=strategy, settings=settings) for group in groups]
 
     def collate(self, groups: Sequence[ScoredGroup]) -> TrainBatch:
         """This rank's part of a step."""
