@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from common import messages
 from common.messages import Message, PromptRequest, Sample, Sampling, ScoredGroup, VersionSpan
+from common.weights import messages as weight_messages
 from tests.fixtures.wire import (
     CLIP,
     EXAMPLES,
@@ -55,7 +56,8 @@ def replaced(document: Any, path: tuple[Any, ...], value: Any) -> Any:
 def test_every_wire_type_has_an_example_and_a_golden_file() -> None:
     types = {
         name
-        for name, member in vars(messages).items()
+        for module in (messages, weight_messages)
+        for name, member in vars(module).items()
         if isinstance(member, type) and issubclass(member, Message) and member is not Message
     }
     assert {type(example).__name__ for example in EXAMPLES} == types
