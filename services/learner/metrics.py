@@ -61,7 +61,25 @@ SERIES = (
         "learner/publish_s",
         "tempsamp_learner_publish_seconds",
         "sum",
-        "Time bringing weights to replicas.",
+        "Time in which publishing kept the learner from going on.",
+    ),
+    Series(
+        "learner/transfer_s",
+        "tempsamp_learner_transfer_seconds",
+        "gauge",
+        "Time of the last delivery, until all replicas that took it had acknowledged it.",
+    ),
+    Series(
+        "learner/transfer_bytes",
+        "tempsamp_learner_transfer_bytes",
+        "gauge",
+        "Bytes of that delivery, each group of replicas counted once.",
+    ),
+    Series(
+        "learner/pause_ms",
+        "tempsamp_learner_pause_milliseconds",
+        "gauge",
+        "Longest time that generation stood still for that delivery, over replicas.",
     ),
     Series(
         "learner/validate_s",

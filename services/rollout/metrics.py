@@ -135,6 +135,11 @@ def _of_status(status: ReplicaStatus) -> Iterator[Metric]:
         "Weight group this replica is in; 0 for none.",
         value=status.generation or 0,
     )
+    yield GaugeMetricFamily(
+        "tempsamp_rollout_pause_seconds",
+        "Time that generation stood still for the version that is served; NaN before the first.",
+        value=math.nan if status.pause_ms is None else status.pause_ms / 1000,
+    )
     yield _labelled(
         GaugeMetricFamily(
             "tempsamp_rollout_phase", "1 for the phase the replica is in.", labels=["phase"]

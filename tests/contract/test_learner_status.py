@@ -26,6 +26,9 @@ LINE = {
     "learner/wait_s": 1.5,
     "learner/step_s": 2.0,
     "learner/publish_s": 0.5,
+    "learner/transfer_s": 0.75,
+    "learner/transfer_bytes": 4096.0,
+    "learner/pause_ms": 12.5,
     "learner/validate_s": 0.25,
     "learner/skipped_steps": 1.0,
     "learner/entropy_nats": 0.7,
@@ -90,6 +93,10 @@ def test_a_step_line_is_shown_under_prometheus_names() -> None:
     assert value(status, "logprob_gap_nats", over="max") == 0.01
     assert value(status, "queue_depth", queue="groups_unread") == 5
     assert value(status, "group_seconds_mean", stage="generate") == 0.3
+    # Of the last delivery, also when it travelled beside the step: no part of the step's wall time.
+    assert value(status, "transfer_seconds") == 0.75
+    assert value(status, "transfer_bytes") == 4096
+    assert value(status, "pause_milliseconds") == 12.5
     # Running totals stay what the line says; what a line says of its own step adds up.
     assert value(status, "groups_total", outcome="stale") == 2
     assert value(status, "prompts_dead_total") == 1

@@ -1,12 +1,14 @@
 """What a replica counts and shows."""
 
+import math
 import time
+from typing import get_args
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from common.errors import EngineError, QueueError, VideoError
-from common.messages import ReplicaStatus, Unscored
+from common.messages import ReplicaPhase, ReplicaStatus, Unscored
 from services.rollout.metrics import Counters, Rate, ReplicaCollector
 from tests.fixtures import wire
 
@@ -24,10 +26,12 @@ STATUS = ReplicaStatus(
 )
 
 
-def registry(counters: Counters | None) -> CollectorRegistry:
+def registry(
+    counters: Counters | None = None, *, status: ReplicaStatus = STATUS
+) -> CollectorRegistry:
     shown = CollectorRegistry()
     clips = {"hits": 1, "decoded": 2}
-    shown.register(ReplicaCollector(lambda: STATUS, counters=lambda: counters, clips=clips))
+    shown.register(ReplicaCollector(lambda: status, counters=lambda: counters, clips=clips))
     return shown
 
 
@@ -90,3 +94,22 @@ def test_a_rate_is_that_of_the_last_while() -> None:
         rate.saw(200, now_s=now_s)
     assert rate.per_s == 0, "what it did long ago is forgotten"
     assert len(rate._seen) <= 4
+
+
+def test_the_last_pause_is_shown_in_seconds_and_unknown_before_the_first() -> None:
+    paused = STATUS.model_copy(update={"pause_ms": 12.5})
+    name = "tempsamp_rollout_pause_seconds"
+    assert registry(status=paused).get_sample_value(name) == pytest.approx(0.0125)
+    before = registry().get_sample_value(name)
+    assert before is not None
+    assert math.isnan(before)
+
+
+@pytest.mark.parametrize("phase", get_args(ReplicaPhase))
+def test_one_phase_is_1_and_the_others_are_0(phase: ReplicaPhase) -> None:
+    shown = registry(status=STATUS.model_copy(update={"phase": phase}))
+    found = {
+        name: shown.get_sample_value("tempsamp_rollout_phase", {"phase": name})
+        for name in get_args(ReplicaPhase)
+    }
+    assert found == {name: float(name == phase) for name in get_args(ReplicaPhase)}
