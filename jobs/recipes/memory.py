@@ -7,12 +7,14 @@ these, because gradients and activations do not peak together. They err to the s
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from common.config import Learner, Rollout, Shared
 from jobs.recipes.architecture import Architecture
 from jobs.recipes.tokens import GroupTokens
 
 BF16, FP32 = 2, 4
+Place = Literal["device", "host"]
 GATHERED_LAYERS = 3
 """The layer in work, the next one prefetched, the last one being freed."""
 REDUCED_LAYERS = 2
@@ -26,6 +28,13 @@ CONTEXT_BYTES = 3e9
 ENGINE_BYTES = 6e9
 """vLLM beside weights and KV cache: context, activations of max_num_batched_tokens, encoder, CUDA
 graphs. Assumed."""
+STREAMS = 2
+"""Weights travel as two: frozen tensors and trained ones (`services.learner.publishing`)."""
+LANDINGS = 2
+"""Device buckets of each stream that is kept in host memory."""
+DELTA_SHARE = 0.04
+"""Of the trained stream that its delta takes: 2 % changed bfloat16 values of 4 bytes each (two for
+the place, two for the value). Assumed; a larger learning rate changes more, at most all of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +56,10 @@ class RankMemory:
     inside: float
     """Of the layer in work, with its gradients: MLP, attention, copies of the prompt's keys."""
     logits: float
+    snapshot: float
+    """Rank 0's copy of the model in shared.dtype, which travels to replicas; with
+    learner.weight_staging = "host" its device buckets alone. Beside it the buckets in which ranks
+    meet and, with learner.publish = "delta", a delta and the bucket that it is found in."""
     start: float
     """The whole model in float32, before it is sharded."""
 
@@ -54,12 +67,12 @@ class RankMemory:
     def backward(self) -> float:
         """While a micro-batch is in work."""
         activations = self.root + self.gathered + self.kept + self.inside + self.logits
-        return self.states + self.replicated + activations + CONTEXT_BYTES
+        return self.states + self.replicated + activations + self.snapshot + CONTEXT_BYTES
 
     @property
     def step(self) -> float:
         """While AdamW steps."""
-        return self.states + self.temporaries + self.replicated + CONTEXT_BYTES
+        return self.states + self.temporaries + self.replicated + self.snapshot + CONTEXT_BYTES
 
     @property
     def peak(self) -> float:
@@ -73,6 +86,9 @@ class ReplicaMemory:
 
     weights: float
     """In bfloat16."""
+    staging: float
+    """Where new weights land: the whole model in each of its GPUs, whatever share of the model that
+    one computes; with rollout.weight_staging = "host" the device buckets alone."""
     cache: float
     """What is left for keys and values, or rollout.kv_cache_bytes."""
     longest_sequence: float
@@ -92,9 +108,7 @@ def rank_memory(
     ranks: int,
 ) -> RankMemory:
     """One rank's share with the longest groups, `micro_batch_groups` of them at a time."""
-    trained = architecture.language_parameters
-    if not learner.freeze_vision:
-        trained += architecture.tower_parameters
+    trained = trained_parameters(architecture, learner)
     width = BF16 if shared.dtype == "bfloat16" else FP32
     layer = architecture.decoder_parameters / architecture.layers
     groups = learner.micro_batch_groups
@@ -113,14 +127,40 @@ def rank_memory(
         * (boundary if learner.gradient_checkpointing else boundary + kept),
         inside=groups * inside,
         logits=LOGITS_BYTES * logits,
+        snapshot=_snapshot(architecture, learner, trained=trained, width=width, ranks=ranks),
         start=FP32 * architecture.parameters,
     )
+
+
+def trained_parameters(architecture: Architecture, learner: Learner) -> int:
+    """Those with gradients: they travel with each version, the others once."""
+    tower = 0 if learner.freeze_vision else architecture.tower_parameters
+    return architecture.language_parameters + tower
 
 
 def _replicated(architecture: Architecture, learner: Learner, width: int) -> float:
     tower = architecture.tower_parameters if learner.freeze_vision else 0
     reference = architecture.parameters if learner.loss.kl_coef > 0 else 0
     return float(width * (tower + reference))
+
+
+def _snapshot(
+    architecture: Architecture, learner: Learner, *, trained: int, width: int, ranks: int
+) -> float:
+    kept = _staged(
+        width * architecture.parameters, learner.weight_staging, bucket_bytes=learner.bucket_bytes
+    )
+    # Each stream has its own.
+    messages = STREAMS * learner.bucket_bytes if ranks > 1 else 0
+    deltas = 0.0
+    if learner.publish == "delta":
+        deltas = DELTA_SHARE * width * trained + learner.bucket_bytes
+    return kept + messages + deltas
+
+
+def _staged(size: int, place: Place, *, bucket_bytes: int) -> float:
+    """Device memory of both streams of one receiver, or of rank 0."""
+    return float(size if place == "device" else STREAMS * LANDINGS * bucket_bytes)
 
 
 def _kept_bytes(architecture: Architecture, tokens: GroupTokens, width: int) -> float:
@@ -145,17 +185,26 @@ def _backward_keys(architecture: Architecture, tokens: GroupTokens, width: int) 
 
 
 def replica_memory(
-    rollout: Rollout, *, architecture: Architecture, tokens: GroupTokens, gpu_bytes: float
+    rollout: Rollout,
+    *,
+    architecture: Architecture,
+    tokens: GroupTokens,
+    gpu_bytes: float,
+    bucket_bytes: int,
 ) -> ReplicaMemory:
     """One replica of rollout.tensor_parallel GPUs of `gpu_bytes` each."""
     weights = float(BF16 * architecture.parameters)
     claimed = rollout.gpu_memory_utilization * gpu_bytes - ENGINE_BYTES
-    left = rollout.tensor_parallel * claimed - weights
+    staging = rollout.tensor_parallel * _staged(
+        BF16 * architecture.parameters, rollout.weight_staging, bucket_bytes=bucket_bytes
+    )
+    left = rollout.tensor_parallel * claimed - weights - staging
     a_token, a_sequence = architecture.kv_bytes_a_token, architecture.state_bytes_a_sequence
     prompts, answers = rollout.concurrent_prompts, tokens.generated
     states = prompts * answers * a_sequence
     return ReplicaMemory(
         weights=weights,
+        staging=staging,
         cache=max(0.0, left) if rollout.kv_cache_bytes is None else float(rollout.kv_cache_bytes),
         longest_sequence=float(rollout.max_model_len * a_token + a_sequence),
         in_work=float(prompts * (tokens.prompt + answers * tokens.answer) * a_token + states),

@@ -11,7 +11,14 @@ from typing import NamedTuple
 
 from common.config import Run
 from jobs.recipes.architecture import Architecture
-from jobs.recipes.memory import RankMemory, ReplicaMemory, rank_memory, replica_memory
+from jobs.recipes.memory import (
+    BF16,
+    Place,
+    RankMemory,
+    ReplicaMemory,
+    rank_memory,
+    replica_memory,
+)
 from jobs.recipes.times import Fleet, StepTimes, step_times
 from jobs.recipes.tokens import GroupTokens, group_tokens
 
@@ -67,7 +74,11 @@ def plan(run: Run, *, architecture: Architecture, fleet: Fleet) -> Plan:
             ranks=fleet.learner_gpus,
         ),
         replica=replica_memory(
-            run.rollout, architecture=architecture, tokens=tokens, gpu_bytes=fleet.gpu_bytes
+            run.rollout,
+            architecture=architecture,
+            tokens=tokens,
+            gpu_bytes=fleet.gpu_bytes,
+            bucket_bytes=run.learner.bucket_bytes,
         ),
         times=None
         if replicas == 0
@@ -106,11 +117,15 @@ def _memory_rows(plan: Plan) -> Iterator[Figure]:
     kept = _gb(rank.kept + rank.inside + rank.gathered + rank.logits)
     yield Figure("learner rank", "activations", kept, "layers, boundaries, logits")
     yield Figure("learner rank", "tower, reference", _gb(rank.replicated), "whole, on each rank")
+    how = _where(plan.run.learner.weight_staging, plan.architecture)
+    yield Figure("learner rank", "snapshot that travels", _gb(rank.snapshot), f"rank 0; {how}")
     yield Figure("learner rank", "peak: backward", _gb(rank.backward), "all of these")
     yield Figure("learner rank", "peak: AdamW", _gb(rank.step), "20 B, no activations")
     start = f"{billions} in float32, also in host memory"
     yield Figure("learner rank", "peak: start", _gb(rank.start), start)
-    yield Figure("replica", "weights", _gb(replica.weights), "bfloat16; once more in host memory")
+    yield Figure("replica", "weights", _gb(replica.weights), "bfloat16")
+    how = _where(plan.run.rollout.weight_staging, plan.architecture)
+    yield Figure("replica", "staging of new weights", _gb(replica.staging), f"each GPU; {how}")
     yield Figure("replica", "room for keys and values", _gb(replica.cache), "what is left")
     yield Figure("replica", "one longest sequence", _gb(replica.longest_sequence), "max_model_len")
     yield Figure("replica", "prompts in work", _gb(replica.in_work), "prompt shared by its answers")
@@ -128,7 +143,8 @@ def _ring_rows(plan: Plan) -> Iterator[Figure]:
     work = f"{times.group_tflop:,.0f} TFLOP a group, without recomputation"
     yield Figure("estimate", "learner", f"{times.learner_s:.0f} s a step", work)
     yield Figure("estimate", "rollout", f"{times.rollout_s:.0f} s a step", "all replicas")
-    yield Figure("estimate", "publish", f"{times.publish_s:.0f} s a step", ".81 GB/s")
+    how = "beside the next step" if times.overlaps_publish else "between steps"
+    yield Figure("estimate", "publish", f"{times.publish_s:.1f} s a step", f"3.9 GB/s, {how}")
     total = f"{learner.steps * times.step_s / 3600:.1f} h for {learner.steps:,} steps"
     yield Figure("estimate", "step", f"{times.step_s:.0f} s, longest clips", total)
 
@@ -182,13 +198,15 @@ def _memory_misfits(plan: Plan) -> Iterator[str]:
         yield (
             f"learner memory: found {_gb(rank.peak)} a rank in {when}, wanted {_gb(usable)} "
             f"({USABLE:.0%} of {plan.fleet.gpu_memory_gb:g} GB): more --learner-gpus, "
-            "learner.gradient_checkpointing = true, learner.micro_batch_groups = 1, shorter clips"
+            "learner.gradient_checkpointing = true, learner.micro_batch_groups = 1, "
+            f"learner.weight_staging = 'host' ({_gb(rank.snapshot)} on rank 0), shorter clips"
         )
     if replica.cache < (most := max(replica.longest_sequence, replica.in_work)):
         yield (
             f"replica memory: found room for {_gb(replica.cache)} of keys and values, wanted "
-            f"{_gb(most)}: lower rollout.max_model_len or rollout.concurrent_prompts, or raise "
-            "rollout.gpu_memory_utilization, rollout.tensor_parallel"
+            f"{_gb(most)}: lower rollout.max_model_len or rollout.concurrent_prompts, raise "
+            "rollout.gpu_memory_utilization or rollout.tensor_parallel, or keep new weights "
+            f"({_gb(replica.staging)}) in rollout.weight_staging = 'host'"
         )
 
 
@@ -221,6 +239,12 @@ def _ring(plan: Plan) -> Iterator[str]:
             f"rollout.max_num_seqs: found {rollout.max_num_seqs}, wanted at least "
             f"{plan.tokens.generated}, the answers of one prompt"
         )
+
+
+def _where(place: Place, architecture: Architecture) -> str:
+    if place == "device":
+        return "shared.dtype, on the device"
+    return f"buckets; {_gb(BF16 * architecture.parameters)} pinned on the host"
 
 
 def _gb(size: float) -> str:

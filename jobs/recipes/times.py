@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from common.config import Learner, Rollout
 from jobs.recipes.architecture import MERGE, Architecture
-from jobs.recipes.memory import BF16
+from jobs.recipes.memory import BF16, DELTA_SHARE, trained_parameters
 from jobs.recipes.tokens import GroupTokens
 
 LEARNER_SHARE = 0.65
@@ -19,8 +19,9 @@ PREFILL_SHARE = 0.5
 """Of peak FLOP/s, assumed."""
 DECODE_SHARE = 0.6
 """Of memory bandwidth, assumed."""
-PUBLISH_BYTES_A_S = 0.81e9
-"""Gather and pack on rank 0, measured on an H200 for 8.9 GB; generation waits meanwhile."""
+PUBLISH_BYTES_A_S = 3.9e9
+"""Of the network, assumed: a bare NCCL broadcast over loopback sockets of an H200's machine. What
+comes before it is small (packing 8.9 GB took 18 ms on that card), and so is the pause behind it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +56,15 @@ class StepTimes:
     rollout_s: float
     """All replicas need for the groups of a step."""
     publish_s: float
+    """Until replicas have a version's trained tensors, or their delta."""
+    overlaps_publish: bool
+    """The next step may train meanwhile (learner.overlap_publish)."""
 
     @property
     def step_s(self) -> float:
-        """Learner and rollout overlap (max_staleness >= 1), publishing does not."""
-        return max(self.learner_s, self.rollout_s) + self.publish_s
+        """Learner and rollout overlap (max_staleness >= 1); publishing beside the step, or not."""
+        work_s = max(self.learner_s, self.rollout_s)
+        return max(work_s, self.publish_s) if self.overlaps_publish else work_s + self.publish_s
 
 
 def forward_flop(
@@ -107,12 +112,15 @@ def step_times(
     passes = 4 if learner.gradient_checkpointing else 3
     work = passes * forward + tower_flop(architecture, tokens)
     groups = math.ceil(learner.groups_per_step / fleet.learner_gpus)
+    travels = BF16 * trained_parameters(architecture, learner)
+    share = DELTA_SHARE if learner.publish == "delta" else 1.0
     a_group = _rollout_s(rollout, architecture=architecture, tokens=tokens, fleet=fleet)
     return StepTimes(
         group_tflop=3 * forward / 1e12,
         learner_s=groups * work / (LEARNER_SHARE * fleet.gpu_tflops * 1e12),
         rollout_s=learner.groups_per_step * a_group / fleet.replicas(rollout),
-        publish_s=BF16 * architecture.parameters / PUBLISH_BYTES_A_S,
+        publish_s=share * travels / PUBLISH_BYTES_A_S,
+        overlaps_publish=learner.overlaps_publish,
     )
 
 

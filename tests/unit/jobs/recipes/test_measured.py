@@ -1,11 +1,14 @@
-"""The formulas against what one GPU showed: Qwen3-VL-4B, 16,002 + 8 x 256 tokens, one rank."""
+"""The formulas against what one GPU showed: Qwen3-VL-4B, 16,002 + 8 x 256 tokens, one rank.
+
+Nothing was published there, so rank 0's snapshot is left out of the comparison.
+"""
 
 import pytest
 
-from common.config import Learner, Shared
+from common.config import Learner, Rollout, Shared
 from jobs.recipes.architecture import PUBLISHED
-from jobs.recipes.memory import CONTEXT_BYTES, rank_memory
-from jobs.recipes.times import forward_flop
+from jobs.recipes.memory import CONTEXT_BYTES, ENGINE_BYTES, rank_memory, replica_memory
+from jobs.recipes.times import Fleet, forward_flop, step_times
 from jobs.recipes.tokens import GroupTokens
 
 QWEN3_VL = PUBLISHED["Qwen/Qwen3-VL-4B-Instruct"]
@@ -24,12 +27,12 @@ def learner(**settings: object) -> Learner:
 
 def test_a_step_with_adamw_takes_the_measured_memory() -> None:
     rank = rank_memory(SHARED, learner=learner(), architecture=QWEN3_VL, tokens=TOKENS, ranks=1)
-    assert rank.step - CONTEXT_BYTES == pytest.approx(76 * GIB, rel=0.02)
+    assert rank.step - rank.snapshot - CONTEXT_BYTES == pytest.approx(76 * GIB, rel=0.02)
 
 
 def test_a_backward_takes_at_most_a_third_less_than_estimated() -> None:
     rank = rank_memory(SHARED, learner=learner(), architecture=QWEN3_VL, tokens=TOKENS, ranks=1)
-    without_adamw = rank.backward - CONTEXT_BYTES - rank.states / 2
+    without_adamw = rank.backward - rank.snapshot - CONTEXT_BYTES - rank.states / 2
     assert 36 * GIB < without_adamw < 1.4 * 36 * GIB
 
 
@@ -89,3 +92,83 @@ def test_a_trained_tower_is_sharded_instead_of_replicated() -> None:
     )
     assert (frozen.replicated, trained.replicated) == (2 * QWEN3_VL.tower_parameters, 0)
     assert trained.states - frozen.states == 16 * QWEN3_VL.tower_parameters
+
+
+BUCKET = 2**26
+MODEL = 2 * QWEN3_VL.parameters
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranks", "wanted"),
+    [
+        ({}, 1, MODEL),
+        ({}, 4, MODEL + 2 * BUCKET),
+        # 2 % of values at 4 bytes each, of 2 bytes a value.
+        ({"publish": "delta"}, 1, MODEL + 0.04 * 2 * QWEN3_VL.language_parameters + BUCKET),
+        ({"weight_staging": "host"}, 1, 4 * BUCKET),
+        ({"weight_staging": "host"}, 4, 6 * BUCKET),
+    ],
+)
+def test_what_travels_stands_once_on_rank_0(
+    settings: dict[str, str], ranks: int, wanted: float
+) -> None:
+    rank = rank_memory(
+        SHARED,
+        learner=learner(bucket_bytes=BUCKET, **settings),
+        architecture=QWEN3_VL,
+        tokens=TOKENS,
+        ranks=ranks,
+    )
+    assert rank.snapshot == pytest.approx(wanted)
+    assert rank.peak > rank.snapshot + CONTEXT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("place", "parallel", "wanted"),
+    [
+        ("device", 1, MODEL),
+        ("device", 2, 2 * MODEL),  # each worker receives the whole model
+        ("host", 1, 4 * BUCKET),
+        ("host", 2, 8 * BUCKET),
+    ],
+)
+def test_new_weights_land_beside_those_that_serve(place: str, parallel: int, wanted: float) -> None:
+    rollout = Rollout.model_validate(
+        {"weight_staging": place, "tensor_parallel": parallel, "gpu_memory_utilization": 0.9}
+    )
+    replica = replica_memory(
+        rollout, architecture=QWEN3_VL, tokens=TOKENS, gpu_bytes=96e9, bucket_bytes=BUCKET
+    )
+    assert replica.staging == wanted
+    room = parallel * (0.9 * 96e9 - ENGINE_BYTES)
+    assert replica.cache == pytest.approx(room - replica.weights - replica.staging)
+
+
+@pytest.mark.parametrize(
+    ("settings", "how"),
+    [
+        ({"max_staleness": 1}, "beside"),
+        ({"max_staleness": 0}, "between"),
+        ({"max_staleness": 1, "overlap_publish": "off"}, "between"),
+    ],
+)
+def test_a_version_travels_beside_the_next_step_or_between_steps(
+    settings: dict[str, object], how: str
+) -> None:
+    fleet = Fleet(
+        learner_gpus=1, rollout_gpus=1, gpu_memory_gb=96, gpu_tflops=148, gpu_bandwidth_gbs=4000
+    )
+    whole, delta = (
+        step_times(
+            learner=learner(device="cuda", publish=publish, **settings),
+            rollout=Rollout(),
+            architecture=QWEN3_VL,
+            tokens=TOKENS,
+            fleet=fleet,
+        )
+        for publish in ("full", "delta")
+    )
+    work_s = max(whole.learner_s, whole.rollout_s)
+    assert whole.publish_s == pytest.approx(2 * QWEN3_VL.language_parameters / 3.9e9)
+    assert delta.publish_s == pytest.approx(0.04 * whole.publish_s)
+    assert whole.step_s == work_s + (whole.publish_s if how == "between" else 0.0)

@@ -72,7 +72,9 @@ def test_a_recipe_fits_the_fleets_of_its_head(path: Path) -> None:
     assert table["all steps"] == [f"{each:.1f} h" for each in hours]
     (replica,) = table["memory of a replica"]
     first = made[0].replica
-    assert f"{first.weights / 1e9:.0f} GB of weights, {first.cache / 1e9:.0f} GB left" in replica
+    twice = f"2 x {first.weights / 1e9:.0f} GB of weights"
+    assert first.staging == first.weights
+    assert f"{twice}, {first.cache / 1e9:.0f} GB left" in replica
     assert f"has {first.longest_sequence / 1e9:.1f} GB" in replica
 
 
@@ -127,6 +129,8 @@ def test_numbers_of_one_recipe_by_hand() -> None:
     assert made.tokens.packed == 18_296 + 8 * 256 == 20_344
     assert made.rank.states == 16 * 4_204_789_760 / 4 == 16_819_159_040
     assert made.rank.root == 8 * 635_699_200
+    # 4.54e9 parameters in bfloat16, and a bucket of 2^28 bytes for either stream.
+    assert made.rank.snapshot == 2 * made.architecture.parameters + 2 * 268_435_456
     assert made.rank.kept == 32 * 20_344 * 2560 * 2
     # Keys and values: 8 layers x 4 heads x 256, twice, in 2 bytes.
     a_token, a_state = 32_768, 24 * 32 * 128 * 128 * 4
@@ -158,7 +162,8 @@ def test_numbers_of_one_recipe_by_hand() -> None:
         (["learner.gradient_checkpointing=false"], "learner memory: found"),
         (["learner.micro_batch_groups=8"], "learner memory: found"),
         (["rollout.kv_cache_bytes=500000000"], "found room for 0.5 GB of keys and values"),
-        (["rollout.gpu_memory_utilization=0.2"], "replica memory: found room for 4.1 GB"),
+        (["rollout.gpu_memory_utilization=0.3"], "replica memory: found room for 4.7 GB"),
+        (["rollout.gpu_memory_utilization=0.3"], "(9.1 GB) in rollout.weight_staging = 'host'"),
     ],
 )
 def test_what_does_not_fit_is_one_line_with_its_knob(overrides: list[str], said: str) -> None:
@@ -169,7 +174,8 @@ def test_what_does_not_fit_is_one_line_with_its_knob(overrides: list[str], said:
 
 def test_a_smaller_card_is_refused() -> None:
     (line,) = misfits(planned(TEMPSAMP, memory_gb=48))
-    assert line.startswith("learner memory: found 49.1 GB a rank in backward, wanted 44.2 GB")
+    assert line.startswith("learner memory: found 58.7 GB a rank in backward, wanted 44.2 GB")
+    assert "learner.weight_staging = 'host' (9.6 GB on rank 0)" in line
 
 
 def test_a_plan_without_replicas_has_no_times() -> None:
