@@ -24,6 +24,7 @@ from common.weights.store import connect_store
 from common.weights.stream import layout_of, receive
 
 REHEARSAL_BYTES = 2**16
+GIVEN_UP = "given up: the learner began anew"
 
 
 class Receiver:
@@ -71,16 +72,17 @@ class Receiver:
         self._refuse_unlike(request)
         if not request.rehearsal:
             self.abandon()
+        turn = self._joins
         group = self._meet(request, worker)
         if request.rehearsal:
-            try:
-                group.broadcast(
-                    torch.empty(REHEARSAL_BYTES, dtype=torch.uint8, device=self._device)
-                )
-            finally:
-                group.close()
+            self._rehearse(group)
             return
-        self._group, self._generation = group, (request.epoch, request.generation)
+        with self._lock:
+            if turn == self._joins:
+                self._group, self._generation = group, (request.epoch, request.generation)
+                return
+        group.close()
+        raise GroupError(GIVEN_UP)
 
     def receive(self, update: UpdateWeights) -> HeldWeights:
         """Receive one version's streams and verify them.
@@ -110,21 +112,38 @@ class Receiver:
 
     def _receive(self, group: WeightGroup, update: UpdateWeights) -> None:
         if update.frozen is not None:
-            self._held = HeldWeights(trained=self._held.trained)
-            self._frozen = self._room(self._frozen, update.frozen, before=0)
-            digest = receive(group, update.frozen, self._frozen, device=self._device)
-            self._held = HeldWeights(frozen=digest, trained=self._held.trained)
-        self._held = HeldWeights(frozen=self._held.frozen)
+            with self._still_in(group):
+                self._held = HeldWeights(trained=self._held.trained)
+            frozen = self._room(self._frozen, update.frozen, before=0)
+            with self._still_in(group):
+                self._frozen = frozen
+            digest = receive(group, update.frozen, frozen, device=self._device)
+            with self._still_in(group):
+                self._held = HeldWeights(frozen=digest, trained=self._held.trained)
+        with self._still_in(group):
+            self._held = HeldWeights(frozen=self._held.frozen)
         before = self._frozen.layout.num_bytes if self._frozen else 0
-        self._trained = self._room(self._trained, update.trained, before=before)
-        digest = receive(group, update.trained, self._trained, device=self._device)
-        self._held = HeldWeights(frozen=self._held.frozen, trained=digest)
+        trained = self._room(self._trained, update.trained, before=before)
+        with self._still_in(group):
+            self._trained = trained
+        digest = receive(group, update.trained, trained, device=self._device)
+        with self._still_in(group):
+            self._held = HeldWeights(frozen=self._held.frozen, trained=digest)
+
+    @contextlib.contextmanager
+    def _still_in(self, group: WeightGroup) -> Iterator[None]:
+        """A thread that was left behind changes nothing: another transfer may be under way."""
+        with self._lock:
+            if self._group is not group:
+                raise GroupError(GIVEN_UP)
+            yield
 
     def abandon(self) -> None:
         """Leave the group; whoever waits in it gets an error at once. What is held stays."""
         with self._lock:
             group, self._group = self._group, None
             self._joins += 1
+            self._forget_written(group)
         if group is not None:
             group.abort()
             group.close()
@@ -221,13 +240,16 @@ class Receiver:
         return part if part.numel() == layout.num_bytes else None
 
     def _leave_behind(self, group: WeightGroup) -> None:
-        """An operation of gloo that was given up may still write: its memory is not used again."""
         with self._lock:
             if self._group is group:
                 self._group = None
+                self._forget_written(group)
         group.abort()
         group.close()
-        if group.backend == "gloo":
+
+    def _forget_written(self, group: WeightGroup | None) -> None:
+        """An operation of gloo that was given up may still write: its memory is not used again."""
+        if group is not None and group.backend == "gloo":
             if self._held.frozen is None:
                 self._frozen = None
             if self._held.trained is None:
