@@ -18,7 +18,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -29,9 +29,11 @@ from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWei
 from common.weights.receiver import REHEARSAL_BYTES
 from common.weights.store import StoreServer
 from common.weights.stream import send
-from services.learner.publishing.membership import Strikes
-from services.learner.publishing.peers import PeerError, Peers
+from services.learner.publishing.membership import PeerError, Strikes
 from services.learner.publishing.snapshot import Snapshot
+
+if TYPE_CHECKING:  # they bring an HTTP client, which a benchmark on a bare GPU machine lacks
+    from services.learner.publishing.peers import Peers
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ class Delivery:
     """Groups, strikes and what each replica holds, over many versions. Lives in one event loop."""
 
     def __init__(
-        self, *, peers: Peers, host: str, device: torch.device, timeout_s: float, epoch: int
+        self, *, peers: "Peers", host: str, device: torch.device, timeout_s: float, epoch: int
     ) -> None:
         """Nothing is joined yet.
 

@@ -10,12 +10,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.errors import WeightError
 from common.messages import ReplicaStatus
 
 logger = logging.getLogger(__name__)
 
 FIRST_BACK_OFF_S = 5.0
 LONGEST_BACK_OFF_S = 300.0
+
+
+class PeerError(WeightError):
+    """One replica did not do what it was asked."""
+
+    def __init__(self, message: str, *, is_own_fault: bool) -> None:
+        super().__init__(message)
+        self.is_own_fault = is_own_fault
 
 
 @dataclass

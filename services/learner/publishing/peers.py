@@ -13,23 +13,15 @@ import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from common.config import bearer
-from common.errors import WeightError
 from common.messages import ReplicaIdentity, ReplicaStatus
 from common.rest.identity import verify
 from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
+from services.learner.publishing.membership import PeerError
 
 CONNECT_TIMEOUT_S = 2.0
 PROBE_TIMEOUT_S = 1.5
 """A replica that does not answer a small question this fast is taken for frozen."""
 MAX_ERROR_CHARS = 500
-
-
-class PeerError(WeightError):
-    """One replica did not do what it was asked."""
-
-    def __init__(self, message: str, *, is_own_fault: bool) -> None:
-        super().__init__(message)
-        self.is_own_fault = is_own_fault
 
 
 class Peers:

@@ -11,7 +11,7 @@ B = bytes of one bucket.
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ from common.weights.digest import bucket_digest, stream_digest
 from common.weights.layout import Layout, describe
 from common.weights.messages import WeightStream
 from common.weights.staging import Place, Staging
-from services.learner.parallel import Ranks
 from services.learner.publishing import shards
+
+if TYPE_CHECKING:  # it brings transformers, which a benchmark on a bare GPU machine lacks
+    from services.learner.parallel import Ranks
 
 COMPARED_AT_ONCE = 2
 NamedWeights = Callable[[], Iterator[tuple[str, Tensor]]]
@@ -41,7 +43,7 @@ class Snapshot:
         *,
         dtype: torch.dtype,
         bucket_bytes: int,
-        ranks: Ranks,
+        ranks: "Ranks",
         place: Place,
         deltas: bool,
     ) -> None:
