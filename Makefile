@@ -5,6 +5,8 @@
 # Both install what they need first (.venv from the pinned lock; DEVICE=cuda takes the CUDA lock, PYTHON= names the
 # interpreter).
 #   make env      write .env with random secrets, for docker compose
+#   make bench-publish   speed of the weight path, in about four minutes; more: bench-prefix, -reward, -data, -eval
+#   make bench-gpu       the weight path over NCCL, on one GPU; says so where there is none
 #   make locks    pin the dependencies anew after a change of pyproject.toml; pins that still fit stay
 DEVICE ?= cpu
 PY := .venv/bin/python
@@ -19,7 +21,7 @@ RESUME ?=
 # Processes that share the tests; empty: one, with its output as it comes.
 PYTEST_WORKERS ?= 2
 
-.PHONY: setup env locks demo compare test compose-test check format tiny-model bench-prefix bench-reward bench-data bench-eval bench-queue help
+.PHONY: setup env locks demo compare test compose-test check format tiny-model bench-prefix bench-reward bench-data bench-eval bench-queue bench-publish bench-gpu help
 
 help:
 	@grep -E '^#' Makefile | cut -c3-
@@ -77,3 +79,9 @@ bench-eval: setup
 
 bench-queue: setup
 	@$(PY) -m tests.bench.queue --json docs/bench/queue.json
+
+bench-publish: setup
+	@$(PY) -m tests.bench.publishing --json docs/bench/publish.json
+
+bench-gpu:
+	@$(PY) -m tests.bench.gpu_publishing
