@@ -2,7 +2,7 @@
 
 It starts without waiting for any neighbour, and prompts are claimed once the first verified weights
 are served. With `rollout.weights = "checkpoint"` it answers /v1/generate alone, from the checkpoint
-on disk. Neighbours: `services.rollout.app` is its REST face, `services.rollout.worker` its loop.
+on disk. Neighbours: `services.rollout.app` is its REST face, `claiming.worker` its loop.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ from common.queue.broker import Broker
 from common.rest.fleet_api import ReplicaReport, problem_of
 from common.video.limits import ClipLimits
 from common.video.loader import ClipLoader
+from services.rollout.claiming.wellness import innermost
+from services.rollout.claiming.worker import Worker
 from services.rollout.engine import Engine, EngineDownError
 from services.rollout.gate import Gate
 from services.rollout.gpu import claim
 from services.rollout.metrics import Counters, Rate
 from services.rollout.reward_client import GroupScorer
 from services.rollout.weights import Weights
-from services.rollout.wellness import innermost
-from services.rollout.worker import Worker
 
 logger = logging.getLogger(__name__)
 

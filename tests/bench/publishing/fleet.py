@@ -6,6 +6,7 @@ The sender is the learner's `Publisher`, in this process; a receiver is a replic
 (`tests.fixtures.weight_replica`), a process each.
 """
 
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -160,9 +161,9 @@ def _up(child: Child) -> Receiver:
     """Wait until it has said its port."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and child.process.poll() is None:
-        ports = [line for line in child.log.read_text().splitlines() if line.isdigit()]
-        if ports:
-            url = f"http://127.0.0.1:{ports[0]}"
+        found = re.search(r"^\d+ (\d+)$", child.log.read_text(), re.MULTILINE)
+        if found is not None:
+            url = f"http://127.0.0.1:{found[1]}"
             answer = _first_answer(f"{url}/v1/weights", deadline)
             return Receiver(child, ReplicaStatus.model_validate_json(answer.content))
         time.sleep(0.05)

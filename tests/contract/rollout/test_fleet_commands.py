@@ -145,7 +145,7 @@ def test_nothing_there_is_exit_code_1_and_leaves_nothing_in_redis(ring: Ring) ->
     async def keys() -> object:
         broker = ring.redis.broker(ring.run_id)
         try:
-            return await broker._run("KEYS", f"tempsamp:{ring.run_id}:*")
+            return await broker._connection.run("KEYS", f"tempsamp:{ring.run_id}:*")
         finally:
             await broker.close()
 
@@ -191,7 +191,7 @@ def test_status_shows_replicas_learner_and_queues(
     assert found["queues"]["prompts_waiting"] == 1
     by_name = {entry["status"]["replica"][0]: entry for entry in found["replicas"]}
     assert by_name["a"]["report"]["generates_in_work"] == 0
-    assert by_name["a"]["status"]["phase"] == "waiting_for_weights"
+    assert by_name["a"]["status"]["phase"] == "syncing"
     assert by_name["b"]["report"] is None
     assert "Connect" in by_name["b"]["unreachable"]
 

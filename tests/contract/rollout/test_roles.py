@@ -25,12 +25,17 @@ ENVIRON = {
     "TEMPSAMP_SCORE_TOKEN": "for-score",
 }
 JOIN = {
+    "epoch": 1,
     "generation": 1,
     "host": "127.0.0.1",
     "port": 1,
+    "secret": "5e" * 32,
+    "backend": "gloo",
+    "versions": "gloo of torch 2.13.0",
     "first_rank": 1,
     "world_size": 2,
     "timeout_s": 1.0,
+    "deadline_s": 1.0,
 }
 
 
@@ -40,6 +45,7 @@ JOIN = {
         ("POST", "/v1/generate", "generate"),
         ("POST", "/v1/weights/join", "control"),
         ("POST", "/v1/weights/update", "control"),
+        ("POST", "/v1/weights/leave", "control"),
         ("GET", "/v1/weights", "control"),
         ("POST", "/v1/drain", "control"),
     ],
@@ -67,7 +73,7 @@ async def test_every_route_of_a_replica_has_a_role_or_only_reports() -> None:
     replica, _ = stub_replica(environ=ENVIRON)
     paths = {route.path for route in create_app(replica).routes}  # type: ignore[attr-defined]
     without = {path for path in paths if not path.startswith(tuple(ROLES))}
-    reports = {"/healthz", "/readyz", "/metrics", "/v1/status"}
+    reports = {"/healthz", "/readyz", "/metrics", "/v1/status", "/v1/identity"}
     pages = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
     assert without == reports | pages
 

@@ -14,10 +14,10 @@ from common.messages import DeadLetter, Sample, Scored, VersionSpan
 from common.queue.broker import Broker, Depths
 from services.rollout import wellness
 from services.rollout import worker as worker_module
+from services.rollout.claiming.wellness import ReplicaSickError, innermost
+from services.rollout.claiming.worker import Worker
 from services.rollout.engine import EngineDownError, Generation
 from services.rollout.reward_client import Scoring
-from services.rollout.wellness import ReplicaSickError, innermost
-from services.rollout.worker import Worker
 from tests.fixtures.wire import CLIP, prompt_request
 
 SAMPLE = Sample(

@@ -17,12 +17,12 @@ from common.errors import QueueError
 from common.messages import PromptRequest, Sample, ScoredGroup, Timings, Verdict
 from common.queue.broker import Broker, ClaimedPrompt, Limits
 from common.video.loader import ClipLoader
-from services.rollout.claims import Claims, InWork
+from services.rollout.claiming.claims import Claims, InWork
+from services.rollout.claiming.wellness import DOUBTFUL_ROW, Doubts, ReplicaSickError, Wellness
 from services.rollout.engine import Engine, Generation
 from services.rollout.metrics import Counters
 from services.rollout.reward_client import GroupScorer, Scoring
 from services.rollout.weights import Weights
-from services.rollout.wellness import DOUBTFUL_ROW, Doubts, ReplicaSickError, Wellness
 
 logger = logging.getLogger(__name__)
 
