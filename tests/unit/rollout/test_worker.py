@@ -12,8 +12,8 @@ from common.config import Rollout, Shared, Video
 from common.errors import EngineError, RewardError, VideoError
 from common.messages import DeadLetter, Sample, Scored, VersionSpan
 from common.queue.broker import Broker, Depths
-from services.rollout import worker as worker_module
 from services.rollout.claiming import wellness
+from services.rollout.claiming import worker as worker_module
 from services.rollout.claiming.wellness import ReplicaSickError, innermost
 from services.rollout.claiming.worker import Worker
 from services.rollout.engine import EngineDownError, Generation
