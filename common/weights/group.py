@@ -248,7 +248,7 @@ def _blocking_waits() -> Iterator[None]:
     """ProcessGroupNCCL reads this in its constructor, so FSDP's groups keep what they have.
 
     Without it, a member that dies leaves this process with a CUDA context in which every call
-    hangs; with it, abort works and the process lives (measured on an H200: docs/figures.md).
+    hangs; with it, abort works and the process lives (tried once on an H200, three processes).
     """
     before = os.environ.get(BLOCKING_WAIT)
     os.environ[BLOCKING_WAIT] = "1"

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from common.config import Learner, Reward, Rollout, Run
-from common.rest.auth import TOKEN_VARIABLE
+from common.secrets import TOKEN
 from tests.fixtures.monitoring import (
     MONITORING,
     ROOT,
@@ -103,7 +103,7 @@ def test_prometheus_shows_the_token_from_a_file_of_its_own(
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "token").read_text() == "100%s\\n sesame"
     assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
-    assert TOKEN_VARIABLE in service["environment"]
+    assert TOKEN in service["environment"]
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool on PATH")

@@ -182,7 +182,10 @@ class Publisher:
     def _take_in(self, outcome: Outcome | None) -> None:
         if outcome is None or not outcome.served:
             return
+        first = not self._served
         self._served |= outcome.served
+        if not first:  # who came late: the figures stay those of the version's own delivery
+            return
         pauses = [item.pause_ms for item in outcome.served.values() if item.pause_ms is not None]
         self.figures = {
             "learner/transfer_s": outcome.seconds,
