@@ -33,7 +33,7 @@ async def whole_round(broker: Broker) -> None:
     await broker.reset_run()
     assert await broker.hold_run("holder", ttl_s=5) == "holder"
     assert await broker.feed_prompt(prompt_request(1))
-    claim = await broker.claim_prompt("r", lease_s=60, block_s=0.1, max_attempts=3)
+    claim = await broker.claim_prompt("r", lease_s=60, block_s=0.1)
     assert claim is not None
     assert await broker.renew(claim)
     await broker.push_group(claim, scored_group("p1"))
@@ -134,7 +134,7 @@ async def test_a_user_of_one_run_can_do_all_of_it_and_nothing_else(
 ) -> None:
     admin = own_redis_server.broker("a")
     rules = ACL.format(run_id="a").split()
-    await admin._run("ACL", "SETUSER", "replica", "on", ">hunter2", *rules)
+    await admin._connection.run("ACL", "SETUSER", "replica", "on", ">hunter2", *rules)
     await admin.close()
     url = own_redis_server.url
     await whole_round(Broker.of(shared(url, password="hunter2", redis_user="replica")))
@@ -142,7 +142,7 @@ async def test_a_user_of_one_run_can_do_all_of_it_and_nothing_else(
     with pytest.raises(QueueError, match=r"(?i)no permissions"):
         await other.depths()
     with pytest.raises(QueueError, match=r"(?i)no permissions"):
-        await other._run("CONFIG", "GET", "requirepass")
+        await other._connection.run("CONFIG", "GET", "requirepass")
     await other.close()
     wrong = Broker.of(shared(url, password="wrong", redis_user="replica"))
     with pytest.raises(QueueError, match="refuses this password") as refused:
