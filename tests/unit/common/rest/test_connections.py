@@ -11,7 +11,7 @@ import pytest
 
 from common.rest.connections import Connections
 from common.rest.serving import Server, configured, listen, url_of
-from tests.fixtures.small_service import app
+from tests.fixtures.small_service import RELEASE, app
 from tests.unit.common.rest.test_serving import sent
 
 HEAD = "GET /slow HTTP/1.1\r\nhost: x\r\n"
@@ -115,10 +115,14 @@ def test_with_every_place_taken_the_oldest_idle_connection_goes(
 
 def test_with_an_answer_in_work_on_each_the_newcomer_gets_503() -> None:
     with serving(Connections(3)) as url, contextlib.ExitStack() as owned:
-        busy = [owned.enter_context(sent(url, HEAD + "\r\n")) for _ in range(3)]
-        time.sleep(0.2)
+        RELEASE.clear()
+        held = HEAD.replace("/slow", "/held") + "\r\n"
+        busy = [owned.enter_context(sent(url, held)) for _ in range(3)]
         refused = httpx.get(f"{url}/slow", timeout=5)
+        while refused.is_success:  # not all of them are at work yet
+            refused = httpx.get(f"{url}/slow", timeout=5)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        RELEASE.set()
         for connection in busy:
             assert connection.recv(1000).startswith(b"HTTP/1.1 200")
         assert httpx.get(f"{url}/slow", timeout=5).is_success
