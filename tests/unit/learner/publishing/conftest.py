@@ -9,8 +9,9 @@ from services.learner.parallel import Ranks
 from tests.fixtures.weight_fleet import Fleet
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
+    """Left at the end of the module: a process has one default group."""
     ranks = parallel.start_ranks("cpu", timeout_s=60)
     yield ranks
     ranks.close()
