@@ -131,17 +131,19 @@ class WeightGroup:
         gloo goes on with the operation until its own timeout, in threads of its own: its tensor
         must not be used for anything else.
         """
+        if self._aborted.is_set():
+            return
         self._aborted.set()
         if self.backend == "nccl" and self._group is not None:
             self._group.abort()
 
     def close(self) -> None:
-        """Drop the group without waiting for anybody."""
+        """Abort what is under way and drop the group, without waiting for anybody."""
         if self._group is None:
             return
         self._store.close()
+        self.abort()
         if self.backend == "nccl":
-            self._group.abort()
             self._group = None
             return
         # The destructor waits for operations that were left behind, without the GIL: it has to run

@@ -7,6 +7,7 @@ buckets. B = bytes of one bucket, N = bytes of the whole stream.
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -46,13 +47,13 @@ class Layout:
             end += aligned(num_bytes(item))
         return cls(tuple(slices), tuple(offsets), end, aligned(bucket_bytes))
 
-    @property
+    @cached_property
     def buckets(self) -> list[tuple[int, int]]:
         """`(start, end)` bytes of each bucket; the last one may be short."""
         starts = range(0, self.num_bytes, self.bucket_bytes)
         return [(start, min(start + self.bucket_bytes, self.num_bytes)) for start in starts]
 
-    @property
+    @cached_property
     def unit(self) -> int:
         """Bytes of the smallest value in the stream: what a delta counts in."""
         return min((dtype_of(item).itemsize for item in self.slices), default=1)

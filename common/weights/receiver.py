@@ -145,7 +145,6 @@ class Receiver:
             self._joins += 1
             self._forget_written(group)
         if group is not None:
-            group.abort()
             group.close()
 
     def views(self) -> Iterator[tuple[str, Tensor]]:
@@ -154,17 +153,10 @@ class Receiver:
         Raises:
             WeightError: they are not complete.
         """
-        if (
-            self._frozen is None
-            or self._trained is None
-            or None
-            in (
-                self._held.frozen,
-                self._held.trained,
-            )
-        ):
+        frozen, trained = self._frozen, self._trained
+        if frozen is None or trained is None or None in (self._held.frozen, self._held.trained):
             raise WeightError("no complete weights: receive before apply")
-        for staging in (self._frozen, self._trained):
+        for staging in (frozen, trained):
             yield from staging.layout.views(staging.stream_N)
 
     @contextlib.contextmanager
@@ -200,13 +192,8 @@ class Receiver:
         )
 
     def _refuse_unlike(self, request: JoinWeightGroup) -> None:
-        found, ours = (
-            (request.backend, request.versions),
-            (
-                backend_of(self._device),
-                versions(self._device),
-            ),
-        )
+        found = (request.backend, request.versions)
+        ours = (backend_of(self._device), versions(self._device))
         if found != ours:
             raise WeightError(
                 f"the learner speaks {found[0]} ({found[1]}), this replica {ours[0]} ({ours[1]}): "
@@ -244,7 +231,6 @@ class Receiver:
             if self._group is group:
                 self._group = None
                 self._forget_written(group)
-        group.abort()
         group.close()
 
     def _forget_written(self, group: WeightGroup | None) -> None:

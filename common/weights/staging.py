@@ -67,7 +67,7 @@ class Staging:
 
     def open(self, index: int) -> Tensor:
         """[B] uint8 on the compute device, for writing."""
-        start, end = self._bounds(index)
+        start, end = self.layout.buckets[index]
         if self._in_host:
             return self._landings[index % NUM_LANDINGS][: end - start]
         return self._stream_N[start:end]
@@ -76,16 +76,12 @@ class Staging:
         """As `open`, holding what was kept."""
         work_B = self.open(index)
         if self._in_host:
-            start, end = self._bounds(index)
+            start, end = self.layout.buckets[index]
             work_B.copy_(self._stream_N[start:end], non_blocking=True)
         return work_B
 
     def keep(self, index: int) -> None:
         """Keep what stands in the opened bucket; ordered behind what was queued on the stream."""
         if self._in_host:
-            start, end = self._bounds(index)
+            start, end = self.layout.buckets[index]
             self._stream_N[start:end].copy_(self.open(index), non_blocking=True)
-
-    def _bounds(self, index: int) -> tuple[int, int]:
-        start = index * self.layout.bucket_bytes
-        return start, min(start + self.layout.bucket_bytes, self.layout.num_bytes)

@@ -14,7 +14,7 @@ from typing import Any
 
 from common.errors import GroupError
 from common.weights.messages import JoinWeightGroup, UpdateWeights
-from common.weights.receiver import Receiver
+from common.weights.receiver import GIVEN_UP, Receiver
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class _Link:
         """What is under way gets its answer now; its thread ends when its wait does."""
         self._receiver.abandon()
         for other in list(self._under_way):
-            self._reply(other, error="given up: the learner began anew", group=True)
+            self._reply(other, error=GIVEN_UP, group=True)
         self._under_way.add(call)
         self._reply(call)
 
