@@ -60,11 +60,6 @@ class Group:
     store: StoreServer
     members: tuple[ReplicaStatus, ...]
 
-    @property
-    def names(self) -> frozenset[str]:
-        """Names of the members; a restarted replica has another one."""
-        return frozenset(member.replica for member in self.members)
-
     def close(self) -> None:
         """Leave it; nobody is waited for."""
         self.group.close()
@@ -157,7 +152,7 @@ class Delivery:
         return parcel.trained.has_deltas and held.trained == parcel.trained.base
 
     def _close_unused(self, cohorts: Sequence[Sequence[ReplicaStatus]]) -> None:
-        wanted = {frozenset(replica.replica for replica in cohort) for cohort in cohorts}
+        wanted = {_names(cohort) for cohort in cohorts}
         for names in self._groups.keys() - wanted:
             self._groups.pop(names).close()
 
@@ -199,7 +194,7 @@ class Delivery:
         self, cohort: Sequence[ReplicaStatus], parcel: Parcel, outcome: Outcome
     ) -> list[ReplicaStatus]:
         """Serve a cohort; returns those who failed without being at fault."""
-        names = frozenset(replica.replica for replica in cohort)
+        names = _names(cohort)
         try:
             group = self._groups.pop(names, None) or await self._meet(cohort, rehearsal=False)
         except _BrokenError as broken:
@@ -381,6 +376,11 @@ class _BrokenError(GroupError):
     def __init__(self, failures: dict[str, WeightError]) -> None:
         super().__init__("; ".join(map(str, failures.values())) or "no answer in time")
         self.failures = failures
+
+
+def _names(replicas: Sequence[ReplicaStatus]) -> frozenset[str]:
+    """What tells a group from another; a restarted replica has another name."""
+    return frozenset(replica.replica for replica in replicas)
 
 
 def _failures(

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -229,7 +228,7 @@ class _Courier:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, daemon=True, name="courier")
         self._thread.start()
-        self._peers = self._run(_made(Peers, shared.tokens.of("control")))
+        self._peers = Peers(shared.tokens.of("control"))
         self._delivery = Delivery(
             peers=self._peers,
             host=learner.host,
@@ -276,18 +275,10 @@ class _Courier:
         if self._under_way is not None:
             self._under_way.cancel()
         self._delivery.close()
-        self._run(self._peers.close())
+        asyncio.run_coroutine_threadsafe(self._peers.close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
     def _run_loop(self) -> None:
         self._loop.run_forever()
         self._loop.close()
-
-    def _run(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-
-async def _made(make: Callable[..., Any], *arguments: Any) -> Any:
-    """Constructs in the loop, for what binds to it."""
-    return make(*arguments)

@@ -66,13 +66,10 @@ class Snapshot:
         self._parts = shards.parts(
             self.layout, [tensor for _, tensor in tensors], world_size=ranks.world_size
         )
-        alone = ranks.world_size == 1
-        self._message_B = self._scratch(unless=alone)
+        self._message_B = self._scratch(wanted=ranks.world_size > 1)
         # Comparing takes longer than packing; on a GPU both are queued in order anyway.
         at_once = COMPARED_AT_ONCE if ranks.device.type == "cpu" else 1
-        self._scratches = [
-            self._scratch(unless=not (ranks.is_main and deltas)) for _ in range(at_once)
-        ]
+        self._scratches = [self._scratch(wanted=ranks.is_main and deltas) for _ in range(at_once)]
         self._pool: Executor = ThreadPoolExecutor(at_once) if at_once > 1 else _Inline()
         self._jobs: dict[int, Future[None]] = {}
         self._staging = (
@@ -179,8 +176,8 @@ class Snapshot:
             before.result()
         return self._scratches[index % len(self._scratches)]
 
-    def _scratch(self, *, unless: bool) -> Tensor:
-        size = 0 if unless else min(self.layout.bucket_bytes, self.layout.num_bytes)
+    def _scratch(self, *, wanted: bool) -> Tensor:
+        size = min(self.layout.bucket_bytes, self.layout.num_bytes) if wanted else 0
         return torch.empty(size, dtype=torch.uint8, device=self._ranks.device)
 
 
