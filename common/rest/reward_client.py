@@ -15,6 +15,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from common.config import bearer
 from common.errors import RewardError
+from common.rest.refusals import detail_of
 from common.rest.reward_api import (
     InjectionRequest,
     InjectionResponse,
@@ -47,17 +48,10 @@ def read_reply(model: type[Reply], response: httpx.Response) -> Reply:
         response.raise_for_status()
         return model.model_validate_json(response.content)
     except httpx.HTTPStatusError as error:
-        detail = _detail(response)
+        detail = detail_of(response)
         raise RewardError(f"{response.url}: {response.status_code}: {detail}") from error
     except ValidationError as error:
         raise RewardError(f"{response.url}: not a {model.__name__}: {error}") from error
-
-
-def _detail(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return response.text[:200]
 
 
 class RewardClient:

@@ -49,6 +49,8 @@ ROLES: dict[str, Role] = {
 }
 """By prefix of a path; a token of any role reads /metrics."""
 
+WEIGHT_REFUSALS = refusals(400, 409, 413, 422, 503)
+
 BODIES = (GenerateRequest, JoinWeightGroup, UpdateWeights, LeaveWeightGroup)
 
 routes = APIRouter()
@@ -134,7 +136,7 @@ async def _answer(body: GenerateRequest, *, engine: Engine, replica: Replica) ->
 
 @routes.post(
     "/v1/weights/join",
-    responses=refusals(400, 409, 413, 422, 503),
+    responses=WEIGHT_REFUSALS,
     openapi_extra=json_body(JoinWeightGroup),
 )
 async def join(body: JoinBody, replica: Asked) -> ReplicaStatus:
@@ -146,7 +148,7 @@ async def join(body: JoinBody, replica: Asked) -> ReplicaStatus:
 
 @routes.post(
     "/v1/weights/update",
-    responses=refusals(400, 409, 413, 422, 503),
+    responses=WEIGHT_REFUSALS,
     openapi_extra=json_body(UpdateWeights),
 )
 async def update(body: UpdateBody, replica: Asked) -> ReplicaStatus:
@@ -158,7 +160,7 @@ async def update(body: UpdateBody, replica: Asked) -> ReplicaStatus:
 
 @routes.post(
     "/v1/weights/leave",
-    responses=refusals(400, 409, 413, 422, 503),
+    responses=WEIGHT_REFUSALS,
     openapi_extra=json_body(LeaveWeightGroup),
 )
 async def leave(body: LeaveBody, replica: Asked) -> ReplicaStatus:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from common.config import bearer
 from common.messages import ReplicaIdentity, ReplicaStatus
 from common.rest.identity import verify
+from common.rest.refusals import detail_of
 from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
 from services.learner.publishing.membership import PeerError
 
@@ -102,16 +103,9 @@ class Peers:
         except Exception as error:  # whatever an address from the registry brings up
             raise PeerError(f"{url}: {error!r}", is_own_fault=True) from error
         if not response.is_success:
+            detail = detail_of(response, most_chars=MAX_ERROR_CHARS)[:MAX_ERROR_CHARS]
             raise PeerError(
-                f"{url} gave {response.status_code}: {_detail(response)}",
+                f"{url} gave {response.status_code}: {detail}",
                 is_own_fault=response.status_code != httpx.codes.CONFLICT,
             )
         return response.content
-
-
-def _detail(response: httpx.Response) -> str:
-    """What a problem (RFC 9457) says, or the start of whatever came."""
-    try:
-        return str(response.json()["detail"])[:MAX_ERROR_CHARS]
-    except (ValueError, KeyError, TypeError):
-        return response.text[:MAX_ERROR_CHARS]
