@@ -8,24 +8,14 @@ and asks for acceptance too. Both are deterministic.
 from typing import Any
 
 import schemathesis
-from hypothesis import HealthCheck, settings
 from schemathesis import GenerationMode
-from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from services.reward.app import create_app
+from tests.fixtures.openapi_runs import any_and_good, bounded
 
 app = create_app()
-bounded = settings(
-    max_examples=25,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
-any_schema = schemathesis.openapi.from_asgi("/openapi.json", app)
-good_config = SchemathesisConfig.from_dict({"generation": {"mode": "positive"}})
-good_schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=good_config)
+any_schema, good_schema = any_and_good(app)
 
 
 def _put_right(item: dict[str, Any]) -> None:

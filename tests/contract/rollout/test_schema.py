@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import schemathesis
-from hypothesis import HealthCheck, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
-from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from services.rollout.app import create_app
 from services.rollout.replica import Replica
 from tests.fixtures.clips import make_clip
+from tests.fixtures.openapi_runs import any_and_good, bounded
 from tests.fixtures.stub_replica import stub_replica
 
 FOLDER = tempfile.TemporaryDirectory(prefix="tempsamp-schema-")
@@ -41,16 +40,7 @@ async def _loaded() -> None:
 
 CLIP = _replica().loader.sample(make_clip(VIDEOS / "clip.mp4", num_frames=24))
 app = create_app(_replica())
-bounded = settings(
-    max_examples=25,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
-any_schema = schemathesis.openapi.from_asgi("/openapi.json", app)
-good_config = SchemathesisConfig.from_dict({"generation": {"mode": "positive"}})
-good_schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=good_config)
+any_schema, good_schema = any_and_good(app)
 
 
 def _put_right(body: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ up; after a quiet end every row of every finished epoch was trained or is listed
 """
 
 import asyncio
-import json
 import secrets
 import time
 from collections import Counter
@@ -23,13 +22,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from common.config import Learner, Shared, Video
 from common.messages import ScoredGroup
-from common.prompts import grounding_problem
 from common.queue.broker import ClaimedPrompt, Limits
 from services.learner import intake as intake_module
 from services.learner.feed import Feed, FeedState
 from services.learner.intake import Intake, IntakeState
 from tests.fixtures.clips import make_clip
 from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.rows import event_row, write_rows
 from tests.fixtures.wire import scored_group
 
 T = TypeVar("T")
@@ -345,15 +344,7 @@ def world(
     monkeypatch.setattr(intake_module, "POLL_S", 0.0)
     monkeypatch.setattr(intake_module, "RECONCILE_EVERY_S", 0.005)
     make_clip(tmp_path / "clip.mp4", num_frames=24)
-    rows = [
-        {
-            "problem": grounding_problem(f"Event {number}.", mode="answer"),
-            "spans": [[1, 2]],
-            "videos": ["clip.mp4"],
-        }
-        for number in range(NUM_ROWS)
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "rows.jsonl", (event_row(number) for number in range(NUM_ROWS)))
     return lambda runner: World(redis_server, tmp_path, runner)
 
 

@@ -12,11 +12,11 @@ import pytest
 from common.config import Learner, Shared, Video
 from common.errors import ConfigError
 from common.messages import PromptRequest, Sampling, SpansTarget
-from common.prompts import grounding_problem
 from common.queue.broker import Broker
 from services.learner.feed import Feed, FeedState
 from tests.fixtures.clips import make_clip
 from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.rows import event_row, write_rows
 
 NUM_ROWS = 10
 GROUPS_PER_STEP = 3
@@ -64,8 +64,7 @@ class Ring:
         return Feed(self.broker, shared=shared, learner=learner, runner=self.runner, state=state)
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (self.folder / "rows.jsonl").write_text(text)
+        write_rows(self.folder / "rows.jsonl", rows)
 
     def claim_all(self) -> list[PromptRequest]:
         """Everything that lies in the prompts stream, in order."""
@@ -79,18 +78,13 @@ class Ring:
         return self.runner.run(claim())
 
 
-def row(number: int, **keys: Any) -> dict[str, Any]:
-    problem = grounding_problem(f"Event {number}.", mode="answer")
-    return {"problem": problem, "spans": [[1, 2]], "videos": ["clip.mp4"]} | keys
-
-
 @pytest.fixture
 def ring(tmp_path: Path, redis_server: RedisServer, run_id: str) -> Iterator[Ring]:
     make_clip(tmp_path / "clip.mp4", num_frames=24)
     with asyncio.Runner() as runner:
         broker = redis_server.broker(run_id)
         ring = Ring(tmp_path, run_id, broker, runner)
-        ring.write_rows([row(number) for number in range(1, NUM_ROWS + 1)])
+        ring.write_rows([event_row(number) for number in range(1, NUM_ROWS + 1)])
         yield ring
         runner.run(broker.close())
 
@@ -177,8 +171,8 @@ class TestUnusableRows:
         (ring.folder / "prose.mp4").write_text("not a video")
         make_clip(ring.folder / "one.mp4", num_frames=1)
         bad = ["missing.mp4", "empty.mp4", "truncated.mp4", "prose.mp4", "one.mp4"]
-        rows = [row(number, videos=[name]) for number, name in enumerate(bad, start=1)]
-        ring.write_rows([*rows, row(6, spans=[[1, 9]]), row(7), row(8)])
+        rows = [event_row(number, videos=[name]) for number, name in enumerate(bad, start=1)]
+        ring.write_rows([*rows, event_row(6, spans=[[1, 9]]), event_row(7), event_row(8)])
         feed = ring.feed()
         feed.top_up(0)
         assert set(row_ids(feed)) == {"7", "8"}
@@ -189,16 +183,16 @@ class TestUnusableRows:
         assert len(lines) == 6, "each once, over all epochs"
 
     def test_nothing_left_stops_with_the_reasons(self, ring: Ring) -> None:
-        ring.write_rows([row(1, videos=["missing.mp4"]), row(2, spans=[[50, 60]])])
+        ring.write_rows([event_row(1, videos=["missing.mp4"]), event_row(2, spans=[[50, 60]])])
         with pytest.raises(ConfigError, match=r"no usable row left; rejected: 1 x "):
             ring.feed().top_up(0)
 
     def test_reading_rows_opens_no_video(self, ring: Ring) -> None:
-        ring.write_rows([row(number, videos=["missing.mp4"]) for number in range(1000)])
+        ring.write_rows([event_row(number, videos=["missing.mp4"]) for number in range(1000)])
         assert ring.feed().outstanding == {}.keys()
 
     def test_probe_request_is_not_fed(self, ring: Ring) -> None:
-        ring.write_rows([row(1, videos=["missing.mp4"]), row(2)])
+        ring.write_rows([event_row(1, videos=["missing.mp4"]), event_row(2)])
         feed = ring.feed()
         assert feed.probe_request().row_id == "2"
         assert feed.probe_request() == feed.probe_request()
@@ -276,7 +270,7 @@ class TestState:
         assert list(resumed.outstanding) == list(feed.outstanding)
 
     def test_rejected_rows_stay_rejected_and_listed(self, ring: Ring) -> None:
-        ring.write_rows([row(1, videos=["missing.mp4"]), row(2)])
+        ring.write_rows([event_row(1, videos=["missing.mp4"]), event_row(2)])
         feed = ring.feed()
         feed.top_up(0)
         make_clip(ring.folder / "missing.mp4", num_frames=24)
@@ -288,6 +282,6 @@ class TestState:
 
     def test_changed_rows_are_refused(self, ring: Ring) -> None:
         saved = ring.feed().state()
-        ring.write_rows([row(1)])
+        ring.write_rows([event_row(1)])
         with pytest.raises(ConfigError, match=r"learner\.rows: .*changed since the checkpoint"):
             ring.feed(state=saved)

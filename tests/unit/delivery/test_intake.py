@@ -12,13 +12,13 @@ import pytest
 
 from common.config import Learner, Shared, Video
 from common.messages import PromptRequest, ScoredGroup
-from common.prompts import grounding_problem
 from common.queue.broker import Broker, Limits
 from services.learner import intake as intake_module
 from services.learner.feed import Feed, FeedState
 from services.learner.intake import Intake, IntakeState
 from tests.fixtures.clips import make_clip
 from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.rows import event_row, write_rows
 from tests.fixtures.wire import replica_status, scored_group
 
 NUM_ROWS = 40
@@ -182,15 +182,7 @@ def open_ring(
     monkeypatch.setattr(intake_module, "POLL_S", 0.02)
     monkeypatch.setattr(intake_module, "RECONCILE_EVERY_S", 0.1)
     make_clip(tmp_path / "clip.mp4", num_frames=24)
-    rows = [
-        {
-            "problem": grounding_problem(f"Event {number}.", mode="answer"),
-            "spans": [[1, 2]],
-            "videos": ["clip.mp4"],
-        }
-        for number in range(NUM_ROWS)
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "rows.jsonl", (event_row(number) for number in range(NUM_ROWS)))
     opened: list[Ring] = []
     with asyncio.Runner() as runner:
 
