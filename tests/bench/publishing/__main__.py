@@ -93,7 +93,6 @@ def measure(*, megabytes: int, depth: int, repeats: int, console: Console) -> Re
                     receivers=receivers,
                     weights=weights,
                     ranks=ranks,
-                    folder=folder / f"transfers{receivers}",
                     repeats=repeats,
                 )
             )
@@ -102,7 +101,6 @@ def measure(*, megabytes: int, depth: int, repeats: int, console: Console) -> Re
         faults = measure_faults(
             weights=Weights(shapes_of(FAULT_MB), device=ranks.device),
             ranks=ranks,
-            folder=folder / "faults",
             repeats=repeats,
         )
         done("killed and frozen receivers")

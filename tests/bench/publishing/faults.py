@@ -5,21 +5,18 @@ has arrived, the next one is published and at a random moment of its transfer on
 SIGKILL or SIGSTOP. The time counts from there until the two others serve that version.
 """
 
-import os
 import random
 import signal
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from common.messages import ReplicaStatus
-from jobs.local.processes import Children
 from services.learner.parallel import Ranks
 from tests.bench.clips import Spread
-from tests.bench.publishing.fleet import Fleet, Receiver
+from tests.bench.publishing.fleet import Fleet
 from tests.bench.publishing.weights import Weights
+from tests.fixtures.weight_fleet import StandIn
 
 RECEIVERS = 3
 NUM_BUCKETS = 16
@@ -42,25 +39,21 @@ class Faults:
     """A publish to all three, for comparison."""
 
 
-def measure_faults(*, weights: Weights, ranks: Ranks, folder: Path, repeats: int) -> Faults:
+def measure_faults(*, weights: Weights, ranks: Ranks, repeats: int) -> Faults:
     """Both events in turn; who was hit is replaced by a new process."""
     rng = random.Random(0)
     undisturbed_s: list[float] = []
     after_s: dict[signal.Signals, list[float]] = {signal.SIGKILL: [], signal.SIGSTOP: []}
-    with (
-        Children(folder) as children,
-        Fleet(
-            children,
-            weights,
-            ranks=ranks,
-            replicas=RECEIVERS,
-            name="faults",
-            behaviour=f"slow={SLOW_S}",
-            bucket_bytes=weights.num_bytes // NUM_BUCKETS,
-            deadline_s=DEADLINE_S,
-            min_replicas=RECEIVERS - 1,
-        ) as fleet,
-    ):
+    with Fleet(
+        weights,
+        ranks=ranks,
+        replicas=RECEIVERS,
+        name="faults",
+        behaviour=f"slow={SLOW_S}",
+        bucket_bytes=weights.num_bytes // NUM_BUCKETS,
+        deadline_s=DEADLINE_S,
+        min_replicas=RECEIVERS - 1,
+    ) as fleet:
         for _ in range(repeats):
             for event, found_s in after_s.items():
                 fleet.grow(RECEIVERS)
@@ -83,7 +76,7 @@ def _hit(fleet: Fleet, event: signal.Signals, *, at_s: float) -> float:
 
     def hit() -> None:
         hit_at_s.append(time.monotonic())
-        os.kill(victim.child.process.pid, event)
+        victim.signal(event)
 
     timer = threading.Timer(at_s, hit)
     timer.start()
@@ -95,15 +88,10 @@ def _hit(fleet: Fleet, event: signal.Signals, *, at_s: float) -> float:
     assert fleet.served() == survivors, "the event came too late: its victim serves the version"
     _assert_good(survivors, fleet.version)
     fleet.end(victim)
-    fleet.receivers.remove(victim)
     return done_s - hit_at_s[0]
 
 
-def _assert_good(survivors: Sequence[Receiver], version: int) -> None:
-    statuses = [
-        ReplicaStatus.model_validate_json(receiver.ask("/v1/weights").content)
-        for receiver in survivors
-    ]
-    assert {status.version for status in statuses} == {version}
-    digests = [receiver.ask("/digests").json() for receiver in survivors]
+def _assert_good(survivors: Sequence[StandIn], version: int) -> None:
+    assert {receiver.status().version for receiver in survivors} == {version}
+    digests = [receiver.digests() for receiver in survivors]
     assert all(found == digests[0] for found in digests)

@@ -6,10 +6,8 @@ ratios are those of one round. Between rounds 2 % of the bfloat16 values change.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from jobs.local.processes import Children
 from services.learner.parallel import Ranks
 from tests.bench.clips import Spread
 from tests.bench.publishing.bare import Bare
@@ -44,36 +42,32 @@ class Transfers:
     """Copying from staging into the stand-in's tensors."""
 
 
-def measure_transfers(
-    *, receivers: int, weights: Weights, ranks: Ranks, folder: Path, repeats: int
-) -> Transfers:
+def measure_transfers(*, receivers: int, weights: Weights, ranks: Ranks, repeats: int) -> Transfers:
     """All three, alternating."""
-    with Children(folder) as children:
-        bare = Bare(receivers, num_bytes=weights.num_bytes, device=ranks.device)
+    bare = Bare(receivers, num_bytes=weights.num_bytes, device=ranks.device)
 
-        def fleet(publish: Any) -> Fleet:
-            return Fleet(
-                children,
-                weights,
-                ranks=ranks,
-                replicas=receivers,
-                name=f"{publish}{receivers}",
-                publish=publish,
-            )
+    def fleet(publish: Any) -> Fleet:
+        return Fleet(
+            weights,
+            ranks=ranks,
+            replicas=receivers,
+            name=f"{publish}{receivers}",
+            publish=publish,
+        )
 
-        with fleet("full") as full, fleet("delta") as delta:
-            found: dict[str, list[Any]] = {"bare": [], "full": [], "delta": []}
-            ways: list[tuple[str, Callable[[], Any]]] = [
-                ("bare", bare.broadcast),
-                ("full", full.publish),
-                ("delta", delta.publish),
-            ]
-            for round_number in range(WARM_UP + repeats):
-                weights.change(CHANGED)
-                turn = round_number % len(ways)
-                for name, way in ways[turn:] + ways[:turn]:
-                    found[name].append(way())
-        bare.close()
+    with fleet("full") as full, fleet("delta") as delta:
+        found: dict[str, list[Any]] = {"bare": [], "full": [], "delta": []}
+        ways: list[tuple[str, Callable[[], Any]]] = [
+            ("bare", bare.broadcast),
+            ("full", full.publish),
+            ("delta", delta.publish),
+        ]
+        for round_number in range(WARM_UP + repeats):
+            weights.change(CHANGED)
+            turn = round_number % len(ways)
+            for name, way in ways[turn:] + ways[:turn]:
+                found[name].append(way())
+    bare.close()
     kept = {name: values[WARM_UP:] for name, values in found.items()}
     return _summary(receivers, kept["bare"], kept["full"], kept["delta"])
 
