@@ -12,12 +12,10 @@ died, while it had the prompt), `slow` (over the deadline), `doubted` (failed in
 be sick itself), `failed`. A replica with a mark other than `lost` never gets the prompt again.
 """
 
-PROMPT_KEYS = ("prompts", "marks", "claimers", "dead")
-"""KEYS of the first four scripts: stream, hash by entry id, sorted set by time, stream."""
-
 RETURNED = "returned"
 """The consumer that holds what nobody holds; names of replicas end in a random part."""
 
+# KEYS of the first four scripts: stream, hash by entry id, sorted set by time, stream.
 _PROMPTS = """
 local prompts, marks_key, claimers, dead = unpack(KEYS)
 local GROUP, RETURNED = 'rollout', 'returned'

@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 DOUBTFUL_ROW = 3
 """So many failures one after the other speak about the replica more than about the prompts."""
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0
-CHECK_POLL_S = 1.0
 
 Check = Callable[[], Awaitable[None]]
 """Raises while the replica is not well."""
