@@ -4,12 +4,13 @@ The learner feeds a `PromptRequest`, a replica claims it and pushes a `ScoredGro
 reads and acknowledges that. Delivery is at least once: a claim is a lease, a group stays until it
 is acknowledged. Keys start with `tempsamp:<run_id>:`, bodies are the JSON of a wire type. While
 Redis is away every call waits and retries, within bounds (`connection`); what has to be atomic is a
-script (`scripts`).
+script (`scripts`). What only a run's learner may change is refused once there is a later one
+(`fence`).
 """
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from common.config import Shared
@@ -17,8 +18,10 @@ from common.messages import DeadLetter, PromptRequest, ReplicaStatus, ScoredGrou
 from common.queue import scripts
 from common.queue.access import connection_options
 from common.queue.connection import Connection
+from common.queue.fence import Hold, RunFence
 from common.queue.stream_entries import (
     ClaimedPrompt,
+    Command,
     Depths,
     Fields,
     Limits,
@@ -29,7 +32,7 @@ from common.queue.stream_entries import (
     to_fields,
 )
 
-__all__ = ["Broker", "ClaimedPrompt", "Depths", "Limits"]
+__all__ = ["Broker", "ClaimedPrompt", "Depths", "Hold", "Limits"]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,8 @@ LONGEST_BLOCK_S = 10.0
 """A blocking read comes back after this long at most, well inside the socket timeout."""
 DEAD_LETTERS_KEPT = 10_000
 FORGET_REPLICA_S = 3600
+IDS_A_SCRIPT = 1000
+"""Lua takes some 8,000 arguments at once."""
 ALONE_AFTER_DEATHS = 2
 """A prompt that so many replicas died over is worked on alone: whatever dies next died of it, and
 takes no neighbour with it."""
@@ -66,7 +71,8 @@ class Broker:
             run_id: prefix of every key.
             password: of the user.
             outage_s: how long a call bears an unreachable Redis.
-            connection: user and TLS, as `common.queue.access` gives them.
+            connection: user and TLS, as `common.queue.access` gives them; `should_stop` ends the
+                wait for an unreachable Redis early.
 
         Raises:
             ConfigError: the URL is not one.
@@ -74,8 +80,7 @@ class Broker:
         prefix = f"tempsamp:{run_id}"
         self._prompts, self._groups = f"{prefix}:prompts", f"{prefix}:groups"
         self._marks, self._claimers = f"{prefix}:marks", f"{prefix}:claimers"
-        self._dead, self._holder = f"{prefix}:dead", f"{prefix}:learner"
-        self._replicas = f"{prefix}:replicas"
+        self._dead, self._replicas = f"{prefix}:dead", f"{prefix}:replicas"
         self._readers = {self._prompts: ROLLOUT, self._groups: LEARNER}
         self._connection = Connection(
             redis_url,
@@ -84,16 +89,19 @@ class Broker:
             groups=tuple(self._readers.items()),
             **connection,
         )
+        self.fence = RunFence(self._connection, prefix=prefix)
+        """The right to be this run's learner."""
         self._history_from: str | None = "0-0"
 
     @classmethod
-    def of(cls, shared: Shared) -> "Broker":
+    def of(cls, shared: Shared, *, should_stop: Callable[[], bool] = lambda: False) -> "Broker":
         """The broker of the run that `[shared]` describes.
 
         Raises:
             ConfigError: that Redis must not be used like this.
         """
-        return cls(shared.redis_url, run_id=shared.run_id, **connection_options(shared))
+        options = connection_options(shared)
+        return cls(shared.redis_url, run_id=shared.run_id, should_stop=should_stop, **options)
 
     @property
     def num_outages(self) -> int:
@@ -115,9 +123,13 @@ class Broker:
     # --- prompts ------------------------------------------------------------------------------
 
     async def feed_prompt(self, request: PromptRequest) -> bool:
-        """Add a prompt under its sequence number; False if Redis has had that number before."""
+        """Add a prompt under its sequence number; False if Redis has had that number before.
+
+        Raises:
+            RunLostError: a later learner has the run.
+        """
         fields = to_fields(request.prompt_id, request)
-        return await self._connection.add(self._prompts, f"{request.sequence}-0", fields)
+        return await self.fence.add(self._prompts, f"{request.sequence}-0", fields)
 
     async def last_sequence(self) -> int:
         """The highest sequence number that Redis has had; 0 for none."""
@@ -250,10 +262,14 @@ class Broker:
         self._history_from = "0-0"
 
     async def acknowledge_groups(self, entry_ids: Sequence[str]) -> None:
-        """Delete groups for good: a checkpoint holds what they taught."""
-        if entry_ids:
-            keys = (self._groups,)
-            await self._connection.evaluate(scripts.ACKNOWLEDGE, keys, LEARNER, *entry_ids)
+        """Delete groups for good: a checkpoint holds what they taught.
+
+        Raises:
+            RunLostError: a later learner has the run, and may have to train on them.
+        """
+        for first in range(0, len(entry_ids), IDS_A_SCRIPT):
+            some = entry_ids[first : first + IDS_A_SCRIPT]
+            await self.fence.run(*finish(self._groups, LEARNER, *some))
 
     async def read_dead_letters(
         self, *, after: str = "0-0", max_count: int = 100
@@ -265,7 +281,11 @@ class Broker:
         return [(entry_id, item) for entry_id, item in letters if isinstance(item, DeadLetter)]
 
     async def report_unusable(self, group: ScoredGroup, reason: str) -> None:
-        """Put a group among the dead letters; its entry stays until it is acknowledged."""
+        """Put a group among the dead letters; its entry stays until it is acknowledged.
+
+        Raises:
+            RunLostError: a later learner has the run.
+        """
         letter = DeadLetter(
             prompt_id=group.prompt_id,
             error=reason,
@@ -273,10 +293,7 @@ class Broker:
             replica=group.replica,
             body=group.model_dump_json(),
         )
-        await self._connection.run(
-            *("XADD", self._dead, "MAXLEN", "~", DEAD_LETTERS_KEPT, "*"),
-            *to_fields(group.prompt_id, letter),
-        )
+        await self.fence.run(self._to_dead(letter))
 
     async def depths(self) -> Depths:
         """Queue lengths, for the metrics."""
@@ -302,12 +319,16 @@ class Broker:
         )
 
     async def reset_run(self) -> None:
-        """Forget all messages of this run, and of no other; replicas and the run lease stay."""
-        await self._connection.run("DEL", self._prompts, self._groups, self._dead, self._marks)
+        """Forget all messages of this run, and of no other; replicas and the run lease stay.
+
+        Raises:
+            RunLostError: a later learner has the run.
+        """
+        await self.fence.run(("DEL", self._prompts, self._groups, self._dead, self._marks))
         await self._connection.make_groups()
         self._history_from = "0-0"
 
-    # --- registry and run lease ---------------------------------------------------------------
+    # --- registry -----------------------------------------------------------------------------
 
     async def announce(self, status: ReplicaStatus, *, ttl_s: float) -> None:
         """Show a replica to the learner for the next `ttl_s`, by Redis' clock."""
@@ -334,15 +355,6 @@ class Broker:
     async def troubles(self) -> Mapping[str, str]:
         """What keeps replicas from answering, by name."""
         return await self._of_all_replicas(self._trouble_key)
-
-    async def hold_run(self, holder: str, *, ttl_s: float) -> str:
-        """Take or renew the right to be this run's learner. Returns who has it now."""
-        script, ttl_ms = scripts.HOLD_RUN, round(ttl_s * 1000)
-        return str(await self._connection.evaluate(script, (self._holder,), holder, ttl_ms))
-
-    async def drop_run(self, holder: str) -> None:
-        """Give that right up, if `holder` has it."""
-        await self._connection.evaluate(scripts.DROP_RUN, (self._holder,), holder)
 
     # --- below --------------------------------------------------------------------------------
 
@@ -400,12 +412,16 @@ class Broker:
         return groups
 
     async def _bury(self, letter: DeadLetter, *, stream: str, entry_id: str) -> None:
-        fields = to_fields(letter.prompt_id, letter)
-        await self._connection.transaction(
-            ("XADD", self._dead, "MAXLEN", "~", DEAD_LETTERS_KEPT, "*", *fields),
-            *finish(stream, self._readers[stream], entry_id),
-        )
+        commands = (self._to_dead(letter), *finish(stream, self._readers[stream], entry_id))
+        if stream == self._groups:
+            await self.fence.run(*commands)
+        else:
+            await self._connection.transaction(*commands)
         log.error("dead letter", extra=letter.model_dump(exclude={"body"}))
+
+    def _to_dead(self, letter: DeadLetter) -> Command:
+        fields = to_fields(letter.prompt_id, letter)
+        return ("XADD", self._dead, "MAXLEN", "~", DEAD_LETTERS_KEPT, "*", *fields)
 
 
 def _log_letter(letter: Sequence[Any]) -> None:

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from common.errors import ConfigError, QueueError
+from common.errors import ConfigError, QueueError, RunLostError
 from common.queue.stream_entries import Command
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,9 @@ _UNABLE = (
 _UNABLE_CODE = re.compile(r"\b(BUSY|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b")
 """... and leaves the others, and whatever comes out of a script, to their text."""
 
+_FENCED = re.compile(r"FENCED (\d+) (\d+)")
+"""Of `scripts.FENCED`: the later epoch and ours."""
+
 T = TypeVar("T")
 
 
@@ -55,6 +58,7 @@ class Connection:
         password: str | None,
         outage_s: float,
         groups: Sequence[tuple[str, str]],
+        should_stop: Callable[[], bool] = lambda: False,
         **options: Any,
     ) -> None:
         """Contact nothing yet.
@@ -64,6 +68,7 @@ class Connection:
             password: its password.
             outage_s: how long a call bears a Redis that cannot take it.
             groups: streams and their consumer groups, made again whenever they are gone.
+            should_stop: once it says so, an outage is borne no longer.
             options: user and TLS, as `common.queue.access` gives them.
 
         Raises:
@@ -85,8 +90,11 @@ class Connection:
         self.where = f"Redis at {where.get('host', 'localhost')}:{where.get('port', 6379)}"
         self.num_outages = 0
         """Outages and losses that were got over: what Redis holds may be older than before."""
+        self._is_failing = False
+        """Also after a call that gave up: the next one that succeeds has got over it."""
         self._outage_s = outage_s
         self._groups = groups
+        self._should_stop = should_stop
         self._outage_logged_at = -LOG_OUTAGE_EVERY_S
 
     async def close(self) -> None:
@@ -112,16 +120,19 @@ class Connection:
         """One command."""
         return await self.call(lambda: self._command(*command, **parsing))
 
-    async def evaluate(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
+    async def evaluate(
+        self, script: str, keys: Sequence[str], *arguments: Any, patience_s: float | None = None
+    ) -> Any:
         """One Lua script, atomic."""
-        return await self.run("EVAL", script, len(keys), *keys, *arguments)
+        command = ("EVAL", script, len(keys), *keys, *arguments)
+        return await self.call(lambda: self._command(*command), patience_s=patience_s)
 
-    async def add(self, stream: str, entry_id: str, fields: Sequence[str]) -> bool:
-        """Append to a stream; False if it has had that id, or a later one."""
+    async def add(self, *command: Any) -> bool:
+        """A command that appends to a stream; False if it has had that id, or a later one."""
 
         async def append() -> bool:
             try:
-                await self._command("XADD", stream, entry_id, *fields)
+                await self._command(*command)
             except redis_errors.ResponseError as error:
                 if "equal or smaller" in str(error):
                     return False
@@ -148,14 +159,19 @@ class Connection:
     async def call(
         self, command: Callable[[], Awaitable[T]], *, patience_s: float | None = None
     ) -> T:
-        """Run a command: wait out an outage, make lost consumer groups again, name the rest."""
+        """Run a command: wait out an outage, make lost consumer groups again, name the rest.
+
+        Raises:
+            QueueError: Redis is away for too long or refuses us.
+            RunLostError: the command was fenced (`fence`), and there is a later learner.
+        """
         patience_s = self._outage_s if patience_s is None else patience_s
-        give_up_at, pause_s, failed = time.monotonic() + patience_s, FIRST_RETRY_S, False
+        give_up_at, pause_s = time.monotonic() + patience_s, FIRST_RETRY_S
         while True:
             try:
                 answer = await command()
             except redis_errors.RedisError as error:
-                failed = True
+                self._is_failing = True
                 if isinstance(error, _REFUSED):
                     raise QueueError(
                         f"{self.where} refuses this password: {error}; set TEMPSAMP_REDIS_PASSWORD"
@@ -165,8 +181,10 @@ class Connection:
                         f"{self.where} has a certificate that is not trusted: {error}; wanted one "
                         "of its name, signed by shared.redis_ca or a CA of the system"
                     ) from error
+                if fenced := _FENCED.match(str(error)):
+                    raise RunLostError(self._taken_over(*fenced.groups())) from error
                 if _is_outage(error):
-                    if time.monotonic() + pause_s > give_up_at:
+                    if time.monotonic() + pause_s > give_up_at or self._should_stop():
                         raise QueueError(self._outage(error, patience_s)) from error
                     await self._note_outage(error)
                 elif "NOGROUP" in str(error):
@@ -174,7 +192,8 @@ class Connection:
                 else:
                     raise QueueError(f"{self.where}: {error}") from error
             else:
-                self.num_outages += failed
+                self.num_outages += self._is_failing
+                self._is_failing = False
                 return answer
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LAST_RETRY_S)
@@ -190,6 +209,12 @@ class Connection:
             except redis_errors.ResponseError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
+
+    def _taken_over(self, theirs: str, ours: str) -> str:
+        return (
+            f"{self.where}: found a learner of epoch {theirs}, this one is of epoch {ours}: the "
+            "run was taken over; nothing was changed"
+        )
 
     def _outage(self, error: Exception, patience_s: float) -> str:
         if isinstance(error, _LOST):

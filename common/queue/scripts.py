@@ -1,6 +1,6 @@
 """What has to be atomic in Redis: Lua scripts of the prompts stream, the registry, the run lease.
 
-Used by `common.queue.broker` alone. Time is always Redis' own. A prompt's life:
+Used by `broker` and `fence` of this folder alone. Time is always Redis' own. A prompt's life:
 
     waiting --CLAIM--> claimed by a replica --push_group--> gone
                          |  ^                      GIVE_BACK, or SWEEP when its lease ended
@@ -247,13 +247,6 @@ redis.call('XDEL', KEYS[2], ARGV[2])
 redis.call('HDEL', KEYS[3], ARGV[2])
 return 1
 """
-ACKNOWLEDGE = """
-for index = 2, #ARGV do
-  redis.call('XACK', KEYS[1], ARGV[1], ARGV[index])
-  redis.call('XDEL', KEYS[1], ARGV[index])
-end
-return 1
-"""
 
 # --- registry and run lease -----------------------------------------------------------------------
 
@@ -266,12 +259,42 @@ redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 return 0
 """
 HOLD_RUN = """
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return holder end
+-- Gives a free run, one whose learner is known to be dead, or one's own, a new epoch. At least the
+-- time in seconds: epochs grow also when Redis has lost the last one.
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] and held ~= ARGV[3] then
+  return {0, held, redis.call('PTTL', KEYS[1])}
+end
+local last = tonumber(redis.call('GET', KEYS[2]) or '0')
+local epoch = math.max(last + 1, tonumber(redis.call('TIME')[1]), tonumber(ARGV[4]))
+redis.call('SET', KEYS[2], string.format('%.0f', epoch))
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return ARGV[1]
+return {epoch, ARGV[1], tonumber(ARGV[2])}
+"""
+RENEW_RUN = """
+-- A lease that ran out, or was lost, is taken again as long as nobody had a later epoch.
+local held = redis.call('GET', KEYS[1])
+local last = tonumber(redis.call('GET', KEYS[2]) or '0')
+if last > tonumber(ARGV[2]) or (held and held ~= ARGV[1]) then return 0 end
+redis.call('SET', KEYS[2], ARGV[2])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+return 1
 """
 DROP_RUN = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 0
+"""
+FENCED = """
+-- Runs commands (JSON) for a learner, unless there is a later one: then both epochs are said.
+local last, mine = tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1])
+if last > mine then
+  return redis.error_reply(string.format('FENCED %.0f %.0f', last, mine))
+end
+if last < mine then redis.call('SET', KEYS[1], ARGV[1]) end
+local reply
+for _, command in ipairs(cjson.decode(ARGV[2])) do
+  reply = redis.pcall(unpack(command))
+  if type(reply) == 'table' and reply.err then return reply end
+end
+return reply
 """

@@ -1,23 +1,21 @@
 """Rank 0's desk: everything of a run that only one rank may touch.
 
 Redis is driven from the learner's synchronous loop through one asyncio runner; feed and intake sit
-on it. The desk also holds the run: a lock on the run folder against a second learner on this
-machine, and a lease in Redis against one elsewhere.
+on it. The desk also holds the run (`state/lease.py`), and says what is waited for.
 """
 
 import asyncio
-import fcntl
 import logging
 import math
-import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from common.config import Run
-from common.errors import ConfigError
+from common.errors import ConfigError, QueueError
 from common.messages import ClipRef, PromptRequest, ReplicaStatus, ScoredGroup
 from common.queue.broker import Broker
 from services.learner import metrics
@@ -25,26 +23,29 @@ from services.learner.feed import Feed
 from services.learner.intake import Intake
 from services.learner.parallel import StopSignal
 from services.learner.state.checkpoint import RunState
+from services.learner.state.lease import RunLease
 from services.learner.status import Status
 from services.learner.validation import Validate, Validator
 
 logger = logging.getLogger(__name__)
 
-HOLD_TTL_S = 600.0
-"""Longer than any step: the lease is renewed between steps."""
-HOLD_EVERY_S = 10.0
+SAY_EVERY_S = 10.0
+"""Between two log lines about the same wait."""
+TRY_EVERY_S = 0.5
 SHOW_EVERY_S = 5.0
 """Between two looks at the queues while nothing else happens; Prometheus asks every 15 s."""
 
 
 class Desk:
-    """A context manager: entered with Redis reachable and the run ours, left with both given up."""
+    """A context manager: entered with the run folder ours, left with the run given up.
+
+    Inside it the run is taken (`try_take_run`), then begun or gone on with (`begin`).
+    """
 
     def __init__(
         self,
         run: Run,
         *,
-        state: RunState | None,
         stop: StopSignal,
         validate: Validate | None = None,
         status: Status | None = None,
@@ -53,23 +54,44 @@ class Desk:
         self.status = status or Status()
         """What who watches the run sees of it."""
         self._shown_s = -math.inf
-        self._state = state
+        self._said_s = time.monotonic()
         self._runner = asyncio.Runner()
-        self._broker = Broker.of(run.shared)
-        # The lock tells learners of one machine apart, so the lease need only tell machines apart
-        # and a learner that restarts after a crash gets its own lease back at once.
-        self._holder = f"{socket.gethostname()}:{run.learner.run_dir.resolve()}"
-        self._held_s = -math.inf
-        self._lock: IO[bytes] | None = None
+        self._broker = Broker.of(run.shared, should_stop=lambda: stop.asked)
+        self._lease = RunLease(run, broker=self._broker, runner=self._runner)
+        self._replicas: list[ReplicaStatus] = []
         self._stop = stop
-        self.epoch = 1
-        """Of our hold on the run."""
         self._validate = validate
 
     def __enter__(self) -> Self:
-        self._lock = _lock_folder(self._run.learner.run_dir)
-        shared, learner, state = self._run.shared, self._run.learner, self._state
-        # Rows are read before Redis is waited for: a wrong path is said at once.
+        self._lease.lock()
+        # Before Redis is waited for: a wrong path is said at once.
+        _refuse_unreadable(self._run.learner.rows)
+        return self
+
+    def try_take_run(self, patience_s: float) -> bool:
+        """Wait for Redis, and so long for a learner that still has the run; says so in the log."""
+        end = time.monotonic() + patience_s
+        try:
+            self._runner.run(self._broker.wait_ready())
+            while not (hold := self._lease.try_take()).epoch:
+                self._say("waiting for the run: another learner has it", **hold.facts())
+                if self._stop.asked or time.monotonic() > end:
+                    return False
+                time.sleep(TRY_EVERY_S)
+        except QueueError:
+            if not self._stop.asked:
+                raise
+            return False
+        logger.info("the run is ours", extra={"epoch": self.epoch})
+        return True
+
+    def begin(self, state: RunState | None) -> None:
+        """Start at the first row, or where `state` stood.
+
+        Raises:
+            ConfigError: no usable row, or the rows are not those of `state`.
+        """
+        shared, learner = self._run.shared, self._run.learner
         self.feed = Feed(
             self._broker,
             shared=shared,
@@ -84,8 +106,6 @@ class Desk:
             settings=learner,
             state=state.intake if state else None,
         )
-        self._runner.run(self._broker.wait_ready())
-        self._hold()
         if state is None:
             self._runner.run(self._broker.reset_run())
         metrics.keep_until(self.metrics_path, step=state.step if state else 0)
@@ -96,7 +116,6 @@ class Desk:
                 resumed_at=state.step if state else None,
                 show=self.status.show,
             )
-        return self
 
     def __exit__(
         self,
@@ -104,11 +123,22 @@ class Desk:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._runner.run(self._broker.drop_run(self._holder))
+        self._lease.close()
         self._runner.run(self._broker.close())
         self._runner.close()
-        if self._lock is not None:
-            self._lock.close()
+
+    @property
+    def epoch(self) -> int:
+        """Of this learner: higher than that of any before it, and what Redis fences by."""
+        return self._lease.epoch
+
+    def confirm(self) -> None:
+        """Go on only if the run is still ours.
+
+        Raises:
+            RunLostError: another learner has taken it.
+        """
+        self._lease.confirm()
 
     @property
     def metrics_path(self) -> Path:
@@ -125,20 +155,26 @@ class Desk:
         """The groups of the next step; None when asked to stop, or `intake.stalled` says why."""
 
         def idle() -> None:
-            self._hold()
+            self._say_groups()
             self._show_queues()
             on_idle()
 
-        self._hold()
-        self._show_queues()
+        self.confirm()
+        self._said_s = time.monotonic()
         with self.status.waiting():
-            groups = self.intake.take(
-                self._run.learner.groups_per_step,
-                at=version,
-                on_idle=idle,
-                should_stop=lambda: self._stop.asked,
-                faults_of=faults_of,
-            )
+            try:
+                self._show_queues()
+                groups = self.intake.take(
+                    self._run.learner.groups_per_step,
+                    at=version,
+                    on_idle=idle,
+                    should_stop=lambda: self._stop.asked,
+                    faults_of=faults_of,
+                )
+            except QueueError:
+                if not self._stop.asked:
+                    raise
+                return None
         return groups or None
 
     def validate(
@@ -147,18 +183,30 @@ class Desk:
         """Have the held-out rows answered; a signal ends it early."""
 
         def idle() -> None:
-            self._hold()
+            self._say("waiting for the answers to held-out rows", policy_version=version)
             on_idle()
 
+        self._said_s = time.monotonic()
         self._validator.run(version, urls=urls, on_idle=idle, should_stop=lambda: self._stop.asked)
 
     def top_up(self, version: int) -> list[ClipRef]:
-        """Feed prompts until the bound on outstanding ones is reached; returns their clips."""
-        return [request.clip for request in self.feed.top_up(version)]
+        """Feed prompts until the bound on outstanding ones is reached; returns their clips.
+
+        Without Redis they stay outstanding: whoever next waits for groups feeds them again, or ends
+        the run with a checkpoint.
+        """
+        try:
+            return [request.clip for request in self.feed.top_up(version)]
+        except QueueError as error:
+            logger.warning("prompts not fed", extra={"error": str(error)})
+            return []
 
     def acknowledge(self) -> None:
-        """Delete from Redis what the last checkpoint contains."""
-        self.intake.acknowledge()
+        """Delete from Redis what the last checkpoint contains; what stays is dropped on resume."""
+        try:
+            self.intake.acknowledge()
+        except QueueError as error:
+            logger.warning("groups not acknowledged", extra={"error": str(error)})
 
     def state(self, step: int, *, rng: str) -> RunState:
         """What a checkpoint keeps of this desk."""
@@ -169,21 +217,34 @@ class Desk:
         return self.feed.probe_request()
 
     def replicas(self) -> list[ReplicaStatus]:
-        """The registry."""
-        found = self._runner.run(self._broker.replicas())
-        self.status.saw(found)
-        return found
+        """The registry; as it was last seen while Redis is away.
+
+        Raises:
+            RunLostError: another learner has the run, and is who may publish to them.
+        """
+        self.confirm()
+        try:
+            self._replicas = self._runner.run(self._broker.replicas())
+        except QueueError as error:
+            logger.warning("registry not read", extra={"error": str(error)})
+        self.status.saw(self._replicas)
+        return self._replicas
 
     def figures(self) -> dict[str, float]:
-        """Queue depths and what became of the groups so far."""
-        depths = self._runner.run(self._broker.depths())
+        """Queue depths, unless Redis is away, and what became of the groups so far."""
         counters = self.intake.counters.model_dump()
+        counted = {f"intake/{name}": float(count) for name, count in counters.items()}
+        try:
+            depths = self._runner.run(self._broker.depths())
+        except QueueError as error:
+            logger.warning("queues not read", extra={"error": str(error)})
+            return counted
         return {
             "queue/prompts_waiting": depths.prompts_waiting,
             "queue/prompts_claimed": depths.prompts_claimed,
             "queue/groups_unread": depths.groups_unread,
             "queue/dead_letters": depths.dead_letters,
-            **{f"intake/{name}": count for name, count in counters.items()},
+            **counted,
         }
 
     def _show_queues(self) -> None:
@@ -191,36 +252,28 @@ class Desk:
             self.status.show(self.figures())
             self._shown_s = time.monotonic()
 
-    def _hold(self) -> None:
-        """Take or renew the lease.
-
-        Raises:
-            ConfigError: another learner has this run.
-        """
-        if time.monotonic() - self._held_s < HOLD_EVERY_S:
+    def _say_groups(self) -> None:
+        """What a step waits for, from both sides."""
+        if time.monotonic() - self._said_s < SAY_EVERY_S:
             return
-        holder = self._runner.run(self._broker.hold_run(self._holder, ttl_s=HOLD_TTL_S))
-        if holder != self._holder:
-            raise ConfigError(
-                f"shared.run_id: found {self._run.shared.run_id!r} in use by a learner at "
-                f"{holder}, wanted a run of our own: stop that one, or choose another run_id"
-            )
-        self._held_s = time.monotonic()
+        phases = Counter(replica.phase for replica in self.replicas())
+        self._say(
+            "waiting for groups",
+            found=self.intake.num_taken,
+            wanted=self._run.learner.groups_per_step,
+            outstanding_prompts=len(self.feed.outstanding),
+            replicas=", ".join(f"{count} {phase}" for phase, count in phases.items()) or "none",
+        )
+
+    def _say(self, event: str, **facts: object) -> None:
+        """At most every `SAY_EVERY_S`."""
+        if time.monotonic() - self._said_s >= SAY_EVERY_S:
+            logger.info(event, extra=facts)
+            self._said_s = time.monotonic()
 
 
-def _lock_folder(run_dir: Path) -> IO[bytes]:
-    """Held until this process ends, however it ends.
-
-    Raises:
-        ConfigError: another learner of this machine works in the folder.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = (run_dir / "learner.lock").open("wb")
+def _refuse_unreadable(rows: Path) -> None:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        rows.open("rb").close()
     except OSError as error:
-        lock.close()
-        raise ConfigError(
-            f"learner.run_dir: another learner is at work in {run_dir}: stop it, or choose another"
-        ) from error
-    return lock
+        raise ConfigError(f"learner.rows: {rows}: {error.strerror or error}") from error

@@ -115,6 +115,8 @@ class Intake:
         """Why `take` gave nothing though it was not stopped: the run has to end."""
         self._last_fault: str | None = None
         """Why a group could not be used, since the last that could."""
+        self.num_taken = 0
+        """Of the step that is waited for."""
         self._read: deque[_Entry] = deque()
         """Read and not yet judged, in stream order."""
         self._done: list[str] = []
@@ -172,6 +174,7 @@ class Intake:
             elif self._read_more(count - len(taken), block_s=POLL_S):
                 waiting.last_group_s = time.monotonic()
             else:
+                self.num_taken = len(taken)
                 on_idle()
                 self._bury_dead(taken, at=at)
                 if waiting.has_lasted(RECONCILE_EVERY_S):
@@ -341,7 +344,7 @@ class Intake:
             return self.stalled is not None
         troubles = self._runner.run(self._broker.troubles())
         log.warning(
-            "waiting for groups",
+            "no group that can be used",
             extra={
                 "waited_s": round(waiting.lasted_s),
                 "num_prompts": len(self._feed.outstanding),

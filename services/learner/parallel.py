@@ -31,6 +31,8 @@ from services.learner.policy import Policy
 logger = logging.getLogger(__name__)
 
 LAUNCHER_POLL_S = 1.0
+SAY_EVERY_S = 10.0
+"""Between two log lines about the same wait."""
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """Host tensors (JSON, statistics) go over gloo everywhere."""
 
@@ -157,7 +159,8 @@ def start_ranks(device: str, *, timeout_s: float) -> Ranks:
     timeout = datetime.timedelta(seconds=timeout_s)
     if dist.is_torchelastic_launched():
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-        dist.init_process_group(BACKENDS[device], timeout=timeout)
+        with said_while_waiting("waiting for the other ranks", world_size=os.environ["WORLD_SIZE"]):
+            dist.init_process_group(BACKENDS[device], timeout=timeout)
     else:
         dist.init_process_group(
             BACKENDS[device], store=HashStore(), rank=0, world_size=1, timeout=timeout
@@ -170,6 +173,24 @@ def start_ranks(device: str, *, timeout_s: float) -> Ranks:
     if rank != 0:
         logging.getLogger().setLevel(logging.WARNING)
     return Ranks(rank, world_size, place, init_device_mesh(device, (world_size,)))
+
+
+@contextlib.contextmanager
+def said_while_waiting(event: str, **facts: object) -> Iterator[None]:
+    """A log line every `SAY_EVERY_S` while a call that may wait inside C++ has not returned."""
+    done = threading.Event()
+
+    def say() -> None:
+        while not done.wait(SAY_EVERY_S):
+            logger.warning(event, extra=facts)
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _end_with(launcher: int) -> None:

@@ -58,7 +58,6 @@ def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
     """
     stop = StopSignal()
     with (
-        stop.installed(),
         _watched(run) as status,
         open_learner(run, resume=resume, validate=validate, status=status, stop=stop) as learner,
     ):
@@ -236,7 +235,7 @@ class Learner:
         if version == self.saved_version:
             return
         state = self.desk.state(version, rng=rng_state()) if self.desk is not None else None
-        self.checkpoints.save(state)
+        self.checkpoints.save(state, confirm=self.desk.confirm if self.desk else lambda: None)
         if self.desk is not None:
             self.desk.acknowledge()
         self.saved_version = version
@@ -341,36 +340,42 @@ def open_learner(
         refuse_existing(settings.run_dir)
     start = fetched(run.shared.model, knob="shared.model").path
     torch.manual_seed(run.shared.seed)
-    ranks = parallel.start_ranks(settings.device, timeout_s=settings.collective_timeout_s)
-    configure("learner", run_id=run.shared.run_id)
-    loader = ClipLoader.of(run.shared.video)
-    policy = parallel.shard_model(
-        load_policy(
-            start,
-            device=ranks.device,
-            freeze_vision=settings.freeze_vision,
-            gradient_checkpointing=settings.gradient_checkpointing,
-            load_frames=loader.load,
-        ),
-        ranks=ranks,
-        compute_dtype=getattr(torch, run.shared.dtype),
-    )
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in policy.parameters() if parameter.requires_grad],
-        lr=settings.optimizer.lr,
-        betas=settings.optimizer.betas,
-        weight_decay=settings.optimizer.weight_decay,
-    )
-    checkpoints = Checkpoints(run, start=start, policy=policy, optimizer=optimizer, ranks=ranks)
-    state = checkpoints.restore() if resume else None
     with contextlib.ExitStack() as owned:
+        ranks = parallel.start_ranks(settings.device, timeout_s=settings.collective_timeout_s)
         owned.callback(ranks.close)
+        # Not before: a signal would wait for ranks that never come.
+        owned.enter_context(stop.installed())
+        configure("learner", run_id=run.shared.run_id)
         desk = None
         if ranks.is_main:
-            desk = owned.enter_context(
-                Desk(run, state=state, stop=stop, validate=validate, status=status)
-            )
+            desk = owned.enter_context(Desk(run, stop=stop, validate=validate, status=status))
+        # Before a checkpoint is chosen: who has the run may still write one.
+        _take_run(desk, ranks=ranks, stop=stop)
+        if not resume:
+            refuse_existing(settings.run_dir)
+        loader = ClipLoader.of(run.shared.video)
+        policy = parallel.shard_model(
+            load_policy(
+                start,
+                device=ranks.device,
+                freeze_vision=settings.freeze_vision,
+                gradient_checkpointing=settings.gradient_checkpointing,
+                load_frames=loader.load,
+            ),
+            ranks=ranks,
+            compute_dtype=getattr(torch, run.shared.dtype),
+        )
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in policy.parameters() if parameter.requires_grad],
+            lr=settings.optimizer.lr,
+            betas=settings.optimizer.betas,
+            weight_decay=settings.optimizer.weight_decay,
+        )
+        checkpoints = Checkpoints(run, start=start, policy=policy, optimizer=optimizer, ranks=ranks)
+        state = checkpoints.restore() if resume else None
+        if desk is not None:
             checkpoints.tidy()
+            desk.begin(state)
         publisher = Publisher(
             policy,
             shared=run.shared,
@@ -399,6 +404,17 @@ def open_learner(
         if desk is not None:
             desk.status.ready(learner.first_version)
         yield learner
+
+
+def _take_run(desk: Desk | None, *, ranks: Ranks, stop: StopSignal) -> None:
+    """Wait until the run is ours; a collective.
+
+    Raises:
+        SystemExit: with code 0: asked to stop meanwhile.
+    """
+    while not ranks.broadcast_json(desk.try_take_run(HEARTBEAT_S) if desk else None):
+        if stop.agree(ranks):
+            raise SystemExit(0)
 
 
 def _reference(run: Run, start: Path, ranks: Ranks, loader: ClipLoader) -> Policy | None:

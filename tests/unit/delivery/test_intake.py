@@ -341,7 +341,8 @@ class TestDrops:
         ring.feed.top_up(0)
         assert ring.take(at=0, should_stop=Stop(looks=40)) == []
         assert ring.intake.stalled is None
-        words = [record for record in caplog.records if record.message == "waiting for groups"]
+        said = "no group that can be used"
+        words = [record for record in caplog.records if record.message == said]
         assert words
         assert words[0].num_prompts == 2 * GROUPS_PER_STEP  # type: ignore[attr-defined]
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from common.messages import ScoredGroup
+from services.learner import parallel
 from services.learner.batch import collate
 from services.learner.parallel import Ranks, shard_model, start_ranks
 from services.learner.policy import load_policy
@@ -164,3 +165,16 @@ def test_a_rank_ends_with_the_torchrun_that_started_it(tmp_path: Path) -> None:
     assert ranks
     _, alive = psutil.wait_procs(ranks, timeout=20)
     assert not alive
+
+
+def test_a_wait_inside_a_call_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(parallel, "SAY_EVERY_S", 0.02)
+    with parallel.said_while_waiting("waiting for the other ranks", world_size=2):
+        time.sleep(0.1)
+    said = len(caplog.records)
+    assert said >= 2
+    assert caplog.records[0].__dict__["world_size"] == 2
+    time.sleep(0.05)
+    assert len(caplog.records) == said

@@ -115,3 +115,72 @@ class TestCheckpoints:
         assert ring.weights(3) == before
         ring.start(steps=6, checkpoint_every=3, resume=True).finish()
         assert checkpoints(ring) == ["step-000003", "step-000006"]
+
+
+class TestOneLearner:
+    def test_one_that_was_frozen_while_another_took_over_changes_nothing(
+        self, ring: RecordedRing, tmp_path: Path
+    ) -> None:
+        first = ring.start(steps=100_000, checkpoint_every=0)
+        first.wait_for("published", policy_version=2)
+        os.killpg(first.process.pid, signal.SIGSTOP)
+        second = ring.start(steps=3, run_dir=str(tmp_path / "other"), checkpoint_every=0)
+        waits = second.wait_for("waiting for the run: another learner has it")
+        assert str(ring.run_dir) in waits["holder"]
+        assert waits["lease_left_s"] < 20
+        second.finish()
+        epochs = [learner.said("the run is ours")[0]["epoch"] for learner in (first, second)]
+        assert epochs[0] < epochs[1]
+        assert (tmp_path / "other/checkpoints/step-000003").is_dir()
+        os.killpg(first.process.pid, signal.SIGCONT)
+        first.finish(code=1)
+        assert "tempsamp: RunLostError: shared.run_id" in first.text.splitlines()[-1]
+        assert not (ring.run_dir / "checkpoints").exists()
+
+    def test_one_that_waits_for_another_still_hears_signals(
+        self, ring: RecordedRing, tmp_path: Path
+    ) -> None:
+        first = ring.start(steps=100_000)
+        first.wait_for("published", policy_version=1)
+        second = ring.start(ranks=2, steps=3, run_dir=str(tmp_path / "other"))
+        second.wait_for("waiting for the run: another learner has it")
+        for pid in second.ranks():
+            os.kill(pid, signal.SIGTERM)
+        second.finish()
+        assert not (tmp_path / "other/checkpoints").exists()
+        first.process.send_signal(signal.SIGTERM)
+        first.finish()
+
+    def test_one_that_was_killed_is_resumed_in_its_folder_at_once(self, ring: RecordedRing) -> None:
+        first = ring.start(steps=100_000, checkpoint_every=2)
+        first.wait_for("published", policy_version=4)
+        first.kill()
+        second = ring.start(steps=6, resume=True, checkpoint_every=2)
+        second.finish()
+        assert not second.said("waiting for the run: another learner has it")
+
+
+class TestWaits:
+    def test_for_groups_says_so_and_hears_signals(self, ring: RecordedRing) -> None:
+        ring.paused.set()
+        learner = ring.start(steps=3)
+        line = learner.wait_for("waiting for groups")
+        assert (line["found"], line["wanted"], line["outstanding_prompts"]) == (0, 4, 8)
+        assert line["replicas"] == "none"
+        learner.process.send_signal(signal.SIGTERM)
+        learner.finish()
+
+    def test_redis_that_stays_away_does_not_cost_the_steps(
+        self, own_redis_server: RedisServer, run_id: str, tmp_path: Path
+    ) -> None:
+        with RecordedRing(own_redis_server, run_id=run_id, folder=tmp_path) as ring:
+            learner = ring.start(steps=100_000, checkpoint_every=0)
+            learner.wait_for("published", policy_version=2)
+            ring.paused.set()
+            own_redis_server.kill()
+            learner.wait_for("waiting for redis")
+            learner.process.send_signal(signal.SIGTERM)
+            learner.finish()
+            assert_saved(ring, learner)
+            assert "Traceback" not in learner.text
+            own_redis_server.start_again()

@@ -31,7 +31,7 @@ async def whole_round(broker: Broker) -> None:
     """A prompt, its group, and the registry."""
     await broker.wait_ready(timeout_s=5)
     await broker.reset_run()
-    assert await broker.hold_run("holder", ttl_s=5) == "holder"
+    assert (await broker.fence.take("holder", ttl_s=5)).epoch > 0
     assert await broker.feed_prompt(prompt_request(1))
     claim = await broker.claim_prompt("r", lease_s=60, block_s=0.1)
     assert claim is not None
@@ -43,7 +43,7 @@ async def whole_round(broker: Broker) -> None:
     assert [status.replica for status in await broker.replicas()] == ["r"]
     assert (await broker.depths()).groups_unread == 0
     await broker.withdraw("r")
-    await broker.drop_run("holder")
+    await broker.fence.drop("holder")
     await broker.close()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from redis.exceptions import ResponseError
 
-from common.errors import ConfigError, QueueError
+from common.errors import ConfigError, QueueError, RunLostError
 from common.messages import ScoredGroup
 from common.queue.broker import Broker, ClaimedPrompt, Limits
 from common.queue.connection import _is_outage
@@ -570,35 +570,93 @@ class TestRegistry:
 
 
 class TestRunLease:
-    async def test_one_holder_at_a_time_who_may_renew(self, open_broker: OpenBroker) -> None:
+    async def test_one_holder_at_a_time_whose_epoch_is_the_highest(
+        self, open_broker: OpenBroker
+    ) -> None:
+        first, second = open_broker(), open_broker()
+        mine = await first.fence.take("first", ttl_s=LONG_S)
+        assert mine.epoch == first.fence.epoch >= time.time() - LONG_S
+        theirs = await second.fence.take("second", ttl_s=LONG_S)
+        assert (theirs.epoch, theirs.holder, second.fence.epoch) == (0, "first", 0)
+        assert 0 < theirs.left_s <= LONG_S
+        await first.fence.drop("first")
+        assert (await second.fence.take("second", ttl_s=LONG_S)).epoch > mine.epoch
+
+    async def test_epochs_grow_without_a_memory(self, open_broker: OpenBroker) -> None:
         broker = open_broker()
-        assert await broker.hold_run("first", ttl_s=LONG_S) == "first"
-        assert await broker.hold_run("second", ttl_s=LONG_S) == "first"
-        assert await broker.hold_run("first", ttl_s=LONG_S) == "first"
+        before = await broker.fence.take("first", ttl_s=LONG_S)
+        await broker._connection.run("DEL", broker.fence._holder, broker.fence._epoch)
+        await asyncio.sleep(1.1)
+        assert (await broker.fence.take("second", ttl_s=LONG_S)).epoch > before.epoch
+        far = before.epoch + 10**6
+        assert (await broker.fence.take("second", ttl_s=LONG_S, at_least=far)).epoch == far
 
     async def test_runs_out_unless_it_is_renewed(self, open_broker: OpenBroker) -> None:
-        broker = open_broker()
-        await broker.hold_run("first", ttl_s=0.2)
+        broker, other = open_broker(), open_broker()
+        await broker.fence.take("first", ttl_s=0.2)
         for _ in range(3):
             await asyncio.sleep(0.1)
-            await broker.hold_run("first", ttl_s=0.2)
-        assert await broker.hold_run("second", ttl_s=LONG_S) == "first"
+            assert await broker.fence.renew("first", epoch=broker.fence.epoch, ttl_s=0.2)
+        assert not (await other.fence.take("second", ttl_s=LONG_S)).epoch
         await asyncio.sleep(0.25)
-        assert await broker.hold_run("second", ttl_s=LONG_S) == "second"
+        assert (await other.fence.take("second", ttl_s=LONG_S)).epoch > broker.fence.epoch
+        assert not await broker.fence.renew("first", epoch=broker.fence.epoch, ttl_s=LONG_S)
+        await other.fence.drop("second")
+        late = await broker.fence.renew("first", epoch=broker.fence.epoch, ttl_s=LONG_S)
+        assert not late
+
+    async def test_that_ran_out_is_taken_again_when_nobody_wanted_it(
+        self, open_broker: OpenBroker
+    ) -> None:
+        broker = open_broker()
+        await broker.fence.take("first", ttl_s=0.05)
+        await asyncio.sleep(0.1)
+        assert await broker.fence.renew("first", epoch=broker.fence.epoch, ttl_s=LONG_S)
+        assert (await open_broker().fence.take("second", ttl_s=LONG_S)).holder == "first"
+
+    async def test_of_a_learner_known_to_be_dead_is_not_waited_for(
+        self, open_broker: OpenBroker
+    ) -> None:
+        first, second = open_broker(), open_broker()
+        await first.fence.take("first", ttl_s=LONG_S)
+        taken = await second.fence.take("second", ttl_s=LONG_S, dead="first")
+        assert taken.epoch > first.fence.epoch
 
     async def test_only_its_holder_gives_it_up(self, open_broker: OpenBroker) -> None:
         broker = open_broker()
-        await broker.hold_run("first", ttl_s=LONG_S)
-        await broker.drop_run("second")
-        assert await broker.hold_run("second", ttl_s=LONG_S) == "first"
-        await broker.drop_run("first")
-        assert await broker.hold_run("second", ttl_s=LONG_S) == "second"
+        await broker.fence.take("first", ttl_s=LONG_S)
+        await broker.fence.drop("second")
+        assert (await broker.fence.take("second", ttl_s=LONG_S)).holder == "first"
 
     async def test_survives_a_reset_of_the_messages(self, open_broker: OpenBroker) -> None:
         broker = open_broker()
-        await broker.hold_run("first", ttl_s=LONG_S)
+        await broker.fence.take("first", ttl_s=LONG_S)
         await broker.reset_run()
-        assert await broker.hold_run("second", ttl_s=LONG_S) == "first"
+        assert (await broker.fence.take("second", ttl_s=LONG_S)).holder == "first"
+
+    async def test_an_earlier_learner_changes_nothing(self, open_broker: OpenBroker) -> None:
+        old, new = open_broker(), open_broker()
+        await old.fence.take("old", ttl_s=0.01)
+        await old.wait_ready()
+        await feed_and_answer(old, range(1, 3))
+        await asyncio.sleep(0.05)
+        await new.fence.take("new", ttl_s=LONG_S)
+        trained = [entry_id for entry_id, _ in await read_all(new)]
+        before = await new.depths()
+        with pytest.raises(RunLostError, match=f"epoch {new.fence.epoch}, this one is of epoch"):
+            await old.acknowledge_groups(trained)
+        with pytest.raises(RunLostError):
+            await old.feed_prompt(prompt_request(3))
+        with pytest.raises(RunLostError):
+            await old.reset_run()
+        assert await new.depths() == before
+        await new.acknowledge_groups(trained)
+        assert await new.feed_prompt(prompt_request(3))
+        assert not await new.feed_prompt(prompt_request(3))
+
+    async def test_thousands_of_groups_are_acknowledged(self, open_broker: OpenBroker) -> None:
+        broker = open_broker()
+        await broker.acknowledge_groups([f"{number}-0" for number in range(1, 20_001)])
 
 
 class TestOutages:
