@@ -39,6 +39,7 @@ from services.learner.feed import FeedState
 from services.learner.intake import IntakeState
 from services.learner.parallel import Ranks, whole_weights
 from services.learner.policy import Policy
+from services.learner.state.compatible import refuse_changes
 from services.learner.state.durable import sync, sync_tree
 from services.learner.state.manifest import fault_of, write_manifest
 
@@ -118,9 +119,12 @@ class Checkpoints:
 
         Raises:
             CheckpointError: there are some, and none is whole.
+            ConfigError: it was trained with other settings (`compatible.py`).
         """
+        found = None
         with self._together():
-            found = self._newest_whole() if self._ranks.is_main else None
+            if self._ranks.is_main and (found := self._newest_whole()) is not None:
+                refuse_changes(found / "config.json", self._run)
         name = self._ranks.broadcast_json(found.name if found else None)
         if name is None:
             return None
@@ -148,10 +152,10 @@ class Checkpoints:
     @contextmanager
     def _together(self, partial: Path | None = None) -> Iterator[None]:
         """A failure inside ends all ranks; a collective. Rank 0 ends with the error."""
-        failure: TempSampError | None = None
+        failure: TempSampError | ConfigError | None = None
         try:
             yield
-        except TempSampError as error:
+        except (TempSampError, ConfigError) as error:
             failure = error
         except (OSError, SafetensorError, CheckpointException) as error:
             failure = CheckpointError(self._cannot_write(error))

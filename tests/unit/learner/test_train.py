@@ -87,6 +87,14 @@ class TestCheckpoints:
         assert learner.said("torn last line cut")
         assert checkpoints(ring) == ["step-000006", "step-000006.damaged", "step-000008"]
 
+    @pytest.mark.parametrize("ranks", [1, 2])
+    def test_of_other_settings_are_not_resumed(self, ring: RecordedRing, ranks: int) -> None:
+        ring.start(steps=2).finish()
+        learner = ring.start(steps=4, resume=True, max_staleness=2, ranks=ranks)
+        learner.finish(code=2 if ranks == 1 else 1)
+        assert "  learner.max_staleness: found 2, wanted 1\n" in learner.text
+        assert checkpoints(ring) == ["step-000002"]
+
     def test_none_that_is_whole_is_one_line(self, ring: RecordedRing) -> None:
         ring.start(steps=2).finish()
         (ring.run_dir / "checkpoints/step-000002/manifest.json").unlink()

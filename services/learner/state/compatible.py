@@ -1,0 +1,92 @@
+"""Which settings a resumed run may change: `refuse_changes(config.json, run)`.
+
+Everything else decides what is learned, so a changed value would make the first half of a run and
+its second half two different runs under one name.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common import config
+from common.errors import ConfigError
+
+MAY_CHANGE = {
+    "rollout": "replicas' own: what must agree with the learner stands in [shared]",
+    "reward": "the reward service's own, as above",
+    "shared.redis_url": "an address",
+    "shared.reward_url": "an address",
+    "shared.redis_password": "a secret",
+    "shared.token": "a secret",
+    "shared.video.roots": "a place: clips are known by the digest of their file",
+    "shared.video.allow_urls": "a place",
+    "shared.video.downloads": "a place",
+    "shared.video.cache": "a place: cached frames are the decoded ones",
+    "shared.video.cache_mode": "what a missing cache entry means",
+    "learner.rows": "a place: the file's digest is compared",
+    "learner.run_dir": "a place",
+    "learner.host": "an address",
+    "learner.metrics_host": "an address",
+    "learner.metrics_port": "an address",
+    "learner.allow_remote": "who may read figures",
+    "learner.steps": "how far, not which way",
+    "learner.checkpoint_every": "what is kept of a run",
+    "learner.keep_checkpoints": "what is kept of a run",
+    "learner.probe_every": "a measurement",
+    "learner.validation": "a measurement",
+    "learner.collective_timeout_s": "a deadline",
+    "learner.publish_timeout_s": "a deadline",
+    "learner.wait_for_replicas_s": "a deadline",
+    "learner.min_replicas": "whom a step waits for",
+    "learner.bucket_bytes": "how weights travel",
+    "learner.max_unscored_in_a_row": "when a run gives up",
+    "learner.gradient_checkpointing": "memory for time: gradients are the same bits",
+    "learner.micro_batch_groups": "memory: the same sum, in another order",
+}
+"""Key, or start of keys → why it may."""
+
+
+def refuse_changes(saved: Path, run: config.Run) -> None:
+    """Compare a checkpoint's config.json with the run that is about to go on from it.
+
+    Raises:
+        ConfigError: settings differ that may not; names each with what was found and wanted.
+    """
+    wanted = dict(_flat(json.loads(saved.read_text(encoding="utf-8"))))
+    found = dict(_flat(json.loads(config.dump(run))))
+    defaults = dict(_flat(json.loads(config.dump(_bare(run)))))
+    changed = [
+        f"  {key}: found {value!r}, wanted {was!r}"
+        for key, value in found.items()
+        # A key that the checkpoint's version did not have was at its default then.
+        if (was := wanted.get(key, defaults.get(key))) != value and not may_change(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"learner.run_dir: found {len(changed)} setting(s) other than those that "
+            f"{saved.parent.name} was trained with:\n" + "\n".join(changed) + "\n"
+            "set them back to resume, or start a new run in another learner.run_dir"
+        )
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may have another value."""
+    return any(key == known or key.startswith(f"{known}.") for known in MAY_CHANGE)
+
+
+def _bare(run: config.Run) -> config.Run:
+    """The run with nothing said but what has no default."""
+    shared, learner = run.shared, run.learner
+    return config.Run(
+        shared=config.Shared(run_id=shared.run_id, model=shared.model),
+        learner=config.Learner(rows=learner.rows, run_dir=learner.run_dir, steps=learner.steps),
+    )
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in document.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

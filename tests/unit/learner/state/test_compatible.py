@@ -1,0 +1,97 @@
+"""A resumed run is the same run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from common import config
+from common.config import Run
+from common.errors import ConfigError
+from services.learner.state.compatible import MAY_CHANGE, may_change, refuse_changes
+
+
+def run_of(*overrides: str) -> Run:
+    document: dict[str, Any] = {
+        "shared": {"run_id": "a", "model": "m"},
+        "learner": {"rows": "rows.jsonl", "run_dir": "run", "steps": 10},
+    }
+    for override in overrides:
+        config._apply(document, override)
+    return config.parse(document, environ={"TEMPSAMP_TOKEN": "x"} if overrides else {})
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "step-000005/config.json"
+    path.parent.mkdir()
+    path.write_text(config.dump(run_of()))
+    return path
+
+
+def test_the_same_settings_go_on(saved: Path) -> None:
+    refuse_changes(saved, run_of())
+
+
+def test_what_decides_learning_is_refused_key_by_key(saved: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        refuse_changes(
+            saved,
+            run_of(
+                "learner.optimizer.lr=1.0",
+                'shared.strategy="none"',
+                "learner.steps=20",
+                "learner.loss.clip_low=0.1",
+            ),
+        )
+    lines = str(refused.value).splitlines()
+    assert lines[0].startswith("learner.run_dir: found 3 setting(s) other than those that step-")
+    assert lines[1:-1] == [
+        "  shared.strategy: found 'none', wanted 'shaping'",
+        "  learner.optimizer.lr: found 1.0, wanted 1e-06",
+        "  learner.loss.clip_low: found 0.1, wanted 0.2",
+    ]
+
+
+def test_places_addresses_and_deadlines_may_change(saved: Path) -> None:
+    changed = run_of(
+        'shared.redis_url="redis://elsewhere:1/0"',
+        'shared.video.cache="/cache"',
+        'learner.rows="/moved/rows.jsonl"',
+        'learner.host="node-2"',
+        "learner.steps=20",
+        "learner.checkpoint_every=1",
+        "learner.publish_timeout_s=5",
+        "learner.validation.every=1",
+        "rollout.lease_s=5",
+        "reward.workers=4",
+    )
+    refuse_changes(saved, changed)
+
+
+def test_a_setting_the_checkpoint_s_version_did_not_have_was_at_its_default(saved: Path) -> None:
+    document = json.loads(saved.read_text())
+    del document["learner"]["loss"]["kl_coef"]
+    document["learner"]["loss"]["gone_since"] = 1
+    saved.write_text(json.dumps(document))
+    refuse_changes(saved, run_of())
+    with pytest.raises(ConfigError, match=r"kl_coef: found 0\.1, wanted 0\.0"):
+        refuse_changes(saved, run_of("learner.loss.kl_coef=0.1"))
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> set[str]:
+    names = set()
+    for name, field in model.model_fields.items():
+        names.add(f"{prefix}{name}")
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names |= fields(inner, f"{prefix}{name}.")
+    return names
+
+
+def test_the_list_names_settings_that_there_are() -> None:
+    assert set(MAY_CHANGE) <= fields(Run)
+    assert not may_change("learner.stepsize")
+    assert not may_change("learner.optimizer.lr")
