@@ -224,6 +224,14 @@ def plan() -> Command:
     return command
 
 
+@app.command("audit", cls=Leaf, rich_help_panel=JOBS)
+def audit() -> Command:
+    """Prove that a run trained on every row once, or list the others."""
+    from jobs.audit.command import command
+
+    return command
+
+
 @app.command("ground", cls=Leaf, rich_help_panel=JOBS)
 def ground() -> Command:
     """Ask when something happens in one video."""

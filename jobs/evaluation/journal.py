@@ -8,6 +8,7 @@ again, answers are kept. Every shard has a file of its own; `read_records` reads
 
 import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from pydantic import ValidationError
 
 from common.errors import ConfigError
 from jobs.evaluation.scoring.predictions import PredictionRecord
+
+logger = logging.getLogger(__name__)
 
 PATTERN = "predictions*.jsonl"
 
@@ -129,8 +132,11 @@ def _records(path: Path) -> Iterator[PredictionRecord]:
             raise ConfigError(
                 f"{path}: line {number}: found {line[:80]!r}, wanted a prediction: {first['msg']}"
             ) from error
-    with contextlib.suppress(ValidationError):
-        yield PredictionRecord.model_validate_json(cut)
+    try:
+        if cut:
+            yield PredictionRecord.model_validate_json(cut)
+    except ValidationError:
+        logger.warning("torn last line left out", extra={"path": str(path), "chars": len(cut)})
 
 
 def _lock_or_refuse(descriptor: int, path: Path) -> None:

@@ -18,12 +18,14 @@ from common.config import Run
 from common.errors import ConfigError, QueueError
 from common.messages import ClipRef, PromptRequest, ReplicaStatus, ScoredGroup
 from common.queue.broker import Broker
+from common.queue.ledger import FILE, Fate
 from services.learner import metrics
 from services.learner.feed import Feed
 from services.learner.intake import Intake
 from services.learner.parallel import StopSignal
 from services.learner.state.checkpoint import RunState
 from services.learner.state.lease import RunLease
+from services.learner.state.ledger import Ledger
 from services.learner.status import Status
 from services.learner.validation import Validate, Validator
 
@@ -55,6 +57,8 @@ class Desk:
         """What who watches the run sees of it."""
         self._shown_s = -math.inf
         self._said_s = time.monotonic()
+        self._step = 0
+        """That is waited for."""
         self._runner = asyncio.Runner()
         self._broker = Broker.of(run.shared, should_stop=lambda: stop.asked)
         self._lease = RunLease(run, broker=self._broker, runner=self._runner)
@@ -105,9 +109,12 @@ class Desk:
             runner=self._runner,
             settings=learner,
             state=state.intake if state else None,
+            record=self._record,
         )
+        self._ledger = Ledger(learner.run_dir / FILE, size=state.ledger_bytes if state else 0)
         if state is None:
             self._runner.run(self._broker.reset_run())
+            self._ledger.begin(run_id=shared.run_id, rows=learner.rows, feed=self.feed.state())
         metrics.keep_until(self.metrics_path, step=state.step if state else 0)
         if self._validate is not None:
             self._validator = Validator(
@@ -160,7 +167,7 @@ class Desk:
             on_idle()
 
         self.confirm()
-        self._said_s = time.monotonic()
+        self._said_s, self._step = time.monotonic(), version + 1
         with self.status.waiting():
             try:
                 self._show_queues()
@@ -208,9 +215,21 @@ class Desk:
         except QueueError as error:
             logger.warning("groups not acknowledged", extra={"error": str(error)})
 
+    def trained(self, groups: Sequence[ScoredGroup], *, step: int, applied: bool) -> None:
+        """Enter a step into the ledger; `applied`: the weights have changed."""
+        self._ledger.rejected(self.feed.rejected)
+        self._ledger.step(groups, step=step, learner_epoch=self.epoch, applied=applied)
+
     def state(self, step: int, *, rng: str) -> RunState:
-        """What a checkpoint keeps of this desk."""
-        return RunState(step=step, feed=self.feed.state(), intake=self.intake.state(), rng=rng)
+        """What a checkpoint keeps of this desk; the ledger is sealed with it."""
+        feed = self.feed.state()
+        return RunState(
+            step=step,
+            feed=feed,
+            intake=self.intake.state(),
+            ledger_bytes=self._ledger.seal(step, feed),
+            rng=rng,
+        )
 
     def probe_request(self) -> PromptRequest:
         """A prompt outside the ring."""
@@ -246,6 +265,9 @@ class Desk:
             "queue/dead_letters": depths.dead_letters,
             **counted,
         }
+
+    def _record(self, fate: Fate, prompt_id: str, reason: str) -> None:
+        self._ledger.fate(fate, self.feed.request(prompt_id), reason=reason, step=self._step)
 
     def _show_queues(self) -> None:
         if time.monotonic() - self._shown_s >= SHOW_EVERY_S:

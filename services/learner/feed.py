@@ -97,6 +97,15 @@ class Feed:
         """Ids of the prompts that were fed and not yet consumed, in sequence order."""
         return self._outstanding.keys()
 
+    def request(self, prompt_id: str) -> PromptRequest:
+        """One that is outstanding."""
+        return self._outstanding[prompt_id]
+
+    @property
+    def rejected(self) -> tuple[Rejection, ...]:
+        """Rows that turned out unusable so far."""
+        return self._rejected.all
+
     @property
     def capacity(self) -> int:
         """Prompts that may be outstanding: more would come back too stale to train on."""

@@ -23,6 +23,7 @@ from common.config import Learner
 from common.errors import StalledError
 from common.messages import Scored, ScoredGroup, Unscored
 from common.queue.broker import LEARNER, Broker
+from common.queue.ledger import Fate
 from services.learner.feed import Feed
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ MIN_SCORED = 2
 
 FaultsOf = Callable[[Sequence[ScoredGroup]], Mapping[str, str]]
 """The groups of a step → what is wrong with those that cannot be trained on, by prompt id."""
+Record = Callable[[Fate, str, str], None]
+"""(fate, prompt id, reason)."""
 
 
 class IntakeCounters(BaseModel):
@@ -101,10 +104,13 @@ class Intake:
         runner: asyncio.Runner,
         settings: Learner,
         state: IntakeState | None = None,
+        record: Record = lambda _fate, _prompt_id, _reason: None,
     ) -> None:
+        """`record`: told what became of an outstanding prompt, just before it is dealt with."""
         state = state or IntakeState()
         self._broker = broker
         self._feed = feed
+        self._record = record
         self._runner = runner
         self._settings = settings
         self._dead_letters_read = state.dead_letters_read
@@ -221,6 +227,7 @@ class Intake:
             self.counters.groups_stale += 1
             fault = f"stale by {staleness} steps"
             if not self._was_asked_again(group):
+                self._record("stale", group.prompt_id, fault)
                 self._feed.refeed(group.prompt_id, version=at)
         elif any(sample.finish_reason == "abort" for sample in group.samples):
             self._refuse(entry, "the engine cut answers short", at=at)
@@ -273,11 +280,13 @@ class Intake:
             reason = f"unusable {count} times (learner.max_returns), the last time: {reason}"
             self._give_up(prompt_id, reason=reason, replica=replica, at=at)
             return
+        self._record("returned", prompt_id, reason)
         self._returns[prompt_id] = Returns(count=count, groups_taken=self.counters.groups_taken)
         self._feed.refeed(prompt_id, version=at)
 
     def _give_up(self, prompt_id: str, *, reason: str, replica: str, at: int) -> None:
         """Another prompt takes this one's place, or the next step would wait for it forever."""
+        self._record("dead", prompt_id, reason)
         self._feed.give_up(prompt_id, reason=reason, replica=replica)
         self._returns.pop(prompt_id, None)
         self.counters.prompts_dead += 1
@@ -336,6 +345,8 @@ class Intake:
             key for key in self._feed.outstanding if self._feed.sequence_of(key) != asked.get(key)
         }
         present = unfinished | answered | taken.keys() | asked_since
+        for lost in [key for key in self._feed.outstanding if key not in present]:
+            self._record("refed", lost, "lost by Redis")
         self.counters.prompts_lost += self._feed.refill(present, version=at)
 
     def _has_stalled(self, waiting: "_Waiting") -> bool:

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Literal
 
 from common.messages import Provenance, Scored, ScoredGroup
-from services.learner.state.durable import cut_torn_line, replace_text
+from services.learner.state import durable
 
 Kind = Literal["gauge", "counter", "sum"]
 """Of a figure: its last value counts, it is a total already, or each step's value is added up."""
@@ -295,18 +295,17 @@ def append(path: Path, figures: Mapping[str, float | int]) -> None:
     """Add one line to a metrics file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rounded = {name: round(value, 6) for name, value in figures.items()}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(rounded) + "\n")
+    durable.append(path, json.dumps(rounded))
 
 
 def keep_until(path: Path, *, step: int) -> None:
     """Drop the lines after `step`: a resumed run writes them again. A torn last line goes too."""
     if not path.exists():
         return
-    cut_torn_line(path)
+    durable.cut_torn_line(path)
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
     kept = [line for line in lines if json.loads(line)["step"] <= step]
-    replace_text(path, "".join(f"{line}\n" for line in kept))
+    durable.replace_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _scored(group: ScoredGroup, provenance: Provenance) -> list[Scored]:

@@ -221,6 +221,7 @@ class Learner:
         gap = self._probe(version)
         if self.desk is None:
             return
+        self.desk.trained(groups, step=version, applied=not figures["learner/skipped_steps"])
         line = {"step": version, "policy_version": version, **figures, **self.desk.figures()}
         line |= self.publisher.figures
         line |= metrics.group_metrics(groups, version=version - 1)

@@ -43,6 +43,7 @@ PATHS = list(paths(typer.main.get_command(tempsamp.app)))
 def test_every_command_is_in_the_tree() -> None:
     assert {" ".join(names) for names in PATHS} == {
         "",
+        "audit",
         "compare",
         "data",
         "data convert",

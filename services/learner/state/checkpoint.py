@@ -57,6 +57,8 @@ class RunState(BaseModel):
     """Optimizer steps done; also the policy version of the saved weights."""
     feed: FeedState
     intake: IntakeState
+    ledger_bytes: int
+    """Size of `ledger.jsonl` with everything that this state contains."""
     rng: str
     """State of torch's CPU generator, hex."""
 

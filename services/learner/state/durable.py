@@ -7,7 +7,10 @@ then the rename, then the folder it happened in.
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
+
+from common.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,26 @@ def replace_text(path: Path, text: str) -> None:
     sync(partial)
     partial.replace(path)
     sync(path.parent)
+
+
+def append(path: Path, line: str, *, synced: bool = False) -> None:
+    """Add a line to a file; `synced`: it is on the disk when this returns.
+
+    Raises:
+        CheckpointError: it cannot be written; the torn line is cut when the run is resumed.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            if synced:
+                os.fsync(file.fileno())
+    except OSError as error:
+        free_mb = shutil.disk_usage(path.parent).free / 1e6
+        raise CheckpointError(
+            f"learner.run_dir: {path}: {error.strerror} (found {free_mb:,.0f} MB free): make room "
+            "and resume (--resume)"
+        ) from error
 
 
 def cut_torn_line(path: Path) -> None:

@@ -38,6 +38,8 @@ class Ring:
     max_unusable_in_a_row: int = 6
     max_without_verdict_s: float = 1800.0
     opened: list[Broker] = field(default_factory=list)
+    recorded: list[tuple[str, str, str]] = field(default_factory=list)
+    """Fate, prompt id, reason."""
 
     def __post_init__(self) -> None:
         self.replica = self.open_broker()
@@ -85,7 +87,12 @@ class Ring:
             runner=self.runner,
             settings=learner,
             state=IntakeState.model_validate_json(saved[1]) if saved else None,
+            record=self._record,
         )
+
+    def _record(self, fate: str, prompt_id: str, reason: str) -> None:
+        assert self.feed.request(prompt_id).prompt_id == prompt_id, "it is still outstanding"
+        self.recorded.append((fate, prompt_id, reason))
 
     def checkpoint(self) -> tuple[str, str]:
         return self.feed.state().model_dump_json(), self.intake.state().model_dump_json()
@@ -512,6 +519,31 @@ class TestDrops:
 
         assert ring.take(at=0, on_idle=on_idle)[0] == first
         assert ring.intake.counters.prompts_dead == 0
+
+
+class TestRecord:
+    def test_each_fate_is_told_with_its_reason(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        dead = ring.fail("no frames")
+        (stale,) = ring.answer(1, version=3)
+        (unscored,) = ring.answer(1, version=5, num_scored=0)
+        ring.take(at=5, on_idle=lambda: ring.answer(version=5))
+        assert ring.recorded == [
+            ("dead", dead, "1 replica(s) failed at it, the last one: no frames"),
+            ("stale", stale, "stale by 2 steps"),
+            ("returned", unscored, "reward service: no answer within 10 s"),
+        ]
+
+    def test_what_redis_lost_is_told(
+        self, open_ring: Callable[..., Ring], own_redis_server: RedisServer
+    ) -> None:
+        ring = open_ring(server=own_redis_server)
+        ring.feed.top_up(0)
+        waiting = list(ring.feed.outstanding)
+        own_redis_server.kill()
+        own_redis_server.start_again(forget=True)
+        ring.take(at=0, on_idle=ring.answer)
+        assert ring.recorded == [("refed", prompt_id, "lost by Redis") for prompt_id in waiting]
 
 
 class TestCrash:

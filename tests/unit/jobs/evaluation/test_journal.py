@@ -54,7 +54,9 @@ def test_a_line_is_on_disk_when_append_returns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
-def test_a_cut_last_line_is_dropped_and_asked_again(cut: int, tmp_path: Path) -> None:
+def test_a_cut_last_line_is_dropped_and_asked_again(
+    cut: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with journal(tmp_path) as opened:
         for id in "12":
             opened.append(record(id))
@@ -63,6 +65,7 @@ def test_a_cut_last_line_is_dropped_and_asked_again(cut: int, tmp_path: Path) ->
     with journal(tmp_path) as again:
         # Of a line that only lacks its end nothing is lost.
         assert again.answered == ({"1", "2"} if cut == 1 else {"1"})
+        assert ("torn last line left out" in caplog.messages) == (cut > 1)
         if cut > 1:
             again.append(record("2"))
     assert [one.id for one in read_records(tmp_path)] == ["1", "2"]

@@ -1,16 +1,25 @@
-"""The loop on recorded groups: signals, crashes, refusals. Real Redis, real ranks, no vLLM."""
+"""The learner on recorded groups: signals, crashes, refusals. Real Redis and ranks, no vLLM."""
 
+import hashlib
+import json
 import os
+import random
 import re
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fixtures.recorded_learner import LearnerProcess, RecordedRing
+from common.queue.ledger import FILE, read_ledger
+from jobs.audit.findings import Audit, audit
+from tests.fixtures.recorded_learner import NUM_ROWS, LearnerProcess, RecordedRing
 from tests.fixtures.redis_server import RedisServer
+
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture
@@ -166,6 +175,79 @@ class TestOneLearner:
         second = ring.start(steps=6, resume=True, checkpoint_every=2)
         second.finish()
         assert not second.said("waiting for the run: another learner has it")
+
+
+def audited(ring: RecordedRing) -> Audit:
+    rows = (ring.folder / "rows.jsonl").read_bytes()
+    ids = [str(number) for number in range(1, NUM_ROWS + 1)]
+    lines = list(read_ledger(ring.run_dir / FILE))
+    return audit(lines, rows=ids, rows_sha256=hashlib.sha256(rows).hexdigest())
+
+
+class TestKilled:
+    """SIGKILL at three random points: what a resumed run comes to is what it would have been."""
+
+    STEPS = 24
+
+    @pytest.mark.parametrize("ranks", [1, 2])
+    def test_final_weights_are_the_same_bits_and_every_row_was_trained_once(
+        self, ring: RecordedRing, redis_server: RedisServer, run_id: str, tmp_path: Path, ranks: int
+    ) -> None:
+        with RecordedRing(redis_server, run_id=f"{run_id}-b", folder=tmp_path / "b") as whole:
+            whole.start(ranks=ranks, steps=self.STEPS).finish()
+            wanted = whole.weights(self.STEPS)
+        seed = time.time_ns()
+        points = random.Random(seed)
+        for number in range(3):
+            learner = ring.start(ranks=ranks, steps=self.STEPS, resume=number > 0)
+            version = points.randint(7 * number + 2, 7 * number + 8)
+            learner.wait_for("published", policy_version=version)
+            time.sleep(points.uniform(0, 0.1))
+            learner.kill()
+        last = ring.start(ranks=ranks, steps=self.STEPS, resume=True)
+        last.finish()
+        assert last.said("resumed"), f"seed {seed}"
+        assert ring.weights(self.STEPS) == wanted, f"seed {seed}"
+        found = audited(ring)
+        assert (found.step, found.num_unproven, found.violations) == (self.STEPS, 0, [])
+        assert [epoch.is_finished for epoch in found.epochs][:4] == [True] * 4
+        assert all(len(epoch.steps) == NUM_ROWS for epoch in found.epochs[:4])
+
+
+class TestLedger:
+    def test_a_command_proves_it_and_names_a_line_that_was_taken_out(
+        self, ring: RecordedRing
+    ) -> None:
+        ring.start(steps=10, checkpoint_every=3).finish()
+        command = [sys.executable, "-m", "tempsamp", "audit", str(ring.run_dir)]
+
+        def prove() -> subprocess.CompletedProcess[str]:
+            return subprocess.run(command, capture_output=True, text=True, check=False)
+
+        proven = prove()
+        assert proven.returncode == 0, proven.stderr
+        assert "proven up to the checkpoint of step 10" in proven.stdout
+        ledger = ring.run_dir / FILE
+        lines = ledger.read_text().splitlines(keepends=True)
+        (step,) = [line for line in lines if '"kind":"step","step":3,' in line]
+        ledger.write_text("".join(line for line in lines if line != step))
+        refused = prove()
+        assert refused.returncode == 1
+        for group in json.loads(step)["groups"]:
+            line = f"tempsamp: epoch 0 row {group['row_id']}: neither trained on nor listed\n"
+            assert line in refused.stderr
+
+    def test_lines_after_the_checkpoint_are_cut_when_it_is_resumed(
+        self, ring: RecordedRing
+    ) -> None:
+        ring.start(steps=4, checkpoint_every=2).finish()
+        ledger = ring.run_dir / FILE
+        sealed = ledger.read_bytes()
+        with ledger.open("a") as file:
+            file.write(sealed.decode().splitlines(keepends=True)[1] + '{"kind": "st')
+        ring.start(steps=6, checkpoint_every=2, resume=True).finish()
+        assert ledger.read_bytes().startswith(sealed)
+        assert audited(ring).violations == []
 
 
 class TestWaits:

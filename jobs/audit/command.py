@@ -1,0 +1,110 @@
+"""`tempsamp audit RUN_DIR`: was every row trained on exactly once, or is it listed?
+
+    <run_dir>/ledger.jsonl + the row file -> [jobs.audit.findings] -> a table, lists, exit code
+
+Needs neither Redis nor a model, and may be asked while the run trains.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from common.errors import ConfigError
+from common.queue.ledger import FILE, RunLine, read_ledger
+from jobs.audit.findings import Audit, Epoch, audit
+
+LISTED = 20
+"""Rows a list shows."""
+
+
+def command(
+    run_dir: Annotated[Path, typer.Argument(help="The run's folder, learner.run_dir.")],
+    rows: Annotated[
+        Path | None, typer.Option(help="The row file, where it has moved; default: the ledger's.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help=f"List all rows, not {LISTED} of each kind.")
+    ] = False,
+) -> None:
+    """Prove from a run's ledger that every row was trained on exactly once, or list it.
+
+    Exit code 1 if that is not so: the rows and steps concerned are named. Exit code 2 for a folder
+    without a ledger or with one that cannot be read.
+    """
+    lines = list(read_ledger(run_dir / FILE))
+    if rows is None:
+        if not lines or not isinstance(lines[0], RunLine):
+            raise ConfigError(f"{run_dir / FILE}: found no first line of a run, wanted --rows FILE")
+        rows = Path(lines[0].rows)
+    ids, digest = _rows(rows)
+    try:
+        found = audit(lines, rows=ids, rows_sha256=digest)
+    except ValueError as error:
+        raise ConfigError(f"{run_dir / FILE}: {error}") from error
+    _show(found, limit=None if everything else LISTED)
+    if found.violations:
+        for line in found.violations:
+            typer.echo(f"tempsamp: {line}", err=True)
+        raise typer.Exit(1)
+
+
+def _rows(path: Path) -> tuple[list[str], str]:
+    """Ids of the rows of a file, which are their line numbers, and its digest."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"--rows: {path}: {error.strerror or error}: wanted the run's row file"
+        ) from error
+    ids = [str(number) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+    return ids, hashlib.sha256(content).hexdigest()
+
+
+def _show(found: Audit, *, limit: int | None) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("epoch", "", "rows", "trained", "given up", "rejected", "in flight", "to come"):
+        table.add_column(name, justify="left" if not name else "right")
+    for epoch in found.epochs:
+        table.add_row(*_cells(epoch, found))
+    console.print(table)
+    for epoch in found.epochs:
+        given_up = [f"{row}: {'; '.join(why)}" for row, why in epoch.given_up.items()]
+        _list(console, f"epoch {epoch.number}, given up", given_up, limit)
+        _list(console, f"epoch {epoch.number}, in a step that was skipped", epoch.unapplied, limit)
+    _list(console, "rejected", [f"{row}: {why}" for row, why in found.rejected.items()], limit)
+    again = ", ".join(f"{count} {fate}" for fate, count in sorted(found.asked_again.items()))
+    console.print(f"asked again: {again or 'none'}")
+    verdict = "not proven" if found.violations else "proven"
+    later = f"; {found.num_unproven} later line(s) are not final" if found.num_unproven else ""
+    console.print(f"{verdict} up to the checkpoint of step {found.step}{later}")
+
+
+def _cells(epoch: Epoch, found: Audit) -> list[str]:
+    done = epoch.steps.keys() | epoch.given_up.keys() | epoch.in_flight
+    rejected = found.rejected.keys() - done
+    counts = [
+        found.num_rows,
+        len(epoch.steps),
+        len(epoch.given_up),
+        len(rejected),
+        len(epoch.in_flight),
+        max(0, found.num_rows - len(done) - len(rejected)),
+    ]
+    state = "finished" if epoch.is_finished else "at work"
+    return [str(epoch.number), state, *(f"{count:,}" for count in counts)]
+
+
+def _list(console: Console, title: str, items: list[str], limit: int | None) -> None:
+    if not items:
+        return
+    console.print(f"{title}:")
+    for item in items[:limit]:
+        console.print(f"  row {item}", markup=False)
+    if limit is not None and len(items) > limit:
+        console.print(f"  and {len(items) - limit} more (--all)")
