@@ -1,8 +1,20 @@
-"""What an export takes over from the checkpoint that a run began with."""
+"""Checkpoints on the disk, and what an export takes over from the one that a run began with."""
 
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from services.learner.state.checkpoint import carry_over
+import pytest
+import torch
+
+from common import config
+from common.errors import RunLostError
+from services.learner.feed import FeedState
+from services.learner.intake import IntakeState
+from services.learner.parallel import Ranks, start_ranks
+from services.learner.policy import load_policy
+from services.learner.state.checkpoint import Checkpoints, RunState, carry_over, rng_state
+from tests.fixtures.tiny_models import Architecture
 
 
 def test_settings_are_carried_over_and_the_index_of_other_weights_is_not(tmp_path: Path) -> None:
@@ -16,3 +28,90 @@ def test_settings_are_carried_over_and_the_index_of_other_weights_is_not(tmp_pat
     carry_over(start, export)
     assert {path.name for path in export.iterdir()} == set(names)
     assert (export / "config.json").read_text() == "export"
+
+
+@pytest.fixture
+def ranks() -> Iterator[Ranks]:
+    ranks = start_ranks("cpu", timeout_s=30)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture
+def checkpoints(
+    ranks: Ranks, tiny_model: Callable[[Architecture], Path], tmp_path: Path
+) -> Checkpoints:
+    start = tiny_model("qwen3_vl")
+    document = {
+        "shared": {"run_id": "r", "model": str(start)},
+        "learner": {"rows": "none", "run_dir": str(tmp_path), "steps": 1},
+    }
+    policy = load_policy(start)
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    run = config.parse(document, environ={})
+    return Checkpoints(run, start=start, policy=policy, optimizer=optimizer, ranks=ranks)
+
+
+def state(step: int) -> RunState:
+    feed = FeedState(
+        tag="t",
+        rows_sha256="0",
+        epoch=0,
+        cursor=0,
+        next_sequence=1,
+        outstanding=(),
+        rejected=(),
+    )
+    return RunState(step=step, feed=feed, intake=IntakeState(), ledger_bytes=0, rng=rng_state())
+
+
+def test_every_file_and_folder_is_on_the_disk_before_the_rename_and_that_before_it_returns(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def recorded_fsync(descriptor: int) -> None:
+        events.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def recorded_rename(path: Path, target: Path) -> Path:
+        if path.suffix == ".partial":
+            events.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    checkpoints.save(state(7))
+    final, partial = (tmp_path / f"checkpoints/step-000007{end}" for end in ("", ".partial"))
+    before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
+    wanted = {str(partial / path.relative_to(final)) for path in (final, *final.rglob("*"))}
+    assert len(wanted) > 10
+    assert wanted <= set(before)
+    assert after == [str(tmp_path / "checkpoints")]
+
+
+def test_a_run_that_was_lost_while_it_wrote_is_not_renamed(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    asked = []
+
+    def confirm() -> None:
+        asked.append(1)
+        if len(asked) == 2:
+            raise RunLostError("taken over")
+
+    with pytest.raises(RunLostError, match="taken over"):
+        checkpoints.save(state(7), confirm=confirm)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_what_a_crash_left_half_written_is_removed(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    checkpoints.save(state(7))
+    (tmp_path / "checkpoints/step-000009.partial/shards").mkdir(parents=True)
+    checkpoints.tidy()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000007"]
+    assert checkpoints.restore() == state(7)
