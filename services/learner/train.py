@@ -343,7 +343,7 @@ def open_learner(
     torch.manual_seed(run.shared.seed)
     with contextlib.ExitStack() as owned:
         ranks = parallel.start_ranks(settings.device, timeout_s=settings.collective_timeout_s)
-        owned.callback(ranks.close)
+        owned.push(ranks.leave)
         # Not before: a signal would wait for ranks that never come.
         owned.enter_context(stop.installed())
         configure("learner", run_id=run.shared.run_id)
