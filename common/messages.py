@@ -279,7 +279,7 @@ class ReplicaIdentity(Message):
     url: str
     """Where this replica believes to be reached."""
     proof: str
-    """Hex HMAC-SHA256 of nonce and url under the token; empty without one."""
+    """Hex HMAC-SHA256 of nonce and url under the token asked for; empty without one."""
 
 
 ReplicaPhase = Literal["starting", "syncing", "serving", "draining", "broken"]

@@ -1,8 +1,9 @@
 """Proof of identity before a token is shown: challenge → HMAC of nonce and address under the token.
 
-The registry tells the learner where replicas are, and whoever can write to Redis can write there.
-So the learner asks first. The proof covers the address that the replica believes to have: a
-stranger who passes the challenge on to a real replica gets a proof of that one's address.
+The registry tells where replicas are, and whoever can write to Redis can write there. So who read
+an address there asks first: the learner, `tempsamp status` and `drain`. The proof covers the
+address that the replica believes to have: a stranger who passes the challenge on to a real replica
+gets a proof of that one's address.
 """
 
 import hmac
@@ -30,7 +31,9 @@ def verify(identity: ReplicaIdentity, *, url: str, nonce: str, token: SecretStr 
             "(rollout.advertise_host has to be the address in the registry)"
         )
     if not hmac.compare_digest(identity.proof, _proof(nonce, url=url, token=token)):
-        raise ConfigError(f"{url} does not know the token (TEMPSAMP_TOKEN): it is not told it")
+        raise ConfigError(
+            f"{url} does not know the token (TEMPSAMP_TOKEN, or its role's): it is not told it"
+        )
 
 
 def _proof(nonce: str, *, url: str, token: SecretStr | None) -> str:

@@ -53,11 +53,6 @@ class Layout:
         starts = range(0, self.num_bytes, self.bucket_bytes)
         return [(start, min(start + self.bucket_bytes, self.num_bytes)) for start in starts]
 
-    @cached_property
-    def unit(self) -> int:
-        """Bytes of the smallest value in the stream: what a delta counts in."""
-        return min((dtype_of(item).itemsize for item in self.slices), default=1)
-
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         """What lies in bytes `[start, end)`, in order; padding is left out."""
         for index in range(max(0, bisect_right(self.offsets, start) - 1), len(self.slices)):

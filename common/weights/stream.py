@@ -93,7 +93,6 @@ class _Landing:
         self._group, self._stream, self._staging, self._device = group, stream, staging, device
         self._under_way: deque[tuple[int, Tensor | None, Transfer | None]] = deque()
         self._digests: list[Tensor] = []
-        self._unit = staging.layout.unit
 
     def start(self, index: int) -> None:
         start, end = self._staging.layout.buckets[index]
@@ -136,7 +135,7 @@ class _Landing:
         whole = transfer is not None and delta_E is None
         bucket_B = self._staging.open(index) if whole else self._staging.load(index)
         if delta_E is not None:
-            patch(bucket_B, delta_E, unit=self._unit)
+            patch(bucket_B, delta_E)
         self._digests.append(bucket_digest(bucket_B))
         if transfer is not None:
             self._staging.keep(index)

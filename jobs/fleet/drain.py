@@ -14,10 +14,10 @@ import httpx
 import typer
 
 from common import config
-from common.config import Run
+from common.config import Run, bearer
 from common.errors import ConfigError, EngineError
 from common.secrets import Tokens, tokens
-from jobs.fleet.services import checked_url, found, opened, shown
+from jobs.fleet.services import checked_url, found, opened, vouched
 
 TIMEOUT_S = 10.0
 GONE_TIMEOUT_S = 60.0
@@ -39,23 +39,29 @@ def command(
     """Take a replica out of the ring; what it has in work is finished or handed back."""
     if "://" in replica:
         url = checked_url(replica, knob="REPLICA")
-        _drain(url, tokens())
+        asyncio.run(_drain(url, tokens(), vouch=False))
         typer.echo(f"{url} drains")
         return
     if run_file is None:
         raise ConfigError(f"--config: found none, wanted a run file to look {replica!r} up")
     run = config.load(run_file, overrides=overrides or ())
     status = asyncio.run(found(run, replica))
-    _drain(status.url, run.shared.tokens)
+    asyncio.run(_drain(status.url, run.shared.tokens, vouch=True))
     typer.echo(f"{status.replica} drains")
     if wait:
         asyncio.run(_until_gone(run, status.replica))
         typer.echo(f"{status.replica} is gone")
 
 
-def _drain(url: str, known: Tokens) -> None:
+async def _drain(url: str, known: Tokens, *, vouch: bool) -> None:
+    headers = bearer(known.of("control"))
     try:
-        answer = httpx.post(f"{url}/v1/drain", headers=shown(known, "control"), timeout=TIMEOUT_S)
+        async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+            if vouch:
+                await vouched(client, url, tokens=known, role="control")
+            answer = await client.post(f"{url}/v1/drain", headers=headers)
+    except ConfigError as error:  # who answers there did not prove to be ours
+        raise EngineError(str(error)) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise EngineError(f"{url}: {type(error).__name__}: {error}") from error
     if answer.status_code in (401, 403):

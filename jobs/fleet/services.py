@@ -8,6 +8,7 @@ A replica that does not answer is shown as the registry has it. Neighbours: `com
 
 import asyncio
 import ipaddress
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -17,16 +18,18 @@ from pydantic import BaseModel, ValidationError
 
 from common.config import Learner, Run, bearer
 from common.errors import ConfigError, QueueError
-from common.messages import Message, ReplicaStatus
+from common.messages import Message, ReplicaIdentity, ReplicaStatus
 from common.queue.access import connection_options
 from common.queue.broker import Broker
 from common.rest.address import base_url
 from common.rest.fleet_api import LearnerReport, ReplicaReport
+from common.rest.identity import verify
 from common.secrets import Role, Tokens
 
 TIMEOUT_S = 3.0
 REDIS_OUTAGE_S = 3.0
 SHOWN_CHARS = 200
+NONCE_BYTES = 32
 
 Report = TypeVar("Report", bound=BaseModel)
 
@@ -140,9 +143,23 @@ def url_of_learner(learner: Learner) -> str | None:
     return base_url(host, learner.metrics_port)
 
 
-def shown(tokens: Tokens, role: Role) -> dict[str, str]:
-    """Headers for a service that the registry, or the caller, names."""
-    return bearer(tokens.of(role))
+async def vouched(client: httpx.AsyncClient, url: str, *, tokens: Tokens, role: Role) -> None:
+    """Have who answers at an address of the registry prove to know a token, before it is shown.
+
+    Raises:
+        ConfigError: it does not, or belongs to another address.
+        httpx.HTTPError: nothing answers there.
+    """
+    if (token := tokens.of(role)) is None:
+        return
+    nonce = secrets.token_hex(NONCE_BYTES)
+    answer = await client.get(f"{url}/v1/identity", params={"nonce": nonce, "role": role})
+    answer.raise_for_status()
+    try:
+        identity = ReplicaIdentity.model_validate_json(answer.content)
+    except ValidationError as error:
+        raise ConfigError(f"{url}: found no identity of a replica: {error}") from error
+    verify(identity, url=url, nonce=nonce, token=token)
 
 
 def checked_url(url: str, *, knob: str) -> str:
@@ -161,7 +178,7 @@ def checked_url(url: str, *, knob: str) -> str:
 
 
 async def _replica(client: httpx.AsyncClient, status: ReplicaStatus, tokens: Tokens) -> Replica:
-    report, unreachable = await _ask(client, status.url, ReplicaReport, tokens)
+    report, unreachable = await _ask(client, status.url, ReplicaReport, tokens, vouch=True)
     return Replica(
         status=report.status if report else status, report=report, unreachable=unreachable
     )
@@ -172,19 +189,23 @@ async def _learner(
 ) -> tuple[LearnerReport | None, str | None]:
     if url is None:
         return None, "learner.metrics_port is 0: --learner URL says where it is"
-    return await _ask(client, url, LearnerReport, tokens)
+    return await _ask(client, url, LearnerReport, tokens, vouch=False)
 
 
 async def _ask(
-    client: httpx.AsyncClient, url: str, model: type[Report], tokens: Tokens
+    client: httpx.AsyncClient, url: str, model: type[Report], tokens: Tokens, *, vouch: bool
 ) -> tuple[Report | None, str | None]:
     """A report, or why there is none."""
     try:
-        answer = await client.get(f"{url}/v1/status", headers=shown(tokens, "generate"))
+        if vouch:
+            await vouched(client, url, tokens=tokens, role="generate")
+        answer = await client.get(f"{url}/v1/status", headers=bearer(tokens.of("generate")))
         answer.raise_for_status()
         return model.model_validate_json(answer.content), None
     except httpx.HTTPStatusError as error:
         return None, f"status {error.response.status_code}: {error.response.text[:SHOWN_CHARS]}"
+    except ConfigError as error:
+        return None, str(error)[:SHOWN_CHARS]
     except ValidationError:
         return None, f"not a {model.__name__}"
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:

@@ -172,10 +172,12 @@ async def leave(body: LeaveBody, replica: Asked) -> ReplicaStatus:
 
 @routes.get("/v1/identity", responses=refusals(422))
 async def identity(
-    nonce: Annotated[str, Query(min_length=32, max_length=128)], replica: Asked
+    nonce: Annotated[str, Query(min_length=32, max_length=128)],
+    replica: Asked,
+    role: Role = "control",
 ) -> ReplicaIdentity:
-    """Knows the token, without being told it."""
-    token = replica.shared.tokens.of("control")
+    """Knows the token of a role, without being told it."""
+    token = replica.shared.tokens.of(role)
     return identity_of(replica.name, url=replica.url, nonce=nonce, token=token)
 
 

@@ -158,7 +158,7 @@ class Snapshot:
 
     def _compare(self, index: int, bucket_B: Tensor) -> None:
         assert self._staging is not None
-        delta_E = _difference(bucket_B, self._staging.load(index), unit=self.layout.unit)
+        delta_E = _difference(bucket_B, self._staging.load(index))
         if delta_E is not None:
             self._deltas[index] = delta_E
         self._staging.open(index).copy_(bucket_B)
@@ -246,6 +246,6 @@ def _has_gaps(by_rank: dict[int, list[shards.Part]], layout: Layout, size: int) 
     )
 
 
-def _difference(new_B: Tensor, old_B: Tensor, *, unit: int) -> Tensor | None:
+def _difference(new_B: Tensor, old_B: Tensor) -> Tensor | None:
     """As `encode`, and an empty tensor where nothing changed."""
-    return new_B[:0] if torch.equal(new_B, old_B) else encode(new_B, old_B, unit=unit)
+    return new_B[:0] if torch.equal(new_B, old_B) else encode(new_B, old_B)

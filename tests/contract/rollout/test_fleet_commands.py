@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -15,6 +17,7 @@ import pytest
 
 from common import config
 from common.config import Run, bearer
+from common.messages import ReplicaStatus
 from services.learner.status import serving
 from services.rollout.app import create_app
 from services.rollout.replica import Replica
@@ -22,7 +25,7 @@ from tests.contract.rollout.test_process import Process, replica
 from tests.fixtures.documents import ROOT
 from tests.fixtures.redis_server import RedisServer
 from tests.fixtures.stub_replica import load
-from tests.fixtures.wire import prompt_request
+from tests.fixtures.wire import prompt_request, replica_status
 
 TOKENS = {"TEMPSAMP_CONTROL_TOKEN": "for-control", "TEMPSAMP_GENERATE_TOKEN": "for-generate"}
 
@@ -133,7 +136,17 @@ def test_what_cannot_be_drained_is_one_line(ring: Ring, two: tuple[Process, Proc
     assert "found 2 replicas" in ambiguous.stderr
     refused = ring.tempsamp("drain", "a-", environ={"TEMPSAMP_CONTROL_TOKEN": "for-generate"})
     assert refused.returncode == 1
-    assert "403; set TEMPSAMP_TOKEN or TEMPSAMP_CONTROL_TOKEN" in refused.stderr
+    assert "does not know the token" in refused.stderr
+    by_url = subprocess.run(
+        [sys.executable, "-m", "tempsamp", "drain", two[0].url],
+        cwd=ROOT,
+        env={**os.environ, "TEMPSAMP_CONTROL_TOKEN": "for-generate"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "403; set TEMPSAMP_TOKEN or TEMPSAMP_CONTROL_TOKEN" in by_url.stderr
     assert [one.process.poll() for one in two] == [None, None]
 
 
@@ -194,6 +207,43 @@ def test_status_shows_replicas_learner_and_queues(
     assert by_name["a"]["status"]["phase"] == "syncing"
     assert by_name["b"]["report"] is None
     assert "Connect" in by_name["b"]["unreachable"]
+
+
+def test_an_address_of_the_registry_is_told_no_token_before_it_proved_to_know_it(
+    ring: Ring,
+) -> None:
+    """Whoever can write to Redis can have a replica listed."""
+    told: list[str | None] = []
+
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told.append(self.headers["Authorization"])
+            identity = {"replica": "c", "url": url, "proof": "5e" * 32}
+            body = json.dumps(identity).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asyncio.run(_list(ring, replica_status("c").model_copy(update={"url": url})))
+        found = json.loads(ring.tempsamp("status", "--json").stdout)
+        drained = ring.tempsamp("drain", "c")
+        server.shutdown()
+    assert "does not know the token" in found["replicas"][0]["unreachable"]
+    assert drained.returncode == 1
+    assert "does not know the token" in drained.stderr
+    assert told == [None, None]
+
+
+async def _list(ring: Ring, status: ReplicaStatus) -> None:
+    broker = ring.redis.broker(ring.run_id)
+    await broker.announce(status, ttl_s=60)
+    await broker.close()
 
 
 async def test_the_route_answers_before_the_process_ends() -> None:
