@@ -17,9 +17,9 @@ from torch import Tensor
 
 from common.errors import WeightError
 from common.weights.layout import aligned
-from common.weights.words import BLOCK_WORDS, find_changed, put_changed
 
 WORD_BYTES = 2
+BLOCK_WORDS = 2**16
 _BYTES_A_CHANGE = 2 * WORD_BYTES
 _SPARE_CHANGES = 4
 """Room that `find_changed` wants beyond what it finds."""
@@ -75,10 +75,12 @@ def patch(bucket_B: Tensor, encoded_E: Tensor) -> None:
 
 def _found_on_cpu(new_B: Tensor, old_B: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Counts [N], places [K] and words [K], or None when there are too many."""
+    from common.weights.words import find_changed  # brings numba, which only deltas on a CPU want
+
     room = new_B.numel() // _BYTES_A_CHANGE + _SPARE_CHANGES
     counts_N = np.empty(_num_blocks(new_B), np.int32)
     places_K, words_K = np.empty(room, np.uint16), np.empty(room, np.uint16)
-    total = find_changed(_words(new_B), _words(old_B), counts_N, places_K, words_K)
+    total = find_changed(_words(new_B), _words(old_B), counts_N, places_K, words_K, BLOCK_WORDS)
     if total < 0:
         return None
     found = (counts_N, places_K[:total].view(np.int16), words_K[:total].view(np.int16))
@@ -87,7 +89,11 @@ def _found_on_cpu(new_B: Tensor, old_B: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _put_on_cpu(words_W: Tensor, counts_N: Tensor, places_K: Tensor, words_K: Tensor) -> bool:
-    return put_changed(_words(words_W), counts_N.numpy(), _words(places_K), _words(words_K))
+    from common.weights.words import put_changed
+
+    return put_changed(
+        _words(words_W), counts_N.numpy(), _words(places_K), _words(words_K), BLOCK_WORDS
+    )
 
 
 def _words(tensor: Tensor) -> np.ndarray:

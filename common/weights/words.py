@@ -14,7 +14,6 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_WORDS = 2**16
 _IN_LONG = 4
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 _may_write = os.access(Path(__file__).parent, os.W_OK)
@@ -28,15 +27,17 @@ def find_changed(
     counts_N: NDArray[np.int32],
     places_K: NDArray[np.uint16],
     values_K: NDArray[np.uint16],
+    block_words: int,
 ) -> np.int64 | int:
     """Fill in how many words of each block changed, their places in it, and what they are now.
 
     Args:
         new_W: W a multiple of 4.
         old_W: as it was.
-        counts_N: one for each block of `BLOCK_WORDS`.
+        counts_N: one for each block.
         places_K: room for K changes.
         values_K: as many.
+        block_words: words of a block, at most 2^16.
 
     Returns:
         How many changed; -1 where it might be more than K - 4.
@@ -48,7 +49,7 @@ def find_changed(
     long_at = np.uint64(0)
     for block in range(counts_N.size):
         before, start = found, long_at * four
-        end = min(long_at + np.uint64(BLOCK_WORDS // _IN_LONG), num_long)
+        end = min(long_at + np.uint64(block_words // _IN_LONG), num_long)
         while long_at < end:
             if new_L[long_at] != old_L[long_at]:
                 if np.int64(found) > room:
@@ -71,15 +72,16 @@ def put_changed(
     counts_N: NDArray[np.int32],
     places_K: NDArray[np.uint16],
     values_K: NDArray[np.uint16],
+    block_words: int,
 ) -> bool:
     """The other way round, in place; False, and nothing done, where a place lies beyond the end."""
     last = counts_N.size - 1
     for place in places_K[places_K.size - counts_N[last] :]:
-        if last * BLOCK_WORDS + place >= words_W.size:
+        if last * block_words + place >= words_W.size:
             return False
     at = 0
     for block in range(counts_N.size):
-        start = block * BLOCK_WORDS
+        start = block * block_words
         for _ in range(counts_N[block]):
             words_W[start + places_K[at]] = values_K[at]
             at += 1
