@@ -1,14 +1,16 @@
 """A whole stream of weights at rest: on the device where it is computed, or in pinned host memory.
 
-    work = staging.open(i)      # the bucket on the compute device, contents undefined
-    work = staging.load(i)      # the same, with its contents
-    staging.keep(i)             # what was written there stays
+    work = staging.open(i)        # the bucket on the compute device, contents undefined
+    work = staging.load(i)        # the same, with its contents
+    staging.keep(i)               # what was written there stays
+    work = staging.load(i, mine)  # mine = staging.landings(): for a reader beside the writer
 
-On the device both are views and `keep` is free. In host memory two device buckets take turns:
-contents travel asynchronously (pinned: 55 GB/s where pageable memory gives 2.5 to 7). On a CPU
-there is one memory, and no difference.
+On the device all are views and `keep` is free. In host memory two device buckets take turns, two
+for the writer and two for each reader: contents travel asynchronously (pinned: 55 GB/s where
+pageable memory gives 2.5 to 7). On a CPU there is one memory, and no difference.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -53,10 +55,8 @@ class Staging:
             )
         # Zeros between tensors: padding is part of what is digested.
         self._stream_N = memory.zero_()
-        size = layout.bucket_bytes if self._in_host else 0
-        self._landings = [
-            torch.empty(size, dtype=torch.uint8, device=device) for _ in range(NUM_LANDINGS)
-        ]
+        self._device = device
+        self._landings = self.landings()
 
     @property
     def stream_N(self) -> Tensor:
@@ -65,16 +65,26 @@ class Staging:
             torch.cuda.synchronize()
         return self._stream_N
 
-    def open(self, index: int) -> Tensor:
+    def landings(self) -> list[Tensor]:
+        """Room on the compute device for buckets of a stream in host memory, in turns; else none.
+
+        Who reads beside the one that writes needs landings of its own.
+        """
+        size = self.layout.bucket_bytes if self._in_host else 0
+        return [
+            torch.empty(size, dtype=torch.uint8, device=self._device) for _ in range(NUM_LANDINGS)
+        ]
+
+    def open(self, index: int, landings: Sequence[Tensor] | None = None) -> Tensor:
         """[B] uint8 on the compute device, for writing."""
         start, end = self.layout.buckets[index]
         if self._in_host:
-            return self._landings[index % NUM_LANDINGS][: end - start]
+            return (landings or self._landings)[index % NUM_LANDINGS][: end - start]
         return self._stream_N[start:end]
 
-    def load(self, index: int) -> Tensor:
+    def load(self, index: int, landings: Sequence[Tensor] | None = None) -> Tensor:
         """As `open`, holding what was kept."""
-        work_B = self.open(index)
+        work_B = self.open(index, landings)
         if self._in_host:
             start, end = self.layout.buckets[index]
             work_B.copy_(self._stream_N[start:end], non_blocking=True)

@@ -123,10 +123,11 @@ class Snapshot:
     def buckets(self, *, deltas: bool) -> Iterator[Tensor]:
         """What travels, in order, each as soon as it is captured; [B] uint8 on the device."""
         assert self._staging is not None
+        landings = self._staging.landings()  # those of the staging are the capture's
         for index in range(len(self.layout.buckets)):
             self._progress.wait_for(index)
             delta_E = self._deltas.get(index) if deltas else None
-            yield self._staging.load(index) if delta_E is None else delta_E
+            yield self._staging.load(index, landings) if delta_E is None else delta_E
 
     def wait_digest(self) -> str:
         """The digest, once the capture is complete."""
