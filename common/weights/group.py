@@ -80,16 +80,18 @@ class WeightGroup:
         """
         prefixed = PrefixStore("weights", store)
         timeout = timedelta(seconds=timeout_s)
+        group = None
         try:
             if device.type == "cuda":
-                with _blocking_waits():
-                    made = _nccl_group(prefixed, rank, world_size, timeout)
+                # NCCL would wait for a missing member for ever, and could not be stopped.
+                _wait_for_all(prefixed, rank, world_size, timeout)
+                made = _nccl_group(prefixed, rank, world_size, timeout)
             else:
                 made = _gloo_group(prefixed, rank, world_size, timeout, (host, port))
             group = cls(made, store, backend=backend_of(device), deadline_s=timeout_s)
             group.broadcast(torch.zeros(16, dtype=torch.uint8, device=device))
         except (RuntimeError, ValueError, TimeoutError, OSError, GroupError) as error:
-            store.close()
+            (group or store).close()
             raise GroupError(
                 f"rank {rank} of {world_size}: the weight group was not complete within "
                 f"{timeout_s} s: {error}"
@@ -135,7 +137,8 @@ class WeightGroup:
             return
         self._aborted.set()
         if self.backend == "nccl" and self._group is not None:
-            self._group.abort()
+            with contextlib.suppress(RuntimeError):  # it was not done within the group's timeout
+                self._group.abort()
 
     def close(self) -> None:
         """Abort what is under way and drop the group, without waiting for anybody."""
@@ -143,11 +146,8 @@ class WeightGroup:
             return
         self._store.close()
         self.abort()
-        if self.backend == "nccl":
-            self._group = None
-            return
-        # The destructor waits for operations that were left behind, without the GIL: it has to run
-        # in a thread of its own, which therefore gets the last reference.
+        # gloo's destructor waits for operations that were left behind, without the GIL: it has to
+        # run in a thread of its own, which therefore gets the last reference. NCCL's may as well.
         last_reference, self._group = [self._group], None
         threading.Thread(target=last_reference.clear, daemon=True).start()
 
@@ -239,18 +239,25 @@ def _gloo_group(
     return dist.ProcessGroupGloo(store, rank, world_size, options)
 
 
+def _wait_for_all(store: PrefixStore, rank: int, world_size: int, timeout: timedelta) -> None:
+    store.set(f"here/{rank}", "1")
+    store.wait([f"here/{other}" for other in range(world_size)], timeout)
+
+
 def _nccl_group(store: PrefixStore, rank: int, world_size: int, timeout: timedelta) -> Any:
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timeout
-    return dist.ProcessGroupNCCL(store, rank, world_size, options)
+    with _blocking_waits():
+        return dist.ProcessGroupNCCL(store, rank, world_size, options)
 
 
 @contextlib.contextmanager
 def _blocking_waits() -> Iterator[None]:
     """ProcessGroupNCCL reads this in its constructor, so FSDP's groups keep what they have.
 
-    Without it, a member that dies leaves this process with a CUDA context in which every call
-    hangs; with it, abort works and the process lives (tried once on an H200, three processes).
+    With it PyTorch starts no watchdog for the group. The watchdog would abort from a thread of its
+    own, and take down the process, when a member dies; without it abort works and the process lives
+    (three processes on an H200).
     """
     before = os.environ.get(BLOCKING_WAIT)
     os.environ[BLOCKING_WAIT] = "1"

@@ -165,7 +165,6 @@ class Receiver:
         if self._stream is None:
             yield
             return
-        torch.cuda.set_device(self._device)
         with torch.cuda.stream(self._stream):
             yield
             self._stream.synchronize()

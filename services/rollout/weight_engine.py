@@ -117,6 +117,9 @@ class TempSampWeightTransferEngine(WeightTransferEngine[LinkInfo, NoInfo]):
         self.model.load_weights(views)
         finalize_layerwise_reload(self.model, self.model_config)
         self._repack_tied_heads()
+        if self.device.type == "cuda":
+            # Staging may be written to once this has returned.
+            torch.cuda.synchronize(self.device)
 
     def _repack_tied_heads(self) -> None:
         """A head tied to the embedding loads no weights of its own, so the reload passes it by; but

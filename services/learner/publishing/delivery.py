@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 INTRODUCTIONS_AT_ONCE = 8
+MEETING = 2
+"""Deadlines that a meeting may take: NCCL cannot be stopped while it makes a communicator."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,9 @@ class Delivery:
             asking[member.replica] = self._peers.join(member, request)
         joining = in_thread(lambda: self._join(store, world_size, rehearsal=rehearsal))
         try:
-            group, _ = await self._all(joining, asking, abort=lambda: None)
+            group, _ = await self._all(
+                joining, asking, abort=lambda: None, within_s=MEETING * self._timeout_s
+            )
         except _BrokenError:
             store.close()
             raise
@@ -319,15 +323,18 @@ class Delivery:
         asking: dict[str, Coroutine[Any, Any, ReplicaStatus]],
         *,
         abort: Callable[[], None],
+        within_s: float | None = None,
     ) -> tuple[T, list[ReplicaStatus]]:
         """Our part of a collective beside what each member answers; the first failure ends it.
+
+        `within_s` bounds the whole; without it, what comes after our part alone is bounded.
 
         Raises:
             _BrokenError: says who failed so far.
         """
         answers = {name: asyncio.ensure_future(asked) for name, asked in asking.items()}
         waiting: set[asyncio.Future[Any]] = {ours, *answers.values()}
-        end_s: float | None = None
+        end_s = None if within_s is None else time.monotonic() + within_s
         while waiting:
             left_s = None if end_s is None else max(0.0, end_s - time.monotonic())
             done, waiting = await asyncio.wait(
