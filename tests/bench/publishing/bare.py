@@ -44,14 +44,14 @@ class Bare:
 
     def broadcast(self) -> float:
         """Seconds until everybody has everything."""
-        self._line.say(goes_on=True)
+        self._line.say("on")
         started = time.monotonic()
         self._line.broadcast()
         return time.monotonic() - started
 
     def close(self) -> None:
         """End the receivers."""
-        self._line.say(goes_on=False)
+        self._line.say("end")
         for process in self._processes:
             process.join()
 
@@ -62,7 +62,7 @@ def receive(rank: int, world_size: int, port: int, num_bytes: int, device: torch
     be_a_host_of_its_own(f"bare{rank}")
     store = dist.TCPStore("127.0.0.1", port, timeout=TIMEOUT)
     line = _Line(store, rank, world_size, num_bytes, device)
-    while line.say(goes_on=True):
+    while line.hear() == "on":
         line.broadcast()
 
 
@@ -77,7 +77,7 @@ class _Line:
     def __init__(
         self, store: Any, rank: int, world_size: int, num_bytes: int, device: torch.device
     ) -> None:
-        self._device = device
+        self._device, self._store, self._rounds = device, store, 0
         self._memory_N = torch.ones(num_bytes, dtype=torch.uint8, device=device)
         if device.type == "cuda":
             options = dist.ProcessGroupNCCL.Options()
@@ -86,12 +86,24 @@ class _Line:
         else:
             self._group = dist.ProcessGroupGloo(store, rank, world_size, TIMEOUT)
 
-    def say(self, *, goes_on: bool) -> bool:
-        """What rank 0 says, on every rank."""
-        said = torch.tensor([goes_on], dtype=torch.int32, device=self._device)
-        self._start(said).wait()
-        self._meet()
-        return bool(said)
+    def say(self, word: str) -> None:
+        """Rank 0 begins a round or ends them.
+
+        Through the store: on a GPU a receiver that waited in a collective would take time slices
+        from whatever is measured in between.
+        """
+        self._rounds += 1
+        self._store.set(f"round{self._rounds}", word)
+        if word == "on":
+            self._meet()
+
+    def hear(self) -> str:
+        """Others: what rank 0 says."""
+        self._rounds += 1
+        word: str = self._store.get(f"round{self._rounds}").decode()
+        if word == "on":
+            self._meet()
+        return word
 
     def broadcast(self) -> None:
         """All buckets; returns when everybody has them."""

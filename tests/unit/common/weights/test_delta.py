@@ -84,3 +84,24 @@ def test_damaged_deltas_are_refused() -> None:
     beyond[16:18] = 255
     with pytest.raises(WeightError, match="beyond the 2048 words"):
         patch(old, beyond)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda:0"], indirect=True)
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+def test_a_gpu_finds_what_a_cpu_does(
+    device: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta, "_found_on_cpu", delta._found_on_gpu)  # the same, as tested above
+    old = bucket(16 * 300_001, 0)
+    new = old.clone()
+    new[torch.rand(len(new), generator=torch.Generator().manual_seed(1)) < share / 2] ^= 1
+    encoded = encode(new, old)
+    found = encode(new.to(device), old.to(device))
+    if encoded is None or found is None:
+        assert encoded is found
+        return
+    assert torch.equal(found.cpu(), encoded)
+    patched = old.to(device)
+    patch(patched, found)
+    assert torch.equal(patched.cpu(), new)

@@ -54,3 +54,10 @@ def test_names_shapes_dtypes_order_and_buckets_are_part_of_the_closing_digest() 
     found.append(closing(a, b, bucket_bytes=32_768))
     assert len(set(found)) == len(found)
     assert closing(a, b) == found[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda:0"], indirect=True)
+def test_a_gpu_sums_as_a_cpu_does(device: str) -> None:
+    bucket = words(5 * 2**20).view(torch.uint8)
+    assert torch.equal(bucket_digest(bucket.to(device)).cpu(), positional_digest(bucket))

@@ -1,25 +1,38 @@
-"""One rank of a learner, and a fleet that ends with the test."""
+"""One rank of a learner, and a fleet that ends with the test; on the CPU, and on a GPU."""
 
+import os
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 
 from services.learner import parallel
 from services.learner.parallel import Ranks
+from tests.bench.publishing.bare import be_a_host_of_its_own
+from tests.fixtures.devices import DEVICES, skip_without
 from tests.fixtures.weight_fleet import Fleet
 
 
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """`cpu`, or `cuda:0` where there is one: the replicas share it with this process."""
+    skip_without(request.param)
+    with mock.patch.dict(os.environ):
+        be_a_host_of_its_own("learner")
+        yield request.param
+
+
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
+def ranks(device: str) -> Iterator[Ranks]:
     """Left at the end of the module: a process has one default group."""
-    ranks = parallel.start_ranks("cpu", timeout_s=60)
+    ranks = parallel.start_ranks(device.partition(":")[0], timeout_s=60)
     yield ranks
     ranks.close()
 
 
 @pytest.fixture(scope="module")
-def forking() -> Iterator[Fleet]:
-    fleet = Fleet()
+def forking(device: str) -> Iterator[Fleet]:
+    fleet = Fleet(device)
     yield fleet
     fleet.close()
 

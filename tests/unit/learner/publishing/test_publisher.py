@@ -41,13 +41,15 @@ def make(fleet: Fleet, ranks: Ranks) -> Iterator[Make]:
 
 
 @pytest.mark.parametrize("mode", ["full", "delta"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("place", ["device", "host"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_every_replica_holds_the_learners_bits(
-    fleet: Fleet, make: Make, mode: str, dtype: torch.dtype
+    fleet: Fleet, make: Make, mode: str, place: str, dtype: torch.dtype
 ) -> None:
-    replicas = fleet.start("a", "b")
+    replicas = fleet.start("a", f"b:{place}")
     weights = Weights(megabytes=2, dtype=dtype)
-    publishing = make(weights, publish=mode, min_replicas=2, bucket_bytes=300_000)
+    how = {"publish": mode, "weight_staging": place}
+    publishing = make(weights, **how, min_replicas=2, bucket_bytes=300_000)
     for version in (1, 2, 3):
         weights.nudge(share=0.02, seed=version)
         publishing.publish(version, step=version)

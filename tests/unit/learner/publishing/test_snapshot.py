@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from common.errors import WeightError
+from common.weights.delta import patch
+from common.weights.group import side_stream
 from common.weights.layout import Layout, describe, num_bytes
 from services.learner.parallel import Ranks
 from services.learner.publishing import shards
@@ -70,7 +73,9 @@ def test_any_shapes_in_any_buckets(
 
 def test_weights_that_are_computed_are_captured_as_they_are_then(ranks: Ranks) -> None:
     """As an adapter merged into its base would be."""
-    base, low = nn.Parameter(torch.ones(8, 8)), nn.Parameter(torch.zeros(8, 8))
+    base, low = (
+        nn.Parameter(fill(8, 8, device=ranks.device)) for fill in (torch.ones, torch.zeros)
+    )
     snapshot = Snapshot(
         lambda: iter([("merged", base + low)]),
         dtype=torch.float32,
@@ -89,7 +94,7 @@ def test_weights_that_are_computed_are_captured_as_they_are_then(ranks: Ranks) -
 
 
 def test_a_capture_that_breaks_ends_who_follows_it(ranks: Ranks) -> None:
-    broken = iter([[("a", torch.zeros(64))], [("a", torch.zeros(3))]])
+    broken = iter([[("a", torch.zeros(n, device=ranks.device))] for n in (64, 3)])
     snapshot = Snapshot(
         lambda: iter(next(broken)),
         dtype=torch.float32,
@@ -103,3 +108,43 @@ def test_a_capture_that_breaks_ends_who_follows_it(ranks: Ranks) -> None:
         snapshot.capture()
     with pytest.raises(WeightError, match="the capture broke"):
         list(snapshot.buckets(deltas=False))
+
+
+@pytest.mark.parametrize("place", ["device", "host"])
+def test_what_is_computed_after_a_capture_does_not_show_in_it(ranks: Ranks, place: str) -> None:
+    """A step may go on at once; who sends follows the capture on a stream of its own."""
+    device = ranks.device
+    weights = nn.Parameter(torch.zeros(4_000_000, device=device))
+    snapshot = Snapshot(
+        lambda: iter([("a", weights)]),
+        dtype=torch.bfloat16,
+        bucket_bytes=2**20,
+        ranks=ranks,
+        place=place,  # type: ignore[arg-type]
+        deltas=True,
+    )
+    sent: list[torch.Tensor] = []
+
+    def follow(deltas: bool) -> None:
+        with torch.cuda.stream(side_stream(device)):
+            sent[:] = [bucket.cpu() for bucket in snapshot.buckets(deltas=deltas)]
+
+    held = torch.zeros(snapshot.layout.num_bytes, dtype=torch.uint8)
+    for version in range(1, 6):
+        with torch.no_grad():
+            weights[version::100] = version
+        snapshot.begin()
+        deltas = snapshot.has_deltas
+        following = threading.Thread(target=follow, args=(deltas,))
+        following.start()
+        wanted = weights.detach().bfloat16().cpu()
+        snapshot.capture()
+        with torch.no_grad():
+            weights += 1
+        following.join()
+        for (start, end), bucket in zip(snapshot.layout.buckets, sent, strict=True):
+            if deltas and bucket.numel() < end - start:
+                patch(held[start:end], bucket, unit=snapshot.layout.unit)
+            else:
+                held[start:end] = bucket
+        assert torch.equal(held.view(torch.bfloat16), wanted)
