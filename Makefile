@@ -84,4 +84,4 @@ bench-publish: setup
 	@$(PY) -m tests.bench.publishing --json docs/bench/publish.json
 
 bench-gpu:
-	@$(PY) -m tests.bench.gpu_publishing
+	@$(PY) -m tests.bench.gpu_publishing --json docs/bench/gpu_publish.json

@@ -1,0 +1,142 @@
+"""What is measured: transfers beside a bare broadcast, faults in mid-broadcast, digests alone."""
+
+import asyncio
+import os
+import signal
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from common.weights.digest import bucket_digest
+from services.learner.publishing.delivery import in_thread
+from tests.bench.gpu_publishing.learner import Learner, Timing, learner_with
+from tests.bench.gpu_publishing.receivers import synchronize
+from tests.bench.publishing.bare import Bare
+from tests.bench.publishing.weights import Weights
+
+CHANGED = 0.02
+WARM_UP = 1
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and extremes of repeats."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(statistics.median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.lowest:.3f}-{self.highest:.3f})"
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Whole versions, or deltas, to one receiver."""
+
+    num_bytes: int
+    """On the wire."""
+    capture_s: Spread
+    publish_s: Spread
+    """Until the receiver has verified the digest; capture included."""
+    bare_s: Spread
+    """A bare broadcast of the whole version."""
+    publish_minus_bare_s: Spread
+    pause_ms: Spread
+    digest_s: Spread
+    """All buckets digested where they lie: part of `capture_s`, and of the receiver's time."""
+
+
+async def measure_transfer(
+    weights: Weights, *, publish: str, device: torch.device, bucket_bytes: int, repeats: int
+) -> Transfer:
+    """Publishes alternating with bare broadcasts."""
+    bare = Bare(1, num_bytes=weights.num_bytes, device=device)
+    found: list[tuple[float, Timing]] = []
+    how = {"device": device, "bucket_bytes": bucket_bytes, "publish": publish}
+    async with learner_with([publish], weights, **how) as learner:
+        for _ in range(WARM_UP + repeats):
+            weights.change(CHANGED)
+            bare_s = await in_thread(bare.broadcast)
+            found.append((bare_s, (await learner.publish())[0]))
+        digest_s = [_digest_s(learner, device) for _ in range(WARM_UP + repeats)][WARM_UP:]
+    await in_thread(bare.close)
+    kept = found[WARM_UP:]
+    return Transfer(
+        num_bytes=kept[-1][1].num_bytes,
+        capture_s=Spread.of([item.capture_s for _, item in kept]),
+        publish_s=Spread.of([item.publish_s for _, item in kept]),
+        bare_s=Spread.of([bare_s for bare_s, _ in kept]),
+        publish_minus_bare_s=Spread.of([item.publish_s - bare_s for bare_s, item in kept]),
+        pause_ms=Spread.of([item.pause_ms for _, item in kept]),
+        digest_s=Spread.of(digest_s),
+    )
+
+
+def _digest_s(learner: Learner, device: torch.device) -> float:
+    buckets = list(learner.trained.buckets(deltas=False))
+    synchronize(device)
+    started = time.monotonic()
+    for bucket_B in buckets:
+        bucket_digest(bucket_B)
+    synchronize(device)
+    return time.monotonic() - started
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One of two receivers is hit half-way through a broadcast, again and again."""
+
+    next_version_s: Spread
+    """From the event until the other has the next version."""
+    undisturbed_s: float
+    """A publish to both."""
+    after_s: float
+    """A publish to the other alone, at the end."""
+
+
+async def measure_fault(
+    weights: Weights,
+    *,
+    event: signal.Signals,
+    device: torch.device,
+    bucket_bytes: int,
+    repeats: int,
+) -> Fault:
+    """Each time another receiver is hit; all of them are started at once, to save time."""
+    how = {"device": device, "bucket_bytes": bucket_bytes, "publish": "full"}
+    found: list[float] = []
+    async with learner_with(["survivor"], weights, **how) as learner:
+        victims = [f"victim{number}" for number in range(repeats)]
+        await learner.start(victims)
+        for victim in victims:
+            await learner.publish("survivor", victim)  # forms the group of three
+            undisturbed, _ = await learner.publish("survivor", victim)
+            found.append(await _hit(learner, victim, event, undisturbed))
+        after, outcome = await learner.publish("survivor")
+        assert set(outcome.served) == {"survivor"}, f"failed: {outcome.failed}"
+    return Fault(Spread.of(found), undisturbed.publish_s, after.publish_s)
+
+
+async def _hit(learner: Learner, victim: str, event: signal.Signals, undisturbed: Timing) -> float:
+    hit_at_s: list[float] = []
+
+    def hit() -> None:
+        hit_at_s.append(time.monotonic())
+        os.kill(learner.peers.members[victim].process.pid or 0, event)
+
+    timer = asyncio.get_running_loop().call_later(undisturbed.publish_s / 2, hit)
+    _, outcome = await learner.publish("survivor", victim)
+    done_s = time.monotonic()
+    timer.cancel()
+    assert hit_at_s, "the version was there before the event"
+    assert set(outcome.served) == {"survivor"}, f"found {outcome.served}, failed {outcome.failed}"
+    learner.stop(victim)
+    return done_s - hit_at_s[0]
