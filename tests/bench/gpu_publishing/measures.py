@@ -44,6 +44,9 @@ class Transfer:
     num_bytes: int
     """On the wire."""
     capture_s: Spread
+    """While a receiver takes time slices of the same GPU."""
+    capture_alone_s: Spread
+    """With nothing sent meanwhile."""
     publish_s: Spread
     """Until the receiver has verified the digest; capture included."""
     bare_s: Spread
@@ -51,7 +54,7 @@ class Transfer:
     publish_minus_bare_s: Spread
     pause_ms: Spread
     digest_s: Spread
-    """All buckets digested where they lie: part of `capture_s`, and of the receiver's time."""
+    """All buckets digested where they lie: part of capturing, and of the receiver's time."""
 
 
 async def measure_transfer(
@@ -67,11 +70,16 @@ async def measure_transfer(
             bare_s = await in_thread(bare.broadcast)
             found.append((bare_s, (await learner.publish())[0]))
         digest_s = [_digest_s(learner, device) for _ in range(WARM_UP + repeats)][WARM_UP:]
+        alone_s = [
+            await in_thread(lambda: _capture_s(learner, weights, device))
+            for _ in range(WARM_UP + repeats)
+        ][WARM_UP:]
     await in_thread(bare.close)
     kept = found[WARM_UP:]
     return Transfer(
         num_bytes=kept[-1][1].num_bytes,
         capture_s=Spread.of([item.capture_s for _, item in kept]),
+        capture_alone_s=Spread.of(alone_s),
         publish_s=Spread.of([item.publish_s for _, item in kept]),
         bare_s=Spread.of([bare_s for bare_s, _ in kept]),
         publish_minus_bare_s=Spread.of([item.publish_s - bare_s for bare_s, item in kept]),
@@ -88,6 +96,13 @@ def _digest_s(learner: Learner, device: torch.device) -> float:
         bucket_digest(bucket_B)
     synchronize(device)
     return time.monotonic() - started
+
+
+def _capture_s(learner: Learner, weights: Weights, device: torch.device) -> float:
+    weights.change(CHANGED)
+    synchronize(device)
+    learner.trained.begin()
+    return learner.capture()
 
 
 @dataclass(frozen=True)
