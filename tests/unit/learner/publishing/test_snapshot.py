@@ -129,7 +129,7 @@ def test_what_is_computed_after_a_capture_does_not_show_in_it(ranks: Ranks, plac
         with torch.cuda.stream(side_stream(device)):
             sent[:] = [bucket.cpu() for bucket in snapshot.buckets(deltas=deltas)]
 
-    held = torch.zeros(snapshot.layout.num_bytes, dtype=torch.uint8)
+    held = torch.zeros(snapshot.layout.num_bytes, dtype=torch.uint8, device=device)
     for version in range(1, 6):
         with torch.no_grad():
             weights[version::100] = version
@@ -144,7 +144,7 @@ def test_what_is_computed_after_a_capture_does_not_show_in_it(ranks: Ranks, plac
         following.join()
         for (start, end), bucket in zip(snapshot.layout.buckets, sent, strict=True):
             if deltas and bucket.numel() < end - start:
-                patch(held[start:end], bucket, unit=snapshot.layout.unit)
+                patch(held[start:end], bucket.to(device))
             else:
                 held[start:end] = bucket
-        assert torch.equal(held.view(torch.bfloat16), wanted)
+        assert torch.equal(held.cpu().view(torch.bfloat16), wanted)
