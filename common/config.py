@@ -13,7 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from common.errors import ConfigError
 from common.messages import Mode, Sampling
@@ -35,6 +43,15 @@ ThinkInjection = Literal["bare", "splice", "none"]
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+
+
+def _without_brackets(host: str) -> str:
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+Host = Annotated[str, AfterValidator(_without_brackets)]
+"""A name, or an address of either family. Brackets may stand around an IPv6 address, as in a URL:
+one variable fills both in deploy/compose.node.yml."""
 
 
 class Section(BaseModel):
@@ -168,10 +185,10 @@ class Shared(Section):
 class Rollout(Section):
     """`[rollout]`: one replica."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8200
     """0 takes a free port; the registry tells everybody which."""
-    advertise_host: str | None = None
+    advertise_host: Host | None = None
     """Host name other services reach this replica by; default: `host`, or this machine's name when
     `host` is every interface (0.0.0.0)."""
     replica: str | None = None
@@ -257,7 +274,7 @@ class Rollout(Section):
 class Reward(Section):
     """`[reward]`: the reward service."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8100
     workers: PositiveInt = 1
     max_body_bytes: PositiveInt = 16 * 2**20
@@ -345,9 +362,9 @@ class Learner(Section):
     """Trainer rows, JSONL (SPEC A1.1)."""
     run_dir: Path
     """Checkpoints, metrics.jsonl, the resolved config."""
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address replicas reach rank 0's weight store by."""
-    metrics_host: str = "127.0.0.1"
+    metrics_host: Host = "127.0.0.1"
     """Where rank 0 answers /metrics, /healthz and /readyz."""
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 8300
     """0 takes a free port; the log line `listening` says which."""

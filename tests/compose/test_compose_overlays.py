@@ -2,13 +2,16 @@
 
 import re
 import shlex
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from common import config
+from common.rest.address import base_url, family_of
 from tests.fixtures.composed import docker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +77,22 @@ def test_settings_of_an_overlay_load(name: str, service: str) -> None:
         assert (run.rollout.device, run.rollout.gpu) == ("cuda", "claim")
     else:
         assert run.learner.device == "cuda"
+
+
+def test_nodes_may_have_ipv6_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENVIRON, "TEMPSAMP_HEAD", "[fd00::1]")
+    monkeypatch.setitem(ENVIRON, "TEMPSAMP_NODE", "[fd00::2]")
+    services = overlay("compose.node.yml")["services"]
+    words = shlex.split(services["rollout"]["environment"]["NODE_SETTINGS"])
+    run = config.load(ROOT / "deploy/configs/compose.toml", overrides=words[1::2], environ=ENVIRON)
+    assert {urlsplit(url).hostname for url in (run.shared.redis_url, run.shared.reward_url)} == {
+        "fd00::1"
+    }
+    for host in (run.rollout.host, run.learner.host):
+        assert family_of(host) == socket.AF_INET6
+        assert urlsplit(base_url(host, 8200)).hostname == host
+    # Docker wants brackets around the address of a port.
+    assert services["reward"]["ports"] == ["[fd00::1]:8100:8100"]
 
 
 def test_the_base_file_takes_what_overlays_set() -> None:

@@ -136,6 +136,9 @@ class TestOverrides:
             ("shared.model=a/b.c", lambda run: run.shared.model == "a/b.c"),
             ('learner.modes=["answer", "think"]', lambda run: run.learner.modes[1] == "think"),
             ("learner.freeze_vision=false", lambda run: not run.learner.freeze_vision),
+            ("learner.host=fd00::1", lambda run: run.learner.host == "fd00::1"),
+            ("learner.host=[fd00::1]", lambda run: run.learner.host == "fd00::1"),
+            ("rollout.advertise_host=[::1]", lambda run: run.rollout.advertise_host == "::1"),
         ],
     )
     def test_value_is_toml_or_a_bare_word(self, tmp_path: Path, override: str, read: Any) -> None:
