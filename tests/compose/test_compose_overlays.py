@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from common import config
-from common.rest.address import base_url, family_of
+from common.rest.address import base_url, family_of, is_loopback
 from tests.fixtures.composed import docker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +72,7 @@ def test_settings_of_an_overlay_load(name: str, service: str) -> None:
     if name == "compose.node.yml":
         assert run.rollout.host == ENVIRON["TEMPSAMP_NODE"]
         assert run.learner.host == ENVIRON["TEMPSAMP_HEAD"]
+        assert run.learner.metrics_host == ENVIRON["TEMPSAMP_HEAD"]
         assert ENVIRON["TEMPSAMP_HEAD"] in run.shared.redis_url
     elif service == "rollout":
         assert (run.rollout.device, run.rollout.gpu) == ("cuda", "claim")
@@ -102,6 +103,15 @@ def test_the_base_file_takes_what_overlays_set() -> None:
         assert "$$DEVICE_SETTINGS $$NODE_SETTINGS" in command
         environ = base["services"][service]["environment"]
         assert environ["DEVICE_SETTINGS"] == environ["NODE_SETTINGS"] == ""
+
+
+def test_a_learner_of_any_run_file_can_be_scraped() -> None:
+    base = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    settings = re.findall(r"--set (\S+=\S+)", base["services"]["learner"]["command"][-1])
+    recipe = ROOT / "deploy/configs/timelens_tempsamp_qwen3_5_4b.toml"
+    learner = config.load(recipe, overrides=settings, environ=ENVIRON).learner
+    assert not is_loopback(learner.metrics_host)
+    assert base["services"]["learner"]["expose"] == [str(learner.metrics_port)]
 
 
 def test_folders_of_new_volumes_exist_in_the_image() -> None:

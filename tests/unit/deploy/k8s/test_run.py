@@ -34,6 +34,8 @@ SECRETS = {"TEMPSAMP_TOKEN": "a", "TEMPSAMP_REDIS_PASSWORD": "b"}
 WAITING_SHARE = ("tempsamp_learner_wait_seconds_total", "tempsamp_learner_step_wall_seconds_total")
 """What the second trigger divides: the learner's own /metrics has both."""
 LAG_NEEDS_REDIS = 7
+POD_IP = "fd00::7"
+"""The pod's own address, as `command` fills it in."""
 
 
 def words(documents: Documents, app: str) -> list[str]:
@@ -58,7 +60,7 @@ def test_rollout_and_learner_read_one_run(overlay: str, tmp_path: Path) -> None:
     rollout, learner = (run_of(documents, app, tmp_path) for app in ("rollout", "learner"))
     assert rollout.shared == learner.shared
     assert rollout.shared.run_id == settings(documents)["RUN_ID"]
-    assert rollout.rollout.host == learner.learner.host == "fd00::7", "the pod's own address"
+    assert rollout.rollout.host == learner.learner.host == POD_IP
     assert rollout.rollout.weights == "learner"
 
 
@@ -73,6 +75,32 @@ def test_folders_of_the_run_lie_on_its_volumes(overlay: str, tmp_path: Path) -> 
     assert run.shared.video.roots == (places["clips"],)
     if run.shared.video.cache is not None:
         assert run.shared.video.cache.is_relative_to(places["clips"])
+
+
+def unscraped(documents: Documents, rollout: Run, learner: Run) -> list[str]:
+    """Apps that do not listen where the PodMonitor asks, for scaling and the dashboard."""
+    (endpoint,) = named(documents, "PodMonitor", "tempsamp")["spec"]["podMetricsEndpoints"]
+    given = dict(re.findall(r"--(host|port)=(\S+)", " ".join(words(documents, "reward"))))
+    listens = {
+        "reward": (given["host"], int(given["port"])),
+        "rollout": (rollout.rollout.host, rollout.rollout.port),
+        "learner": (learner.learner.metrics_host, learner.learner.metrics_port),
+    }
+    return [
+        app
+        for app, place in listens.items()
+        if place != (POD_IP, workload(documents, app).ports[endpoint["port"]])
+    ]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_service_listens_where_prometheus_asks(overlay: str, tmp_path: Path) -> None:
+    documents = render(overlay)
+    runs = [run_of(documents, app, tmp_path) for app in ("rollout", "learner")]
+    assert unscraped(documents, *runs) == []
+    on_loopback = "--set=learner.metrics_host=$(POD_IP)"
+    workload(documents, "learner").container["command"].remove(on_loopback)
+    assert unscraped(documents, runs[0], run_of(documents, "learner", tmp_path)) == ["learner"]
 
 
 def dead_addresses(documents: Documents, run: Run) -> list[str]:
