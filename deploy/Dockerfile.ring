@@ -1,6 +1,8 @@
 # Rollout replicas (--target rollout) and the learner (--target learner). Torch and everything else that
 # both locks pin is one layer of both images. DEVICE=cuda takes the CUDA locks.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# Where packages come from; empty: what pip's configuration in the base image says.
+ARG PIP_INDEX_URL=
 
 FROM ${PYTHON_IMAGE} AS tools
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
@@ -18,17 +20,26 @@ RUN cd deploy/locks && for service in rollout learner; do \
     && LC_ALL=C comm -13 rollout.txt learner.txt >learner-only.txt
 
 FROM tools AS shared
+ARG DEVICE=cpu
+ARG PIP_INDEX_URL
 # Where CPU torch is, if pip's own configuration knows none.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# With DEVICE=cuda: indexes of builds for another CUDA than the lock's (deploy/locks/other_cuda.sh).
+ARG CUDA_INDEX=
 # The secret is empty unless TEMPSAMP_BUILD_CA names a file; it leaves no trace in a layer.
 RUN --mount=type=secret,id=build_ca \
     if [ -s /run/secrets/build_ca ]; then export PIP_CERT=/run/secrets/build_ca; fi; \
-    install="/opt/build/bin/pip --python /opt/tempsamp/bin/python install --quiet --no-deps"; \
+    [ $DEVICE = cuda ] || CUDA_INDEX=; \
+    pip="/opt/build/bin/pip --python /opt/tempsamp/bin/python"; install="$pip install --quiet --no-deps"; \
+    for url in $CUDA_INDEX; do install="$install --extra-index-url $url"; done; \
     { $install -r torch.txt || $install --extra-index-url "$TORCH_INDEX" -r torch.txt \
         || { echo "found no $(cat torch.txt) in pip's configuration nor in $TORCH_INDEX (TEMPSAMP_TORCH_INDEX)"; exit 1; }; } \
-    && $install -r shared.txt
+    && { $install -r shared.txt \
+        || { echo "pip cannot get these packages from ${PIP_INDEX_URL:-its own index} (TEMPSAMP_PIP_INDEX)"; exit 1; }; } \
+    && CUDA_INDEX="$CUDA_INDEX" deploy/locks/other_cuda.sh $pip
 
 FROM tools AS wheel
+ARG PIP_INDEX_URL
 RUN --mount=type=secret,id=build_ca \
     if [ -s /run/secrets/build_ca ]; then export PIP_CERT=/run/secrets/build_ca; fi; \
     /opt/build/bin/pip install --quiet --no-deps "$(grep '^setuptools==[0-9.]*$' deploy/locks/cpu.lock)"
@@ -52,13 +63,17 @@ ENV PATH=/opt/tempsamp/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
 WORKDIR /tmp
 
 FROM base AS rollout
+ARG PIP_INDEX_URL
 ARG DEVICE=cpu
+ARG CUDA_INDEX=
 RUN --mount=type=secret,id=build_ca \
     --mount=type=bind,from=tools,source=/opt/build,target=/opt/build \
     --mount=type=bind,from=tools,source=/src,target=/src \
     --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     if [ -s /run/secrets/build_ca ]; then export PIP_CERT=/run/secrets/build_ca; fi; \
+    [ $DEVICE = cuda ] || CUDA_INDEX=; \
     install="/opt/build/bin/pip --python /opt/tempsamp/bin/python install --quiet --no-deps --no-cache-dir"; \
+    for url in $CUDA_INDEX; do install="$install --extra-index-url $url"; done; \
     $install -r /src/rollout-only.txt && $install --no-index /wheels/*.whl \
     && if [ $DEVICE = cpu ]; then python -m common.torchvision_cpu; fi
 COPY deploy/tiny-qwen3vl /opt/models/tiny-qwen3vl
@@ -68,6 +83,7 @@ EXPOSE 8200
 CMD ["tempsamp", "rollout", "serve", "--config", "/etc/tempsamp/run.toml"]
 
 FROM base AS learner
+ARG PIP_INDEX_URL
 ARG DEVICE=cpu
 # A wheel of flash-attn for DEVICE=cuda: its address, or nothing. From source it compiles for an hour.
 ARG FLASH_ATTN=

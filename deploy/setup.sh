@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Create .venv from the pinned lock of one device. Usage: deploy/setup.sh [cpu|cuda]
 # FLASH_ATTN= is a wheel of flash-attn for the CUDA lock's torch; without one the vision tower attends with SDPA.
+# CUDA_INDEX= is where builds for another CUDA than the lock's are: an index, or several with spaces between them.
 # PYTHON= names its interpreter, TORCH_CPU_INDEX= the index of CPU torch; deploy/interpreter.sh has the rule for both.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,8 +14,12 @@ stamp() {
   local where='import os, sys; print(os.path.realpath(sys.executable))'
   echo ".venv/.installed-$( (cat "$lock" pyproject.toml; "$1" -I -c "$where" 2>/dev/null || true) | sha256sum | cut -c1-16)"
 }
-# The interpreter of a finished environment stays unless PYTHON= names another, even if a newer one has appeared.
-[ -f "$(stamp "${PYTHON:-.venv/bin/python}")" ] && exit 0
+# Interpreter and index of a finished environment stay unless PYTHON= and CUDA_INDEX= name others, even if a newer Python has
+# appeared.
+built_from=$(cat .venv/.cuda-index 2>/dev/null || true)
+export CUDA_INDEX=${CUDA_INDEX-$built_from}
+[ "$device" = cuda ] || CUDA_INDEX='' built_from=''
+[ -f "$(stamp "${PYTHON:-.venv/bin/python}")" ] && [ "$CUDA_INDEX" = "$built_from" ] && exit 0
 
 torch=()
 [ "$device" = cuda ] || torch=("$(grep '^torch==' "$lock")")
@@ -32,8 +37,12 @@ if .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 13))'; then
     --target "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 fi
 # The lock is complete, so nothing is resolved here: --no-deps also keeps CUDA-only packages out of the CPU install.
-$pip install --quiet --no-deps ${index:+--extra-index-url "$index"} -r "$lock"
+indexes=()
+for url in $index $CUDA_INDEX; do indexes+=(--extra-index-url "$url"); done
+$pip install --quiet --no-deps "${indexes[@]}" -r "$lock"
+[ "$device" = cpu ] || deploy/locks/other_cuda.sh $pip
 [ "$device" = cpu ] || [ -z "${FLASH_ATTN:-}" ] || $pip install --quiet --no-deps "$FLASH_ATTN"
 $pip install --quiet --no-deps --no-build-isolation --editable .
 .venv/bin/python -m common.torchvision_cpu
+[ "$device" = cpu ] || echo "$CUDA_INDEX" >.venv/.cuda-index
 touch "$(stamp .venv/bin/python)"

@@ -21,6 +21,7 @@ from services.reward import server as reward_server
 from services.rollout import replica
 
 ROOT = Path(__file__).resolve().parents[2]
+OVERLAYS = ("deploy/compose.gpu.yml", "deploy/compose.node.yml")
 SECRETS = (TOKEN, "TEMPSAMP_REDIS_PASSWORD")
 VARIABLE = re.compile(r"(?<!\$)\$\{(?P<name>\w+)(?P<kind>:-|:\?)?(?P<rest>[^}]*)\}")
 IMAGE = re.compile(r"(?:[a-z0-9-]+/)?[a-z0-9-]+:v?\d[\w.-]*")
@@ -81,7 +82,7 @@ def open_ports(document: Document) -> list[str]:
 
 def loose_images(document: Document) -> list[str]:
     """Images without a version, or from a named registry."""
-    images = [service["image"] for service in document["services"].values()]
+    images = [by_default(service["image"]) for service in document["services"].values()]
     return [image for image in images if not IMAGE.fullmatch(image)]
 
 
@@ -242,6 +243,30 @@ def test_images_have_a_version_and_no_registry(document: Document) -> None:
         assert base == ["python:3.11-slim-bookworm"]
         stages = set(re.findall(r"^FROM \S+ AS (\S+)", text, re.MULTILINE))
         assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) <= {"${PYTHON_IMAGE}", *stages}
+
+
+def test_compose_builds_on_the_base_of_the_recipes(document: Document) -> None:
+    for service in ("reward", "clips", "rollout"):
+        build = document["services"][service]["build"]
+        (base,) = re.findall(
+            r"^ARG PYTHON_IMAGE=(.+)$", dockerfile(Path(build["dockerfile"]).name), re.MULTILINE
+        )
+        assert by_default(build["args"]["PYTHON_IMAGE"]) == base
+
+
+def test_arguments_of_a_build_are_those_of_its_recipe(document: Document) -> None:
+    for service in ("reward", "clips", "rollout"):
+        build = document["services"][service]["build"]
+        known = re.findall(r"^ARG (\w+)", dockerfile(Path(build["dockerfile"]).name), re.MULTILINE)
+        assert set(build["args"]) == set(known)
+
+
+@pytest.mark.parametrize("name", ["docker-compose.yml", *OVERLAYS])
+def test_every_variable_is_explained_where_compose_reads_it(name: str) -> None:
+    explained = set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    # Also those inside the default of another.
+    used = set(re.findall(r"(?<!\$)\$\{(\w+)", (ROOT / name).read_text()))
+    assert used - explained == set()
 
 
 @pytest.mark.parametrize(

