@@ -40,6 +40,28 @@ def micro_batch(*groups: ScoredGroup) -> MicroBatch:
     return batch
 
 
+@pytest.mark.parametrize(
+    ("device", "installed", "attention", "said"),
+    [
+        ("cpu", True, "sdpa", False),
+        ("cuda", True, "flash_attention_2", False),
+        ("cuda", False, "sdpa", True),
+    ],
+)
+def test_the_tower_falls_back_to_sdpa_and_says_so(
+    device: str,
+    installed: bool,
+    attention: str,
+    said: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: installed)
+    with caplog.at_level("INFO", logger=policy_module.__name__):
+        assert policy_module._default_attention(torch.device(device)) == attention
+    assert ("the vision tower attends with SDPA" in caplog.text) == said
+
+
 def test_scores_are_nats_of_a_distribution(policy: Policy, group: ScoredGroup) -> None:
     scores = policy(micro_batch(group))
     mask_GSR = micro_batch(group).answer_mask_GSR
