@@ -64,6 +64,7 @@ def test_overlay_changes_services_that_exist(name: str) -> None:
 @pytest.mark.parametrize("service", ["rollout", "learner"])
 def test_settings_of_an_overlay_load(name: str, service: str) -> None:
     environ = overlay(name)["services"][service]["environment"]
+    assert {"NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"} <= set(environ)
     text = " ".join(environ.get(key, "") for key in ("DEVICE_SETTINGS", "NODE_SETTINGS"))
     words = shlex.split(text)
     assert words[::2] == ["--set"] * (len(words) // 2)
@@ -112,6 +113,24 @@ def test_a_learner_of_any_run_file_can_be_scraped() -> None:
     learner = config.load(recipe, overrides=settings, environ=ENVIRON).learner
     assert not is_loopback(learner.metrics_host)
     assert base["services"]["learner"]["expose"] == [str(learner.metrics_port)]
+
+
+def torchrun_options(line: str) -> dict[str, str]:
+    """Options with a value, as words give them."""
+    return dict(re.findall(r"--([a-z-]+) ([^-\s]\S*)", line))
+
+
+def test_ranks_have_time_for_a_checkpoint_and_rank_0_is_on_the_head() -> None:
+    learner = overlay("compose.gpu.yml")["services"]["learner"]
+    patience_s = torchrun_options(learner["environment"]["LEARNER"])["shutdown-timeout"]
+    assert 30 < int(patience_s) < int(learner["stop_grace_period"].removesuffix("s"))
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^# (torchrun .+)$", example, re.MULTILINE)
+    on_two_nodes = torchrun_options(line)
+    assert on_two_nodes["shutdown-timeout"] == patience_s
+    # A rendezvous that is not static gives rank 0 to whoever comes first.
+    assert on_two_nodes["master-addr"] == "HEAD"
+    assert "rdzv" not in line
 
 
 def test_folders_of_new_volumes_exist_in_the_image() -> None:
