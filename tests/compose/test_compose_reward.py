@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fixtures.composed import REQUEST, Composed, docker, documented, missing
+from tests.fixtures.composed import REQUEST, Composed, base_image, docker, documented, missing
 
+MAX_IMAGE_BYTES, OFFICIAL_BASE_BYTES = 250e6, 130e6
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -68,6 +69,27 @@ def test_the_image_has_no_torch_and_the_process_is_not_root(composed: Composed) 
         "import importlib.util, os; print(os.getuid(), importlib.util.find_spec('torch'))",
     )
     assert said.split() == ["10001", "None"]
+
+
+def test_the_image_adds_little_to_its_base(composed: Composed) -> None:
+    """At most 250 MB on the official base; the look-alike of `make compose-test` is larger."""
+    sizes = [
+        int(docker("image", "inspect", "--format", "{{.Size}}", image).stdout)
+        for image in (composed.inspect("reward")["Config"]["Image"], base_image())
+    ]
+    assert 10e6 < sizes[0] - sizes[1] <= MAX_IMAGE_BYTES - OFFICIAL_BASE_BYTES
+
+
+def test_an_image_that_cannot_be_built_names_the_knob(composed: Composed) -> None:
+    nowhere = "http://127.0.0.1:9/simple"
+    refused = docker(
+        *("compose", "--project-name", composed.project, "build", "reward"),
+        environ={**composed.environ, "TEMPSAMP_PIP_INDEX": nowhere},
+        timeout_s=240,
+    )
+    assert refused.returncode != 0
+    said = f"pip cannot get these packages from {nowhere} (TEMPSAMP_PIP_INDEX)"
+    assert said in refused.stdout + refused.stderr
 
 
 def test_redis_wants_its_password_and_keeps_an_append_only_file(composed: Composed) -> None:

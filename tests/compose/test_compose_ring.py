@@ -62,6 +62,20 @@ def healthy(ring: Composed, *, count: int) -> bool:
     return found == count and all(state["Health"]["Status"] == "healthy" for state in states)
 
 
+ASK = """
+import os, sys, urllib.request
+ask = urllib.request.Request(sys.argv[1])
+ask.add_header("Authorization", "Bearer " + os.environ["TEMPSAMP_TOKEN"])
+print(urllib.request.urlopen(ask, timeout=10).read().decode())
+"""
+
+
+def serves(replica: str) -> bool:
+    """Whether the replica in a container has verified weights of the learner."""
+    url = "http://127.0.0.1:8200/readyz?serving=true"
+    return docker("exec", replica, "python", "-c", ASK, url).returncode == 0
+
+
 def test_versions_are_published(ring: Composed) -> None:
     wait_until(lambda: len(metrics(ring)) >= 3, what="three versions")
     assert metrics(ring)[-1]["policy_version"] >= 3
@@ -84,14 +98,7 @@ def test_a_killed_replica_comes_back(ring: Composed) -> None:
         lambda: ring.inspect("rollout")["RestartCount"] > restarts and healthy(ring, count=2),
         what="the killed replica is ready again",
     )
-
-
-SCRAPE = """
-import os, sys, urllib.request
-ask = urllib.request.Request(sys.argv[1])
-ask.add_header("Authorization", "Bearer " + os.environ["TEMPSAMP_TOKEN"])
-print(urllib.request.urlopen(ask, timeout=10).read().decode())
-"""
+    wait_until(lambda: serves(before["Id"]), what="it serves a version again")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +111,7 @@ print(urllib.request.urlopen(ask, timeout=10).read().decode())
 )
 def test_every_service_has_metrics(ring: Composed, service: str, port: int, figure: str) -> None:
     url = f"http://127.0.0.1:{port}/metrics"
-    scraped = ring.run("exec", "-T", service, "python", "-c", SCRAPE, url)
+    scraped = ring.run("exec", "-T", service, "python", "-c", ASK, url)
     assert figure in scraped
 
 
@@ -158,6 +165,15 @@ def test_it_ends_by_itself_with_a_report(ring: Composed) -> None:
 def test_the_monitoring_profile_is_one_that_compose_takes(ring: Composed) -> None:
     services = ring.run("--profile", "monitoring", "config", "--services").split()
     assert {"prometheus", "grafana"} <= set(services)
+
+
+def test_replicas_may_be_many_before_anything_starts(ring: Composed, tmp_path: Path) -> None:
+    other = Composed(tmp_path)
+    try:
+        other.run("create", "--no-build", "--scale", "rollout=3")
+        assert len(other.containers("rollout")) == 3
+    finally:
+        other.run("down", "--volumes")
 
 
 def test_a_taken_port_is_said(ring: Composed, tmp_path: Path) -> None:

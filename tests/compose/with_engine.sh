@@ -7,7 +7,7 @@
 # Exit code 77: there is none and none can be made; anything else is pytest's.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-tests() { .venv/bin/python -m pytest tests/compose -p no:cacheprovider "$@"; }
+tests() { .venv/bin/python -m pytest tests/compose -p no:cacheprovider -p tests.fixtures.closing_line "$@"; }
 
 python_image=$(sed -n 's/^ARG PYTHON_IMAGE=//p' deploy/Dockerfile.ring)
 redis_image=$(sed -n 's/^ *image: .*:-\(redis:[^}]*\)}$/\1/p' docker-compose.yml)
@@ -83,6 +83,11 @@ cp -a /usr/local/share/ca-certificates/. "$lab/root/usr/local/share/ca-certifica
 chroot "$lab/root" update-ca-certificates >/dev/null 2>&1
 tar -C "$lab/root" -c . | docker import - debian:bookworm-slim >/dev/null
 rm -rf "$lab/root"
+
+# promtool, unpacked only: a package that is installed would start its server.
+(mkdir "$lab/prometheus" && cd "$lab/prometheus" && apt-get download -qq prometheus && dpkg --extract prometheus_*.deb .) \
+  >"$lab/prometheus.log" 2>&1 || echo "compose-test: no promtool from Debian's packages"
+export PATH=$PATH:$lab/prometheus/usr/bin
 
 # Wheels that pip is configured to find on this machine's disk (CPU torch, where its index is out of reach).
 mkdir -p "$lab/python/wheels" "$lab/redis"
