@@ -9,7 +9,7 @@ import secrets
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,11 +119,11 @@ class Ring:
             time.sleep(0.2)
         raise AssertionError(f"no {count} replica(s) after {READY_TIMEOUT_S} s")
 
-    def start_rollout(self, name: str, **environ: str) -> Child:
-        """One more replica, with more in its environment."""
+    def start_rollout(self, name: str, *, environ: Mapping[str, str], **changed: object) -> Child:
+        """One more replica, with more in its environment and other settings."""
         return self.children.start(
             name,
-            [sys.executable, "-m", "tempsamp", "rollout", "serve", *self.arguments()],
+            [sys.executable, "-m", "tempsamp", "rollout", "serve", *self.arguments(**changed)],
             environ={**self.environ, **environ},
         )
 
@@ -148,7 +148,7 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
                 [sys.executable, "-m", "tempsamp", "reward", "serve", *ring.arguments()],
                 environ=environ,
             )
-            ring.rollout = ring.start_rollout("rollout")
+            ring.rollout = ring.start_rollout("rollout", environ={})
             ring.wait_for_replicas()
             _wait_until_ready(f"http://127.0.0.1:{ring.reward_port}", children)
             yield ring

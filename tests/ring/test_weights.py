@@ -129,24 +129,31 @@ def is_free(claimed: Path) -> bool:
 
 
 def test_late_joiner_waits_for_weights_and_a_dead_replica_is_dropped(
-    ring: Ring, publisher: Publisher, prompt: PromptRequest
+    ring: Ring, publisher: Publisher, policy: Policy, prompt: PromptRequest, ranks: Ranks
 ) -> None:
+    """The joiner has two workers, which share each tensor: vLLM's tensor parallelism."""
     publisher.publish(1, step=1)
     assert not publisher.has_strangers
     claimed = ring.folder / "claimed.lock"
     claimed.touch()
-    late = ring.start_rollout("late", **{CLAIMED: json.dumps([str(claimed)])})
+    late = ring.start_rollout(
+        "late", environ={CLAIMED: json.dumps([str(claimed)])}, rollout__tensor_parallel=2
+    )
     replicas = ring.wait_for_replicas(2)
     newcomer = next(r for r in replicas if r.url not in publisher.member_urls())
     assert newcomer.phase == "syncing"
     assert newcomer.version is None
+    assert newcomer.num_workers == 2
     assert publisher.has_strangers
 
-    publisher.publish(2, step=2)
-    assert len(publisher.member_urls()) == 2
-    for url in publisher.member_urls():
-        group = generate_probe(prompt, url=url, version=2, shared=ring.run().shared)
-        assert group is not None
+    for version, share in ((2, 1.0), (3, 0.05)):
+        nudge(policy, seed=version, share=share)
+        publisher.publish(version, step=version)
+        assert len(publisher.member_urls()) == 2
+        for url in publisher.member_urls():
+            group = generate_probe(prompt, url=url, version=version, shared=ring.run().shared)
+            assert group is not None
+            assert logprob_gap(policy, group, ranks=ranks) < MAX_GAP_NATS
 
     ring.children.unwatch(late)
     its_own = psutil.Process(late.process.pid).children(recursive=True)
@@ -155,12 +162,12 @@ def test_late_joiner_waits_for_weights_and_a_dead_replica_is_dropped(
     late.process.kill()
     assert psutil.wait_procs(its_own, timeout=20)[1] == [], "its engine died with it"
     assert is_free(claimed)
-    publisher.publish(3, step=3)
+    publisher.publish(4, step=4)
     assert publisher.last is not None
-    assert publisher.last.version == 3
+    assert publisher.last.version == 4
     assert len(publisher.member_urls()) == 1
     assert publisher.member_urls() != [newcomer.url]
     (url,) = publisher.member_urls()
     answer = httpx.get(f"{url}/v1/weights", headers=bearer(ring.run().shared.tokens.of("control")))
     served = ReplicaStatus.model_validate_json(answer.content)
-    assert (served.version, served.run_tag) == (3, RUN_TAG)
+    assert (served.version, served.run_tag) == (4, RUN_TAG)
