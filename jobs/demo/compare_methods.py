@@ -129,6 +129,9 @@ def run_missing(
 ) -> None:
     """Make every run that is not there yet, `num_jobs` at a time.
 
+    A demo starts what dies inside it again; one that fails all the same is not resumed but made
+    anew by the next call, so that runs differ by their settings alone.
+
     Raises:
         ChildError: a run failed; finished ones are kept, and the next call goes on after them.
     """

@@ -6,9 +6,9 @@ Who started the ring does not matter: `jobs.demo.run` does on one machine, `dock
 containers. The learner is started here, under torchrun, as its end is the end of the training.
 """
 
-import asyncio
 import contextlib
 import json
+import logging
 import shutil
 import sys
 import time
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.config import Run, Strategy
-from common.errors import TempSampError
+from common.errors import EngineError, TempSampError
 from common.queue.broker import Broker
 from jobs.demo.baselines import blind_baselines
 from jobs.demo.figures import Evaluation, evaluation_of
@@ -44,6 +44,8 @@ from jobs.evaluation.scoring.score import read_questions
 from jobs.evaluation.settings import AnswerSampling
 from jobs.local.processes import Child, Children
 
+logger = logging.getLogger(__name__)
+
 METHODS: dict[str, Strategy] = {
     "grpo": "none",
     "tempsamp": "shaping",
@@ -57,6 +59,12 @@ NUM_SAMPLES = 8
 """Answers at temperature 1 to one query of each held-out clip."""
 QUESTIONS_IN_WORK = 32
 READY_TIMEOUT_S = 240.0
+UNREACHABLE_S = 10.0
+"""After which a replica that died while it was asked is looked for anew, at its new address."""
+MAX_EVALUATIONS = 4
+"""Of the same weights, each on the answers of those before."""
+MAX_LEARNER_RESTARTS = 3
+"""In a row without getting further: loading takes a quarter of a minute."""
 POLL_S = 0.2
 SAY_EVERY_S = 10.0
 """Between two lines of progress where there is no terminal."""
@@ -120,14 +128,13 @@ def take(
     held_out = _held_out(course)
     with console.status("waiting for the rollout replica to load the model"):
         _wait_for_reward(course.run, children)
-        endpoints = _wait_for_replicas(course.run, children)
+        _wait_for_replicas(course.run, children)
     _drop_stale_answers(course)
-    start = _evaluate(held_out, endpoints, version=0, out=folder / ANSWERS_BEFORE)
-    train_wall_s = _train(course, children)
+    start = _evaluate(course, children, held_out, version=0, out=folder / ANSWERS_BEFORE)
+    train_wall_s = _train(course, children, resume=course.resume)
     steps = read_metrics(folder / METRICS_FILE)
     version = int(steps[-1]["policy_version"])
-    endpoints = _wait_for_replicas(course.run, children)
-    end = _evaluate(held_out, endpoints, version=version, out=folder / ANSWERS_AFTER)
+    end = _evaluate(course, children, held_out, version=version, out=folder / ANSWERS_AFTER)
     train, _ = read_questions(course.rows("train"))
     summary = build_summary(
         RunFacts(
@@ -143,6 +150,7 @@ def take(
             groups_unscored=int(steps[-1]["intake/groups_unscored"]),
             policy_version_start=0,
             policy_version_end=version,
+            restarts=children.restarts,
         ),
         start=start,
         end=end,
@@ -182,10 +190,24 @@ def _drop_stale_answers(course: Course) -> None:
         shutil.rmtree(course.folder / name, ignore_errors=True)
 
 
-def _evaluate(held_out: HeldOut, endpoints: list[str], *, version: int, out: Path) -> Evaluation:
+def _evaluate(
+    course: Course, children: Children, held_out: HeldOut, *, version: int, out: Path
+) -> Evaluation:
+    """Ask the held-out queries; a replica that dies meanwhile is asked the rest when it is back."""
     when = f"{out.name} training"
-    with console.status(f"evaluating {when}"):
-        asyncio.run(held_out.ask(version, endpoints=endpoints, out=out))
+    for left in reversed(range(MAX_EVALUATIONS)):
+        endpoints = _wait_for_replicas(course.run, children)
+        asking = held_out.ask(version, endpoints=endpoints, out=out, retry_s=UNREACHABLE_S)
+        try:
+            with console.status(f"evaluating {when}"):
+                children.run(asking)
+            break
+        except EngineError as error:
+            if not left:
+                raise
+            logger.warning("evaluation %s goes on: %s", when, error)
+            if version:  # a replica that came back has the weights of the start
+                _train(course, children, resume=True)
     # A run that is resumed with fewer queries has answers to more.
     ids = {question.id for question in held_out.questions}
     found = evaluation_of(record for record in read_records(out) if record.id in ids)
@@ -193,23 +215,32 @@ def _evaluate(held_out: HeldOut, endpoints: list[str], *, version: int, out: Pat
     return found
 
 
-def _train(course: Course, children: Children) -> float:
-    """Run the learner to its end, and show what it writes; returns seconds."""
+def _train(course: Course, children: Children, *, resume: bool) -> float:
+    """Run the learner to its end, and show what it writes; returns seconds.
+
+    A finished run that is resumed brings its last weights to the replicas and ends.
+    """
     started = time.monotonic()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     ranks = ["--nproc-per-node", str(course.ranks)]
+    command = [*torchrun, *ranks, "-m", "tempsamp", "learner", *course.settings]
+    resumed = [*command, "--resume"]
     learner = children.start(
         "learner",
-        [
-            *(*torchrun, *ranks, "-m", "tempsamp", "learner", *course.settings),
-            *(["--resume"] if course.resume else []),
-        ],
+        resumed if resume else command,
+        again=resumed,  # without a checkpoint that begins anew
         environ=course.environ,
+        restarts=MAX_LEARNER_RESTARTS,
         ends=True,
     )
     show = _show_bar if console.is_terminal else _show_lines
     show(course, children, learner)
     return time.monotonic() - started
+
+
+def steps_done(run_dir: Path) -> float:
+    """Steps that the run has made; fewer again after the learner went back to a checkpoint."""
+    return (last_metrics(run_dir / METRICS_FILE) or {}).get("step", 0.0)
 
 
 def _show_bar(course: Course, children: Children, learner: Child) -> None:
@@ -218,7 +249,7 @@ def _show_bar(course: Course, children: Children, learner: Child) -> None:
         ended = False
         while not ended:
             children.check()
-            ended = learner.process.poll() is not None  # first, or its last line is missed
+            ended = learner.is_done  # first, or its last line is missed
             if step := last_metrics(course.folder / METRICS_FILE):
                 validation = last_metrics(course.folder / VALIDATION_FILE)
                 progress.update(task, completed=step["step"], shown=_shown(step, validation))
@@ -230,7 +261,7 @@ def _show_lines(course: Course, children: Children, learner: Child) -> None:
     said_step, next_s, ended = 0.0, time.monotonic(), False
     while not ended:
         children.check()
-        ended = learner.process.poll() is not None
+        ended = learner.is_done
         step = last_metrics(course.folder / METRICS_FILE)
         if step and step["step"] > said_step and (ended or time.monotonic() >= next_s):
             validation = last_metrics(course.folder / VALIDATION_FILE)
@@ -252,11 +283,11 @@ def _wait_for_reward(run: Run, children: Children) -> None:
 
 
 def _wait_for_replicas(run: Run, children: Children) -> list[str]:
-    """Addresses of the live replicas, from the registry."""
+    """Addresses of the live replicas, from the registry; Redis may be on its way back."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         children.check()
-        if urls := asyncio.run(_registered(run)):
+        if urls := children.run(_registered(run)):
             return urls
         time.sleep(POLL_S)
     raise TempSampError(f"no rollout replica was ready after {READY_TIMEOUT_S:.0f} s")

@@ -3,10 +3,12 @@
 Alone, it writes clips and starts redis-server, the reward service and one vLLM replica on this
 machine; with `--config` it uses the services that a run file names. Either way `jobs.demo.course`
 trains, evaluates before and after on held-out clips, and writes `report.html` and `summary.json`.
-Nothing is faked: a cluster differs in sizes and backends. Ctrl-C stops every process; `RESUME=1`
-goes on from the last checkpoint.
+Nothing is faked: a cluster differs in sizes and backends. What dies is started again, the learner
+from its last checkpoint, Redis on its data. Ctrl-C stops every process; `RESUME=1` goes on from the
+last checkpoint.
 """
 
+import functools
 import json
 import logging
 import os
@@ -20,19 +22,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.highlighter import NullHighlighter
+from rich.logging import RichHandler
 
 from common import config
 from common.errors import ConfigError
 from common.secrets import only as secrets_of_child
-from jobs.demo.course import METHODS, Course, Split, console, take
+from jobs.demo.course import METHODS, Course, Split, console, steps_done, take
 from jobs.demo.summary import ANSWERS_BEFORE
 from jobs.local.processes import Children, interruptible, run_arguments
-from jobs.local.redis import free_port, start_redis
+from jobs.local.redis import free_port, keep_redis
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "deploy/configs/demo.toml"
 DEFAULT_METHOD = "tempsamp"
-MAX_ROLLOUT_RESTARTS = 3
+MAX_RESTARTS = 3
+"""Of a service, in a row without a step in between: loading takes half a minute, and who cannot
+load ends the demo after two."""
 
 
 @dataclass
@@ -113,29 +119,31 @@ def run_demo(demo: Demo, *, write_report: bool) -> dict[str, Any]:
             "RESUME=1 goes on with it, RUN=<name> starts another, or delete the folder"
         )
     demo.run_dir.mkdir(parents=True, exist_ok=True)
-    redis = start_redis(demo.run_dir / "redis", demo.password)
-    try:
-        with Children(demo.run_dir / "logs") as children:
-            course = _started(demo, redis.url, children)
-            return take(course, children, write_report=write_report, started_s=started)
-    finally:
-        redis.stop()
+    with _children_of(demo.run_dir) as children:
+        course = _started(demo, children)
+        return take(course, children, write_report=write_report, started_s=started)
 
 
-def _started(demo: Demo, redis_url: str, children: Children) -> Course:
-    """Start the services; clips are written while they load."""
+def _children_of(run_dir: Path) -> Children:
+    """Whose rows of failures end with each further step."""
+    return Children(run_dir / "logs", progress=functools.partial(steps_done, run_dir))
+
+
+def _started(demo: Demo, children: Children) -> Course:
+    """Start the services, Redis first: it ends last. Clips are written while they load."""
     from jobs.toy import clips
 
+    redis_url = keep_redis(children, demo.run_dir / "redis", demo.password)
     overrides = demo.overrides(redis_url)
     settings = run_arguments(CONFIG, overrides)
     tempsamp = [sys.executable, "-m", "tempsamp"]
-    children.start("reward", [*tempsamp, "reward", "serve", *settings], environ=demo.environ)
-    children.start(
-        "rollout",
-        [*tempsamp, "rollout", "serve", *settings],
-        environ=demo.environ,
-        restarts=MAX_ROLLOUT_RESTARTS,
-    )
+    for service in ("reward", "rollout"):
+        children.start(
+            service,
+            [*tempsamp, service, "serve", *settings],
+            environ=demo.environ,
+            restarts=MAX_RESTARTS,
+        )
     with console.status("writing clips"):
         for split in dict.fromkeys(("train", "validation", demo.split)):
             clips.write_split(demo.data, split)
@@ -172,7 +180,7 @@ def run_attached(course: Course, *, write_report: bool) -> dict[str, Any]:
                 f"learner.rows: found no {course.rows(split)}, wanted the demo's rows there "
                 "(`python -m jobs.toy.clips FOLDER` writes them)"
             )
-    with Children(course.folder / "logs") as children:
+    with _children_of(course.folder) as children:
         return take(course, children, write_report=write_report, started_s=started)
 
 
@@ -206,7 +214,7 @@ def command(
     ranks: Annotated[int, typer.Option(min=1, help="learner processes, with --config")] = 1,
 ) -> None:
     """Run the ring on this machine: train, evaluate before and after, write a report."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_beside_the_bar()])
     if config_file is not None:
         in_the_file = {
             "--method": (method, "shared.strategy"),
@@ -242,6 +250,17 @@ def command(
         folder=demo.run_dir.relative_to(ROOT),
         again=f"RESUME=1 RUN={demo.name} goes on from the last checkpoint",
         report=report_html,
+    )
+
+
+def _beside_the_bar() -> logging.Handler:
+    """Prints log lines above a progress bar, not into it."""
+    return RichHandler(
+        console=console,
+        show_time=False,
+        show_level=False,
+        show_path=False,
+        highlighter=NullHighlighter(),
     )
 
 

@@ -74,6 +74,8 @@ class RunFacts:
     policy_version_start: int
     """Weights that wrote every answer of the evaluation before; likewise below."""
     policy_version_end: int
+    restarts: int
+    """How often a process of the run died and was started again."""
 
 
 def build_summary(

