@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 from common import config
 from common.rest.auth import TOKEN, is_loopback
+from common.secrets import TOKEN_OF
 from services.reward import server as reward_server
 from services.rollout import replica
 
@@ -198,6 +199,14 @@ def test_compose_stops_when_a_secret_is_missing(document: Document) -> None:
     assert TOKEN in services["reward"]["environment"]
     assert "TEMPSAMP_REDIS_PASSWORD" in services["redis"]["environment"]
     assert optional_secrets(document) == []
+
+
+def test_the_reward_service_is_told_no_other_role_s_token(document: Document) -> None:
+    services = document["services"]
+    for name in ("rollout", "learner"):
+        assert set(TOKEN_OF.values()) <= set(services[name]["environment"])
+    told = set(services["reward"]["environment"])
+    assert told & set(TOKEN_OF.values()) == {TOKEN_OF["score"]}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from common import config
 from common.config import Run
 from common.queue.broker import ROLLOUT, Broker
 from common.rest.auth import PUBLIC_PATHS
+from common.secrets import TOKEN_OF
 from tests.fixtures.documents import example, run_script
 from tests.fixtures.manifests import (
     OVERLAYS,
@@ -52,6 +53,24 @@ def run_of(documents: Documents, app: str, folder: Path) -> Run:
     file = folder / Path(path).name
     file.write_text(files[file.name], encoding="utf-8")
     return config.load(file, overrides=overrides(given), environ=SECRETS)
+
+
+@pytest.mark.parametrize(
+    ("app", "roles"),
+    [
+        ("reward", {"score"}),
+        ("rollout", {"control", "generate", "score"}),
+        ("learner", {"control", "generate"}),
+    ],
+)
+def test_each_service_may_have_the_tokens_of_its_roles(app: str, roles: set[str]) -> None:
+    env = workload(render(OVERLAYS[0]), app).container["env"]
+    told = {
+        entry["name"]: entry["valueFrom"]["secretKeyRef"].get("optional", False)
+        for entry in env
+        if entry["name"].endswith("TOKEN")
+    }
+    assert told == {"TEMPSAMP_TOKEN": False} | {TOKEN_OF[role]: True for role in roles}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
