@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from common import config
-from common.config import Run
+from common.config import Run, reading
 from common.errors import ConfigError
 from services.learner.state.compatible import MAY_CHANGE, may_change, refuse_changes
 
@@ -19,7 +19,7 @@ def run_of(*overrides: str) -> Run:
         "learner": {"rows": "rows.jsonl", "run_dir": "run", "steps": 10},
     }
     for override in overrides:
-        config._apply(document, override)
+        reading._apply(document, override)
     return config.parse(document, environ={"TEMPSAMP_TOKEN": "x"} if overrides else {})
 
 

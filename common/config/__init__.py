@@ -1,0 +1,37 @@
+"""One TOML per run → frozen, typed sections. `load(path)` → `Run`.
+
+A service reads `[shared]` and its own section, nothing more; what two services must agree on lives
+once in `[shared]`. Unknown keys are refused with the nearest valid name. Secrets do not belong in a
+run file: they come from the environment, which only `common.secrets` reads. Fields are documented
+by the string below them.
+"""
+
+from common.config.fields import Section, Strategy, ThinkInjection
+from common.config.learner import Advantage, Learner, Loss, Optimizer, Validation
+from common.config.reading import SECRETS, Run, SectionName, bearer, dump, load, load_reward, parse
+from common.config.services import Reward, Rollout
+from common.config.shared import Scoring, Shared, Video
+
+__all__ = [
+    "SECRETS",
+    "Advantage",
+    "Learner",
+    "Loss",
+    "Optimizer",
+    "Reward",
+    "Rollout",
+    "Run",
+    "Scoring",
+    "Section",
+    "SectionName",
+    "Shared",
+    "Strategy",
+    "ThinkInjection",
+    "Validation",
+    "Video",
+    "bearer",
+    "dump",
+    "load",
+    "load_reward",
+    "parse",
+]

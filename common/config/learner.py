@@ -1,0 +1,146 @@
+"""`[learner]` and its tables: optimizer, loss, advantage, validation."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from common.config.fields import Count, Host, Positive, PositiveInt, Section
+from common.messages import Mode
+
+
+class Optimizer(Section):
+    """`[learner.optimizer]`: AdamW."""
+
+    lr: Positive = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup_steps: Count = 0
+    """Linear warm-up; constant afterwards."""
+    max_grad_norm: Positive = 1.0
+
+
+class Loss(Section):
+    """`[learner.loss]`: the policy loss (DESIGN: Learner; SPEC A7)."""
+
+    clip_low: Positive = 0.2
+    clip_high: Positive = 0.28
+    dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
+    level: Literal["token", "sequence"] = "token"
+    """Ratio per token (GRPO/DAPO), or per sequence (GSPO: answers are averaged, not tokens)."""
+    normalize: Literal["tokens", "constant"] = "tokens"
+    """Denominator: all trained tokens, or a constant per sequence (Dr.GRPO)."""
+    constant_tokens: PositiveInt = 256
+    """Tokens per sequence that the constant denominator assumes."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the k3 estimate against a frozen start checkpoint; 0 keeps no copy."""
+    importance_cap: Positive | None = 2.0
+    """Truncation of the importance weight (learner over rollout) of policy rows; None: off."""
+
+
+class Advantage(Section):
+    """`[learner.advantage]`: rewards of a group → advantages (SPEC A7, B1)."""
+
+    scale_by_std: bool = True
+    """False: centre only (Dr.GRPO)."""
+    std_floor: Annotated[float, Field(ge=0)] = 0.0
+    """Lower bound on the std, so that near-ties are not blown up."""
+    downscale: Positive = 0.8
+    """strategy downscale: factor on the injected row's own reward, the largest there is."""
+    anchor: Positive = 1.2
+    """strategy anchor: A_GT = anchor x best policy advantage."""
+    anchor_floor: Annotated[float, Field(ge=0)] = 0.0
+    """strategy anchor: least A_GT; above 0, GT still teaches when all policy rewards tie."""
+
+
+class Validation(Section):
+    """`[learner.validation]`: held-out rows, answered greedily while the policy trains."""
+
+    rows: Path | None = None
+    """Trainer rows, JSONL; without them nothing is validated."""
+    every: PositiveInt = 50
+    """Versions between two validations; the first and the last version always get one."""
+    mode: Mode = "answer"
+    limit: PositiveInt | None = None
+    """Only the first queries; None: all."""
+    max_tokens: PositiveInt | None = None
+    """Longest answer; None: as in training, shared.sampling.max_tokens."""
+    concurrency: PositiveInt = 16
+    """Questions in work in each replica, beside its prompts."""
+
+
+class Learner(Section):
+    """`[learner]`: data, steps, publishing, checkpoints."""
+
+    rows: Path
+    """Trainer rows, JSONL (SPEC A1.1)."""
+    run_dir: Path
+    """Checkpoints, metrics.jsonl, the resolved config."""
+    host: Host = "127.0.0.1"
+    """Address replicas reach rank 0's weight store by."""
+    metrics_host: Host = "127.0.0.1"
+    """Where rank 0 answers /metrics, /healthz and /readyz."""
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 8300
+    """0 takes a free port; the log line `listening` says which."""
+    allow_remote: bool = False
+    """Answer them off loopback without a token."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    steps: PositiveInt
+    groups_per_step: PositiveInt = 16
+    modes: tuple[Mode, ...] = ("answer",)
+    """Mode of each epoch; the last one repeats. ("answer", "think") is the paper's hybrid CoT."""
+    max_staleness: Count = 1
+    """Policy versions a group may lag behind when it is trained on."""
+    freeze_vision: bool = True
+    gradient_checkpointing: bool = False
+    micro_batch_groups: PositiveInt = 8
+    """Groups of equal prompt shape forwarded together."""
+    collective_timeout_s: Positive = 1800.0
+    """Deadline of the ranks' own collectives; longer than wait_for_replicas_s."""
+    publish: Literal["full", "delta"] = "full"
+    """What a step's weights travel as: whole, or as what changed since the last version (lossless;
+    a few percent of bfloat16 values at a learning rate of 1e-6). Frozen tensors travel once."""
+    overlap_publish: Literal["auto", "on", "off"] = "auto"
+    """Train the next step while a version travels; needs max_staleness >= 1. auto: on GPUs."""
+    weight_staging: Literal["device", "host"] = "device"
+    """Where rank 0 keeps what travels: once the model's bytes in shared.dtype."""
+    publish_timeout_s: Positive = 20.0
+    """Deadline of meeting, of each bucket, and of applying; who misses it is left out for now."""
+    bucket_bytes: PositiveInt = 64 * 2**20
+    """Bytes of one weight broadcast."""
+    min_replicas: PositiveInt = 1
+    """Replicas that must have joined before the first prompt is fed."""
+    wait_for_replicas_s: Positive = 600.0
+    checkpoint_every: Count = 50
+    """Steps between checkpoints; 0: only at the end."""
+    keep_checkpoints: PositiveInt = 2
+    probe_every: Count = 20
+    """Versions between probe groups, generated and re-scored at one version; 0: never."""
+    max_returns: PositiveInt = 3
+    """A prompt whose answers came back unusable so often, while others were usable, is given up for
+    this epoch."""
+    max_unusable_in_a_row: PositiveInt = 64
+    """After so many prompts given up and groups that this learner cannot train on, one after the
+    other, the run stops with a checkpoint: something is wrong with all of them."""
+    max_without_verdict_s: Positive = 1800.0
+    """Waiting so long for answers with verdicts, while there is a reason why none come, the run
+    stops with a checkpoint. With no replica at work it waits on."""
+    optimizer: Optimizer = Optimizer()
+    loss: Loss = Loss()
+    advantage: Advantage = Advantage()
+    validation: Validation = Validation()
+
+    @property
+    def overlaps_publish(self) -> bool:
+        """Whether a step may run while its predecessor's weights travel."""
+        wanted = {"auto": self.device == "cuda" and self.max_staleness > 0}
+        return wanted.get(self.overlap_publish, self.overlap_publish == "on")
+
+    @model_validator(mode="after")
+    def _can_overlap(self) -> Self:
+        if self.overlap_publish == "on" and self.max_staleness == 0:
+            raise ValueError(
+                "learner.overlap_publish: found 'on' while learner.max_staleness is 0, wanted "
+                "max_staleness >= 1: a step would wait for groups of the version that travels"
+            )
+        return self
