@@ -11,18 +11,16 @@ strikes somebody or halves somebody, so a delivery ends.
 """
 
 import asyncio
-import contextlib
 import logging
-import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
-from common.errors import GroupError, WeightError
+from common.errors import WeightError
 from common.messages import HeldWeights, ReplicaStatus
 from common.weights.group import WeightGroup, backend_of, side_stream, versions
 from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
@@ -31,13 +29,13 @@ from common.weights.store import StoreServer
 from common.weights.stream import send
 from services.learner.publishing.membership import PeerError, Strikes
 from services.learner.publishing.snapshot import Snapshot
+from services.learner.publishing.together import BrokenError, in_thread, together
 
 if TYPE_CHECKING:  # they bring an HTTP client, which a benchmark on a bare GPU machine lacks
     from services.learner.publishing.peers import Peers
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 INTRODUCTIONS_AT_ONCE = 8
 MEETING = 2
 """Deadlines that a meeting may take: NCCL cannot be stopped while it makes a communicator."""
@@ -199,11 +197,11 @@ class Delivery:
         names = _names(cohort)
         try:
             group = self._groups.pop(names, None) or await self._meet(cohort, rehearsal=False)
-        except _BrokenError as broken:
+        except BrokenError as broken:
             return await self._sort_out(cohort, broken.failures, outcome)
         try:
             answers = await self._transfer(group, parcel, outcome)
-        except _BrokenError as broken:
+        except BrokenError as broken:
             group.close()
             return await self._sort_out(cohort, broken.failures, outcome)
         self._groups[names] = group
@@ -217,7 +215,7 @@ class Delivery:
         """Form a group.
 
         Raises:
-            _BrokenError: it did not come together.
+            BrokenError: it did not come together.
         """
         self._numbers += 1
         store = StoreServer(self._host)
@@ -242,10 +240,10 @@ class Delivery:
             asking[member.replica] = self._peers.join(member, request)
         joining = in_thread(lambda: self._join(store, world_size, rehearsal=rehearsal))
         try:
-            group, _ = await self._all(
+            group, _ = await together(
                 joining, asking, abort=lambda: None, within_s=MEETING * self._timeout_s
             )
-        except _BrokenError:
+        except BrokenError:
             store.close()
             raise
         if not rehearsal:
@@ -280,7 +278,7 @@ class Delivery:
         """Tell the members and send.
 
         Raises:
-            _BrokenError: not all of them serve the version.
+            BrokenError: not all of them serve the version.
         """
         held = self._known[group.members[0].replica].held
         deltas = self._takes_deltas(held, parcel)
@@ -300,7 +298,9 @@ class Delivery:
         parts = [(parcel.frozen, False)] if frozen else []
         parts.append((parcel.trained, deltas))
         sending = in_thread(lambda: self._send(group.group, parts))
-        num_bytes, answers = await self._all(sending, asking, abort=group.group.abort)
+        num_bytes, answers = await together(
+            sending, asking, abort=group.group.abort, rest_s=self._timeout_s
+        )
         outcome.num_bytes += num_bytes
         return answers
 
@@ -316,37 +316,6 @@ class Delivery:
                 )
                 for snapshot, deltas in parts
             )
-
-    async def _all(
-        self,
-        ours: "asyncio.Future[T]",
-        asking: dict[str, Coroutine[Any, Any, ReplicaStatus]],
-        *,
-        abort: Callable[[], None],
-        within_s: float | None = None,
-    ) -> tuple[T, list[ReplicaStatus]]:
-        """Our part of a collective beside what each member answers; the first failure ends it.
-
-        `within_s` bounds the whole; without it, what comes after our part alone is bounded.
-
-        Raises:
-            _BrokenError: says who failed so far.
-        """
-        answers = {name: asyncio.ensure_future(asked) for name, asked in asking.items()}
-        waiting: set[asyncio.Future[Any]] = {ours, *answers.values()}
-        end_s = None if within_s is None else time.monotonic() + within_s
-        while waiting:
-            left_s = None if end_s is None else max(0.0, end_s - time.monotonic())
-            done, waiting = await asyncio.wait(
-                waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not done or any(item.exception() is not None for item in done):
-                abort()
-                raise _BrokenError(_failures(answers, ours))
-            if ours.done() and end_s is None:
-                # What is left for the others is to digest the last bucket and to apply.
-                end_s = time.monotonic() + self._timeout_s
-        return ours.result(), [answer.result() for answer in answers.values()]
 
     # --- failures -----------------------------------------------------------------------------
 
@@ -377,61 +346,6 @@ class Delivery:
         outcome.failed[replica.replica] = reason
 
 
-class _BrokenError(GroupError):
-    """A collective broke; what each member that answered had to say."""
-
-    def __init__(self, failures: dict[str, WeightError]) -> None:
-        super().__init__("; ".join(map(str, failures.values())) or "no answer in time")
-        self.failures = failures
-
-
 def _names(replicas: Sequence[ReplicaStatus]) -> frozenset[str]:
     """What tells a group from another; a restarted replica has another name."""
     return frozenset(replica.replica for replica in replicas)
-
-
-def _failures(
-    answers: Mapping[str, "asyncio.Future[ReplicaStatus]"], ours: "asyncio.Future[Any]"
-) -> dict[str, WeightError]:
-    """What failed by now; the rest is left to itself."""
-    found: dict[str, WeightError] = {}
-    for name, answer in answers.items():
-        if not answer.done():
-            answer.cancel()
-        elif isinstance(error := answer.exception(), WeightError):
-            found[name] = error
-    if ours.done() and ours.exception() is not None:
-        logger.warning("weight group broke", extra={"error": str(ours.exception())})
-    ours.add_done_callback(_forget)
-    return found
-
-
-def _forget(late: "asyncio.Future[Any]") -> None:
-    """What came of our part of a collective that was given up."""
-    if late.exception() is None and isinstance(group := late.result(), WeightGroup):
-        group.close()
-
-
-def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
-    """As asyncio.to_thread, in a thread that may be left behind: the process can end without it."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def resolve(setter: Callable[[Any], None], value: Any) -> None:
-        if not future.done():
-            setter(value)
-
-    def tell(setter: Callable[[Any], None], value: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop may be gone by then
-            loop.call_soon_threadsafe(resolve, setter, value)
-
-    def run() -> None:
-        try:
-            value = function()
-        except Exception as error:  # noqa: BLE001  # whoever awaits the future gets it
-            tell(future.set_exception, error)
-        else:
-            tell(future.set_result, value)
-
-    threading.Thread(target=run, daemon=True, name="weights").start()
-    return future

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from common.weights.digest import bucket_digest
-from services.learner.publishing.delivery import in_thread
+from services.learner.publishing.together import in_thread
 from tests.bench.gpu_publishing.learner import Learner, Timing, learner_with
 from tests.bench.gpu_publishing.receivers import synchronize
 from tests.bench.publishing.bare import Bare
