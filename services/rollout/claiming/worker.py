@@ -80,10 +80,15 @@ class Worker:
             tending = tasks.create_task(self._tend())
             try:
                 async with asyncio.TaskGroup() as loops:
-                    for _ in range(self._rollout.concurrent_prompts):
-                        loops.create_task(self._loop())
+                    wanted = range(self._rollout.concurrent_prompts)
+                    claiming = [loops.create_task(self._loop()) for _ in wanted]
+                    try:
+                        await asyncio.wait(claiming)
+                    finally:
+                        # Before the group cancels them and waits for all: redis-py may swallow one
+                        # cancellation, and that loop would claim on for ever.
+                        self._stopping.set()
             finally:
-                self._stopping.set()  # redis-py may swallow one cancellation
                 tending.cancel()
 
     def stop(self) -> None:

@@ -174,6 +174,29 @@ async def run_to_its_end(worker: Worker) -> BaseException:
     return innermost(caught.value)
 
 
+async def test_a_cancellation_that_the_client_swallows_does_not_keep_the_worker(
+    fleet: Fleet,
+) -> None:
+    """redis-py does so now and then: a replica whose engine died claimed on for ever."""
+    worker = fleet.worker(Parts(), "a")
+    claim, swallowed = worker._broker.claim_prompt, []
+
+    async def deaf_once(*arguments: Any, **named: Any) -> Any:
+        try:
+            return await claim(*arguments, **named)
+        except asyncio.CancelledError:
+            swallowed.append(True)
+            return None
+
+    worker._broker.claim_prompt = deaf_once  # type: ignore[method-assign]
+    running = asyncio.create_task(worker.run())
+    await asyncio.sleep(0.2)
+    running.cancel()
+    done, _ = await asyncio.wait([running], timeout=5)
+    assert done
+    assert swallowed
+
+
 class TestReplicaFaults:
     async def test_dead_engine_buries_nothing_and_ends_the_replica(self, fleet: Fleet) -> None:
         """Before: 8 of 32 prompts buried in .03 s by one replica, 24 in three lives."""
