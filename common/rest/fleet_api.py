@@ -27,6 +27,8 @@ class ReplicaReport(Message):
     generates_in_work: int
     """Requests of /v1/generate."""
     generates_waiting: int
+    trouble: str | None = None
+    """Why it answers no prompts now."""
     last_problem: ProblemReport | None = None
 
 

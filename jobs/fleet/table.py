@@ -59,6 +59,8 @@ def _cells(replica: Replica, *, learner: LearnerReport | None) -> Iterator[Text]
     yield Text(f"{report.generates_in_work}+{report.generates_waiting}" if report else "-")
     if report is None:
         yield Text(f"no answer: {replica.unreachable}", style="yellow")
+    elif report.trouble is not None:
+        yield Text(_short(f"answers nothing: {report.trouble}"), style="yellow")
     else:
         yield Text(_problem(report.last_problem))
 
@@ -94,9 +96,12 @@ def _problem(problem: ProblemReport | None) -> str:
     if problem is None:
         return ""
     said = problem.event if problem.error is None else f"{problem.event}: {problem.error}"
+    return f"{_ago(problem.age_s)}: {_short(said)}"
+
+
+def _short(said: str) -> str:
     said = " ".join(said.split())
-    short = said if len(said) <= LONGEST_CHARS else said[: LONGEST_CHARS - 1] + "…"
-    return f"{_ago(problem.age_s)}: {short}"
+    return said if len(said) <= LONGEST_CHARS else said[: LONGEST_CHARS - 1] + "…"
 
 
 def _ago(seconds: float) -> str:

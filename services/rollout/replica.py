@@ -70,6 +70,7 @@ class Replica:
         self._rate = Rate()
         self._stopping = asyncio.Event()
         self._stopped_s: float | None = None
+        self._is_over = False
         self._released = asyncio.Event()
         """No request needs the engine any more."""
 
@@ -115,10 +116,13 @@ class Replica:
                     tasks.create_task(self._announce(broker)),
                     tasks.create_task(weights.fail_when_broken()),
                 ]
-                await tasks.create_task(self._worker.run())
-                await self._released.wait()
-                for task in watching:
-                    task.cancel()
+                try:
+                    await tasks.create_task(self._worker.run())
+                    await self._released.wait()
+                finally:
+                    self._is_over = True  # redis-py may swallow one cancellation
+                    for task in watching:
+                        task.cancel()
 
     async def _load(self, owned: contextlib.AsyncExitStack) -> Weights:
         if self.rollout.gpu == "claim":
@@ -183,8 +187,7 @@ class Replica:
         """
         if self._engine is None:
             raise EngineDownError("the engine is still loading")
-        if self._phase() == "broken":
-            raise EngineDownError("new weights were half applied, this replica is about to end")
+        self._refuse_broken()
         return self._engine
 
     @property
@@ -192,7 +195,12 @@ class Replica:
         """The weight receiver; raises like `engine`."""
         if self._weights is None:
             raise EngineDownError("the engine is still loading")
+        self._refuse_broken()
         return self._weights
+
+    def _refuse_broken(self) -> None:
+        if self._phase() == "broken":
+            raise EngineDownError("new weights were half applied, this replica is about to end")
 
     @property
     def counters(self) -> Counters | None:
@@ -234,6 +242,7 @@ class Replica:
             tokens_per_s=self._rate.per_s,
             generates_in_work=self.gate.in_work,
             generates_waiting=self.gate.waiting,
+            trouble=self._worker.trouble if self._worker else None,
             last_problem=problem_of(LAST_PROBLEM),
         )
 
@@ -244,7 +253,7 @@ class Replica:
 
     async def _announce(self, broker: Broker) -> None:
         """Renew the registry entry; an engine that died ends the replica."""
-        while True:
+        while not self._is_over:
             await self.engine.check_health()
             self._rate.saw(self.status.generated_tokens)
             await broker.announce(self.status, ttl_s=self.rollout.registry_ttl_s)

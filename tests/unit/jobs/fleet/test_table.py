@@ -44,6 +44,16 @@ def test_a_row_says_who_is_behind_how_fast_and_what_failed_last() -> None:
     assert "last step 2 h ago" in shown
 
 
+def test_what_keeps_a_replica_from_answering_comes_before_its_last_problem() -> None:
+    one = replica("a")
+    assert one.report is not None
+    report = one.report.model_copy(update={"trouble": "found nothing in [/videos]"})
+    fleet = Fleet(run_id="demo", replicas=(one.model_copy(update={"report": report}),))
+    shown = text_of(fleet)
+    assert "answers nothing: found nothing in [/videos]" in shown
+    assert "prompt failed" not in shown
+
+
 @pytest.mark.parametrize("phase", ["syncing", "broken", "a phase of tomorrow"])
 def test_phases_of_later_need_no_change_here(phase: str) -> None:
     assert phase in text_of(Fleet(run_id="demo", replicas=(replica("a", phase=phase),)))
