@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from common.messages import DeadLetter, Message, PromptRequest
+from common.messages import PACKED, DeadLetter, Message, PromptRequest
 
 M = TypeVar("M", bound=Message)
 Fields = dict[str, str]
@@ -49,8 +49,8 @@ class Depths:
 
 
 def to_fields(prompt_id: str, message: Message) -> tuple[str, ...]:
-    """Names and values for XADD."""
-    return ("prompt_id", prompt_id, "body", message.model_dump_json())
+    """Names and values for XADD; token ids and log-probabilities are packed."""
+    return ("prompt_id", prompt_id, "body", message.model_dump_json(context=PACKED))
 
 
 def finish(stream: str, group: str, *entry_ids: str) -> tuple[Command, Command]:

@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from common.messages import PromptRequest, Sample, Scored, ScoredGroup, VersionSpan
+from common.messages import Int32Array, PromptRequest, Sample, Scored, ScoredGroup, VersionSpan
 from common.queue.broker import Broker, ClaimedPrompt, Limits
 from common.queue.stream_entries import to_fields
 from jobs.local.redis import LocalRedis, start_redis
@@ -65,12 +65,12 @@ class Result:
 
 
 def group(tokens: random.Random) -> ScoredGroup:
-    """As a replica makes it: log-probabilities are float32."""
+    """As a replica makes it."""
 
     def sample() -> Sample:
         return Sample(
             token_ids=tuple(tokens.randrange(150_000) for _ in range(ANSWER_TOKENS)),
-            logprobs=tuple(float32(-3 * tokens.random()) for _ in range(ANSWER_TOKENS)),
+            logprobs=tuple(-3 * tokens.random() for _ in range(ANSWER_TOKENS)),
             version_spans=(VersionSpan(version=3, start=0, end=ANSWER_TOKENS),),
             finish_reason="stop",
             provenance="policy",
@@ -81,16 +81,9 @@ def group(tokens: random.Random) -> ScoredGroup:
         update={
             "samples": tuple(sample() for _ in range(ANSWERS)),
             "verdicts": (verdict,) * ANSWERS,
-            "prompt_token_ids": tuple(tokens.randrange(150_000) for _ in range(PROMPT_TOKENS)),
+            "prompt_token_ids": Int32Array(tokens.randrange(150_000) for _ in range(PROMPT_TOKENS)),
         }
     )
-
-
-def float32(value: float) -> float:
-    """The nearest float32, as a float."""
-    import array
-
-    return array.array("f", [value])[0]
 
 
 async def fill(broker: Broker, first: int, count: int, request: PromptRequest) -> None:
@@ -190,7 +183,7 @@ def measure() -> Result:
     """Everything, on a Redis of its own."""
     load, password = os.getloadavg()[0], secrets.token_hex(8)
     made = group(random.Random(0))
-    body = made.model_dump_json().encode()
+    body = to_fields("p1", made)[-1]
     with tempfile.TemporaryDirectory() as folder:
         server = start_redis(Path(folder), password)
         try:
@@ -205,7 +198,7 @@ def measure() -> Result:
         load_average=round(load, 2),
         claims=found,
         group_kb=len(body) / 1e3,
-        dump_ms=fastest_ms(made.model_dump_json),
+        dump_ms=fastest_ms(lambda: to_fields("p1", made)),
         validate_ms=fastest_ms(lambda: ScoredGroup.model_validate_json(body)),
         push_read_acknowledge_per_s=statistics.median(rates),
         slowest_round_per_s=min(rates),

@@ -25,7 +25,7 @@ from tests.fixtures.wire import (
     scored_group,
 )
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "messages"
+GOLDEN = Path(__file__).parents[3] / "golden" / "messages"
 
 each_type = pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: type(m).__name__)
 

@@ -3,13 +3,16 @@
 Those of a weight transfer stand in `common.weights.messages`.
 
 Only the standard library and pydantic are imported here, so that any process can read a message.
-All models are frozen, refuse unknown fields and NaN/inf, and travel as JSON. Golden files in
-`tests/golden/messages` pin each one; changing a field means raising `SCHEMA_VERSION`.
+All models are frozen, refuse unknown fields and NaN/inf, and travel as JSON. Golden files pin each
+one in `tests/golden/messages`, and in `tests/golden/stream_entries` what lies in Redis, with its
+numbers packed (`arrays`); changing a field means raising `SCHEMA_VERSION`.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+
+from common.messages.arrays import Float32Array, Int32Array
 
 SCHEMA_VERSION: Literal[4] = 4
 
@@ -160,9 +163,9 @@ class VersionSpan(Message):
 class Sample(Message):
     """One answer of a group."""
 
-    token_ids: Annotated[tuple[int, ...], Field(min_length=1)]
-    logprobs: tuple[float, ...]
-    """[len(token_ids)] nats, <= 0, of the raw policy; empty for an injected row."""
+    token_ids: Annotated[Int32Array, Field(min_length=1)]
+    logprobs: Float32Array
+    """[len(token_ids)] float32, nats, <= 0, of the raw policy; empty for an injected row."""
     version_spans: tuple[VersionSpan, ...]
     """Cover the tokens without gaps; empty for an injected row."""
     finish_reason: FinishReason
@@ -226,7 +229,7 @@ class ScoredGroup(Message):
     epoch: int
     mode: Mode
     clip: ClipRef
-    prompt_token_ids: tuple[int, ...]
+    prompt_token_ids: Int32Array
     """The expanded prompt exactly as the engine ran it, visual placeholders included."""
     num_visual_tokens: Annotated[int, Field(ge=0)]
     grid_thw: tuple[int, int, int]
@@ -343,7 +346,7 @@ class GeneratedAnswer(Message):
 class GenerateResponse(Message):
     """Answers to one prompt; what the learner needs to score them again comes along."""
 
-    prompt_token_ids: tuple[int, ...]
+    prompt_token_ids: Int32Array
     num_visual_tokens: int
     grid_thw: tuple[int, int, int]
     answers: tuple[GeneratedAnswer, ...]
