@@ -16,7 +16,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from common.messages import ClipRef, Sample, ScoredGroup
+from common.messages import ClipRef, Float32Array, Int32Array, Sample, ScoredGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +205,16 @@ def _tensors(groups: Sequence[_Group]) -> MicroBatch:
     for g, group in enumerate(groups):
         for s, (sample, advantage) in enumerate(group.rows):
             length = len(sample.token_ids)
-            answer_ids_GSR[g, s, :length] = torch.tensor(sample.token_ids)
+            answer_ids_GSR[g, s, :length] = _tensor(sample.token_ids)
             answer_mask_GSR[g, s, :length] = True
             advantages_GS[g, s] = advantage
             if sample.provenance == "policy":
                 is_policy_GS[g, s] = True
-                rollout_logprobs_GSR[g, s, :length] = torch.tensor(sample.logprobs)
+                rollout_logprobs_GSR[g, s, :length] = _tensor(sample.logprobs)
     return MicroBatch(
-        prompt_ids_GP=torch.tensor([group.group.prompt_token_ids for group in groups]),
+        prompt_ids_GP=torch.stack(
+            [_tensor(group.group.prompt_token_ids) for group in groups]
+        ).long(),
         answer_ids_GSR=answer_ids_GSR,
         answer_mask_GSR=answer_mask_GSR,
         advantages_GS=advantages_GS,
@@ -220,6 +222,12 @@ def _tensors(groups: Sequence[_Group]) -> MicroBatch:
         is_policy_GS=is_policy_GS,
         clips=tuple(group.group.clip for group in groups),
     )
+
+
+def _tensor(numbers: Int32Array | Float32Array) -> Tensor:
+    """[len(numbers)] int32 or float32, a copy."""
+    dtype = torch.int32 if isinstance(numbers, Int32Array) else torch.float32
+    return torch.frombuffer(numbers.to_buffer(), dtype=dtype)
 
 
 def _without_work(group: _Group) -> MicroBatch:

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from common.config import Run
 from common.errors import QueueError, RewardError, TempSampError
 from common.logs import configure
-from common.messages import ScoredGroup
+from common.messages import PACKED, ScoredGroup
 from common.model.folder import fetched
 from common.video.loader import ClipLoader
 from services.learner import metrics, parallel
@@ -125,9 +125,9 @@ class Learner:
 
     def _offer(self, groups: Sequence[ScoredGroup]) -> dict[str, str]:
         """Rank 0: what any rank has against these groups, by prompt id; a collective."""
-        # A single rank has nobody to tell, and half a megabyte of JSON takes a while to write.
+        # A single rank has nobody to tell, and JSON of a step's groups takes a while to write.
         told = self.ranks.world_size > 1
-        bodies = [group.model_dump(mode="json") for group in groups] if told else []
+        bodies = [group.model_dump(mode="json", context=PACKED) for group in groups] if told else []
         self._order("look", groups=bodies)
         return self._agreed_faults(groups)
 

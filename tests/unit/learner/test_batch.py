@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.messages import ClipRef, Scored, ScoredGroup, Timings
+from common.messages import PACKED, ClipRef, Scored, ScoredGroup, Timings
 from services.learner.batch import MicroBatch, collate, groups_of_rank
 from tests.fixtures.groups import injected_sample, policy_sample
 
@@ -161,3 +161,20 @@ def test_groups_of_a_rank_are_those_whose_clips_its_batch_names() -> None:
             assert needed <= own
             assert world_size > 1 or needed == own
     assert groups_of_rank(groups[-1:], advantages[-1:], rank=0, world_size=1) == []
+
+
+def test_tensors_hold_the_numbers_of_the_message_bit_for_bit() -> None:
+    made = group("a", answers=(5,))
+    ids = (0, 1, 2**31 - 1, 151_643, 7)
+    logprobs = (-0.1, -0.0, -1e-30, -87.3, -1 / 3)
+    sample = made.samples[0].model_validate(
+        made.samples[0].model_dump() | {"token_ids": ids, "logprobs": logprobs}
+    )
+    sent = made.model_copy(update={"samples": (sample, *made.samples[1:])})
+    read = ScoredGroup.model_validate_json(sent.model_dump_json(context=PACKED))
+    (micro_batch,) = collate([read], [[1.0, 1.0]], micro_batch_groups=8).micro_batches
+    assert torch.equal(micro_batch.answer_ids_GSR[0, 0], torch.tensor(ids))
+    wanted = torch.tensor(logprobs)
+    assert micro_batch.rollout_logprobs_GSR[0, 0].view(torch.int32).equal(wanted.view(torch.int32))
+    assert micro_batch.prompt_ids_GP.equal(torch.tensor([tuple(made.prompt_token_ids)]))
+    assert micro_batch.prompt_ids_GP.dtype == micro_batch.answer_ids_GSR.dtype == torch.int64

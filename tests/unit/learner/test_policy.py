@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.errors import VideoError
-from common.messages import ScoredGroup
+from common.messages import Int32Array, ScoredGroup
 from services.learner import policy as policy_module
 from services.learner.batch import MicroBatch, collate
 from services.learner.policy import Policy, load_policy
@@ -110,7 +110,7 @@ def test_answer_with_a_placeholder_id_is_scored_like_any_other(
     policy: Policy, group: ScoredGroup
 ) -> None:
     token_id = policy.model.config.video_token_id
-    odd = group.samples[0].model_copy(update={"token_ids": (token_id, 5, 6)})
+    odd = group.samples[0].model_copy(update={"token_ids": Int32Array([token_id, 5, 6])})
     scores = policy(micro_batch(group.model_copy(update={"samples": (odd, group.samples[1])})))
     assert torch.isfinite(scores.logprobs_GSR).all()
 
