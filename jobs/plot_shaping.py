@@ -40,7 +40,7 @@ def draw(scores: tuple[float, ...], shaped: dict[float, tuple[float, ...]]) -> F
 def main(
     reward_url: Annotated[str, typer.Option(help="A running reward service.")],
     output: Annotated[Path, typer.Option(help="SVG file to write.")] = Path(
-        "docs/shaping-curve.svg"
+        "docs/images/shaping-curve.svg"
     ),
 ) -> None:
     """Ask the service for the curves and write them as SVG, the same bytes each time."""

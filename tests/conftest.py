@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.fixtures.redis_server", "tests.fixtures.scorer_packages"]
+pytest_plugins = ["tests.fixtures.servers.redis_server", "tests.fixtures.scorers.scorer_packages"]
 
 RING = Path(__file__).parent / "ring"
 

@@ -25,8 +25,8 @@ from common.messages import ClipRef
 from services.learner.batch import MicroBatch, collate
 from services.learner.policy import Policy, load_policy
 from services.learner.positions import prompt_positions
-from tests.fixtures.groups import clip_ref, expanded_prompt, scored_group, write_clip
-from tests.fixtures.tiny_models import ARCHITECTURES, Architecture, write_tiny_model
+from tests.fixtures.learner.groups import clip_ref, expanded_prompt, scored_group, write_clip
+from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture, write_tiny_model
 
 
 @dataclass(frozen=True)

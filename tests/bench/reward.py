@@ -29,7 +29,7 @@ from common.messages import SpansTarget
 from common.rest.reward_api import ScoreItem, ScoreRequest, Shaping
 from services.reward.scorers.temporal_grounding import bind
 from tests.fixtures.adversarial import ADVERSARIAL
-from tests.fixtures.reward_server import reward_server
+from tests.fixtures.servers.reward_server import reward_server
 
 BATCH = 512
 GROUP = 8

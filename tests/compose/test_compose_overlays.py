@@ -12,7 +12,7 @@ import yaml
 
 from common import config
 from common.rest.address import base_url, family_of, is_loopback
-from tests.fixtures.composed import docker
+from tests.fixtures.deploy.composed import docker
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAYS = ("compose.gpu.yml", "compose.node.yml")

@@ -9,7 +9,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fixtures.composed import REQUEST, Composed, base_image, docker, documented, missing
+from tests.fixtures.deploy.composed import (
+    REQUEST,
+    Composed,
+    base_image,
+    docker,
+    documented,
+    missing,
+)
 
 MAX_IMAGE_BYTES, OFFICIAL_BASE_BYTES = 250e6, 130e6
 pytestmark = pytest.mark.timeout(600)

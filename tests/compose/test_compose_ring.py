@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.fixtures.composed import REQUEST, Composed, docker, documented, missing
+from tests.fixtures.deploy.composed import REQUEST, Composed, docker, documented, missing
 
 STEPS = 200
 """Long enough to be hurt meanwhile."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from common.config import Learner, Reward, Rollout, Run
 from common.secrets import TOKEN
-from tests.fixtures.monitoring import (
+from tests.fixtures.deploy.monitoring import (
     MONITORING,
     ROOT,
     dashboard,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures import hub as hubs
 from tests.fixtures.clips import make_clip
-from tests.fixtures.hub import Hub
+from tests.fixtures.servers import hub as hubs
+from tests.fixtures.servers.hub import Hub
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_FILE = str(ROOT / "deploy/configs/demo.toml")

@@ -22,7 +22,7 @@ from common.rest.reward_api import (
 from common.rest.reward_client import AsyncRewardClient, RewardClient
 from common.secrets import Tokens
 from services.reward.app import create_app
-from tests.fixtures.reward_server import reward_server
+from tests.fixtures.servers.reward_server import reward_server
 
 TARGET = SpansTarget(spans=((7.0, 11.0),))
 REQUEST = ScoreRequest(

@@ -12,7 +12,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from services.reward.app import create_app
-from tests.fixtures.openapi_runs import any_and_good, bounded
+from tests.fixtures.pages.openapi_runs import any_and_good, bounded
 
 app = create_app()
 any_schema, good_schema = any_and_good(app)

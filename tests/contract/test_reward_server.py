@@ -11,7 +11,7 @@ import time
 import httpx
 import pytest
 
-from tests.fixtures.reward_server import ROOT, reward_server
+from tests.fixtures.servers.reward_server import ROOT, reward_server
 from tests.unit.common.rest.test_serving import sent
 
 TOKEN = {"TEMPSAMP_TOKEN": "sesame"}

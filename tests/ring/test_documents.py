@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.toy import clips
-from tests.fixtures.documents import example, run_script
+from tests.fixtures.pages.documents import example, run_script
 from tests.ring.conftest import ROOT, Ring
 
 STEPS = 2

@@ -19,8 +19,8 @@ from common.errors import ConfigError
 from jobs.evaluation.command import command
 from jobs.evaluation.settings import checkpoint_digest
 from jobs.toy import clips
-from tests.fixtures import hub as hubs
-from tests.fixtures.documents import example, run_script
+from tests.fixtures.pages.documents import example, run_script
+from tests.fixtures.servers import hub as hubs
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"

@@ -16,8 +16,8 @@ import pytest
 
 from common.queue.ledger import FILE, read_ledger
 from jobs.audit.findings import Audit, audit
-from tests.fixtures.recorded_learner import NUM_ROWS, LearnerProcess, RecordedRing
-from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.learner.recorded_learner import NUM_ROWS, LearnerProcess, RecordedRing
+from tests.fixtures.servers.redis_server import RedisServer
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -13,7 +13,7 @@ import httpx
 
 from common.config import bearer
 from services.learner.metrics import series_of
-from tests.fixtures import monitoring
+from tests.fixtures.deploy import monitoring
 from tests.ring.conftest import Ring
 
 POLL_S = 0.2

@@ -16,7 +16,7 @@ from services.learner.parallel import Ranks
 from tests.bench.clips import Spread
 from tests.bench.publishing.fleet import Fleet
 from tests.bench.publishing.weights import Weights
-from tests.fixtures.weight_fleet import StandIn
+from tests.fixtures.weights.weight_fleet import StandIn
 
 RECEIVERS = 3
 NUM_BUCKETS = 16

@@ -3,7 +3,7 @@
     with Fleet(weights, replicas=3, publish="delta") as fleet: fleet.publish() -> Publish
 
 The sender is the learner's `Publisher`, in this process; a receiver is a replica without vLLM
-(`tests.fixtures.weight_replica`), a process each.
+(`tests.fixtures.weights.weight_replica`), a process each.
 """
 
 import time
@@ -17,8 +17,8 @@ from common.weights.layout import DEFAULT_BUCKET_BYTES
 from services.learner.parallel import Ranks
 from services.learner.publishing.publisher import Publisher
 from tests.bench.publishing.weights import Weights
-from tests.fixtures.weight_fleet import Fleet as StandIns
-from tests.fixtures.weight_fleet import StandIn
+from tests.fixtures.weights.weight_fleet import Fleet as StandIns
+from tests.fixtures.weights.weight_fleet import StandIn
 
 TOKEN = "bench"
 

@@ -17,7 +17,7 @@ from jobs.evaluation.scoring.matching import Question
 from jobs.evaluation.scoring.predictions import PredictionRecord
 from jobs.evaluation.settings import AnswerSampling, Checkpoint, RunSettings
 from tests.fixtures.clips import make_clip
-from tests.fixtures.stand_in_replica import (
+from tests.fixtures.replicas.stand_in_replica import (
     HangUpError,
     question_of,
     refuse,

@@ -21,7 +21,7 @@ from jobs.evaluation.command import command
 from jobs.evaluation.scoring.predictions import read_predictions
 from jobs.evaluation.scoring.score import score_file
 from tests.fixtures.clips import make_clip
-from tests.fixtures.stand_in_replica import StandIn, question_of, refuse, serving
+from tests.fixtures.replicas.stand_in_replica import StandIn, question_of, refuse, serving
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = "import typer; from jobs.evaluation.command import command; typer.run(command)"

@@ -18,7 +18,7 @@ from jobs.evaluation.held_out import HeldOut, Validation
 from jobs.evaluation.journal import read_records
 from jobs.evaluation.settings import AnswerSampling
 from tests.fixtures.clips import make_clip
-from tests.fixtures.stand_in_replica import question_of, refuse, serving, unused_url
+from tests.fixtures.replicas.stand_in_replica import question_of, refuse, serving, unused_url
 
 ROOT = Path(__file__).resolve().parents[3]
 CLIPS = ("a.mp4", "b.mp4")

@@ -18,7 +18,7 @@ from jobs.evaluation.scoring.highlights_text import true_answer
 from jobs.evaluation.scoring.predictions import read_predictions
 from jobs.evaluation.scoring.score import score_file
 from tests.fixtures.clips import make_clip
-from tests.fixtures.stand_in_replica import question_of, refuse, serving
+from tests.fixtures.replicas.stand_in_replica import question_of, refuse, serving
 
 ANNOTATIONS = "highlight_val_release.jsonl"
 RATED = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.documents import ROOT, example, run_script
+from tests.fixtures.pages.documents import ROOT, example, run_script
 
 PAGE = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
 ERRORS = PAGE.split("\n## Fifteen errors\n")[1]

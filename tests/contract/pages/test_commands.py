@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.clips import make_clip
-from tests.fixtures.command_lines import leaf, of_tempsamp, unknown_options
-from tests.fixtures.documents import PAGES, ROOT, Block, blocks, example, run_script
+from tests.fixtures.pages.command_lines import leaf, of_tempsamp, unknown_options
+from tests.fixtures.pages.documents import PAGES, ROOT, Block, blocks, example, run_script
 
 SHELL = ("bash", "console")
 SERVICE = "http://127.0.0.1:8100"

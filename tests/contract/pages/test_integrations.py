@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fixtures.reward_server import RewardServer, reward_server
+from tests.fixtures.servers.reward_server import RewardServer, reward_server
 
 PAGE = (Path(__file__).parents[3] / "docs/integrations.md").read_text(encoding="utf-8")
 SECTION = re.compile(r"^## (\S+)\n.*?^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -11,8 +11,8 @@ from services.learner.status import Status, StatusCollector
 from services.reward.metrics import Metrics
 from services.rollout.metrics import ReplicaCollector
 from tests.fixtures import wire
-from tests.fixtures.documents import ROOT, blocks
-from tests.fixtures.monitoring import dashboard
+from tests.fixtures.deploy.monitoring import dashboard
+from tests.fixtures.pages.documents import ROOT, blocks
 
 PAGE = "docs/monitoring.md"
 KEYS = [

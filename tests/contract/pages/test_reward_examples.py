@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from common.rest.reward_api import ScoreItem, ScoreRequest, Shaping
-from tests.fixtures.documents import example
-from tests.fixtures.reward_server import RewardServer, reward_server
+from tests.fixtures.pages.documents import example
+from tests.fixtures.servers.reward_server import RewardServer, reward_server
 
 ROOT = Path(__file__).parents[3]
 ADDRESS = "http://127.0.0.1:8100"

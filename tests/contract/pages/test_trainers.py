@@ -25,8 +25,8 @@ from tests.contract.pages.test_integrations import (
     TRUTHS,
     scope_of,
 )
-from tests.fixtures.reward_server import RewardServer, reward_server
-from tests.fixtures.tiny_models import tiny_tokenizer
+from tests.fixtures.learner.tiny_models import tiny_tokenizer
+from tests.fixtures.servers.reward_server import RewardServer, reward_server
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PROMPT = [{"role": "user", "content": "When does she sit down?"}]

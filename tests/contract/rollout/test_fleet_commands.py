@@ -22,9 +22,9 @@ from services.learner.status import serving
 from services.rollout.app import create_app
 from services.rollout.replica import Replica
 from tests.contract.rollout.test_process import Process, replica
-from tests.fixtures.documents import ROOT
-from tests.fixtures.redis_server import RedisServer
-from tests.fixtures.stub_replica import load
+from tests.fixtures.pages.documents import ROOT
+from tests.fixtures.replicas.stub_replica import load
+from tests.fixtures.servers.redis_server import RedisServer
 from tests.fixtures.wire import prompt_request, replica_status
 
 TOKENS = {"TEMPSAMP_CONTROL_TOKEN": "for-control", "TEMPSAMP_GENERATE_TOKEN": "for-generate"}

@@ -19,7 +19,7 @@ from jobs.asking.replicas import Fleet, Replicas
 from services.rollout.app import create_app
 from services.rollout.replica import Replica
 from tests.fixtures.clips import make_clip
-from tests.fixtures.stub_replica import TOKEN, StubEngine, stub_replica
+from tests.fixtures.replicas.stub_replica import TOKEN, StubEngine, stub_replica
 
 QUESTION = ChatMessage(role="user", content=(VideoPart(), TextPart(text="When?")))
 

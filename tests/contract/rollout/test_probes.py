@@ -9,8 +9,8 @@ from common import config
 from common.rest.auth import PUBLIC_PATHS
 from services.rollout.app import create_app
 from services.rollout.replica import Replica
-from tests.fixtures.documents import ROOT
-from tests.fixtures.stub_replica import load
+from tests.fixtures.pages.documents import ROOT
+from tests.fixtures.replicas.stub_replica import load
 
 LOADED, SERVING = "/readyz", "/readyz?serving=true"
 

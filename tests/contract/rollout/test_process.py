@@ -20,9 +20,9 @@ from common.messages import ChatMessage, ClipRef, GenerateRequest, TextPart, Vid
 from common.video.frames import sample_clip
 from common.video.sampling import VideoSampling
 from tests.fixtures.clips import make_clip
-from tests.fixtures.documents import ROOT
-from tests.fixtures.redis_server import RedisServer
-from tests.fixtures.stub_rollout import DRAIN_S
+from tests.fixtures.pages.documents import ROOT
+from tests.fixtures.replicas.stub_rollout import DRAIN_S
+from tests.fixtures.servers.redis_server import RedisServer
 from tests.unit.common.rest.test_serving import sent
 
 SLACK_S = 10.0
@@ -68,7 +68,7 @@ class Process:
 def replica(how: str, *overrides: str, environ: dict[str, str] | None = None) -> Iterator[Process]:
     """A stub replica; ended in any case."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fixtures.stub_rollout", how, *overrides],
+        [sys.executable, "-m", "tests.fixtures.replicas.stub_rollout", how, *overrides],
         cwd=ROOT,
         env=None if environ is None else {**_environ(), **environ},
         stderr=subprocess.PIPE,

@@ -15,7 +15,7 @@ from services.learner import probe
 from services.reward.app import create_app as create_reward
 from services.rollout.app import create_app
 from services.rollout.reward_client import GroupScorer
-from tests.fixtures.stub_replica import stub_replica
+from tests.fixtures.replicas.stub_replica import stub_replica
 from tests.fixtures.wire import prompt_request
 
 ENVIRON = {

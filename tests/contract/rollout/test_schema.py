@@ -18,8 +18,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from services.rollout.app import create_app
 from services.rollout.replica import Replica
 from tests.fixtures.clips import make_clip
-from tests.fixtures.openapi_runs import any_and_good, bounded
-from tests.fixtures.stub_replica import stub_replica
+from tests.fixtures.pages.openapi_runs import any_and_good, bounded
+from tests.fixtures.replicas.stub_replica import stub_replica
 
 FOLDER = tempfile.TemporaryDirectory(prefix="tempsamp-schema-")
 VIDEOS = Path(FOLDER.name)

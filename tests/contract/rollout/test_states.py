@@ -19,9 +19,16 @@ from services.reward import server as reward_server
 from services.rollout import replica as replica_module
 from services.rollout import server
 from services.rollout.claiming.wellness import FIRST_PAUSE_S, LAST_PAUSE_S
-from tests.fixtures.documents import ROOT
-from tests.fixtures.redis_server import RedisServer
-from tests.fixtures.replica_world import EPOCH, MOMENT_S, UNLOADABLE, World, install, short_outage
+from tests.fixtures.pages.documents import ROOT
+from tests.fixtures.replicas.replica_world import (
+    EPOCH,
+    MOMENT_S,
+    UNLOADABLE,
+    World,
+    install,
+    short_outage,
+)
+from tests.fixtures.servers.redis_server import RedisServer
 
 PAGE = (ROOT / "docs/fleet.md").read_text(encoding="utf-8")
 IMPOSSIBLE = "-"

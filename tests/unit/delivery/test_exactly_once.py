@@ -27,8 +27,8 @@ from services.learner import intake as intake_module
 from services.learner.feed import Feed, FeedState
 from services.learner.intake import Intake, IntakeState
 from tests.fixtures.clips import make_clip
-from tests.fixtures.redis_server import RedisServer
 from tests.fixtures.rows import event_row, write_rows
+from tests.fixtures.servers.redis_server import RedisServer
 from tests.fixtures.wire import scored_group
 
 T = TypeVar("T")

@@ -15,8 +15,8 @@ from common.messages import PromptRequest, Sampling, SpansTarget
 from common.queue.broker import Broker
 from services.learner.feed import Feed, FeedState
 from tests.fixtures.clips import make_clip
-from tests.fixtures.redis_server import RedisServer
 from tests.fixtures.rows import event_row, write_rows
+from tests.fixtures.servers.redis_server import RedisServer
 
 NUM_ROWS = 10
 GROUPS_PER_STEP = 3

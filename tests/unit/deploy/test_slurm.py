@@ -14,8 +14,8 @@ import pytest
 
 from common import config
 from jobs.local.redis import find_redis_server, free_port
-from tests.fixtures import slurm
-from tests.fixtures.command_lines import leaf, unknown_options
+from tests.fixtures.deploy import slurm
+from tests.fixtures.pages.command_lines import leaf, unknown_options
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "deploy/slurm/tempsamp.sbatch"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fixtures.groups import write_clip
-from tests.fixtures.tiny_models import Architecture, write_tiny_model
+from tests.fixtures.learner.groups import write_clip
+from tests.fixtures.learner.tiny_models import Architecture, write_tiny_model
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,7 +5,7 @@ import torch
 
 from common.messages import PACKED, ClipRef, Scored, ScoredGroup, Timings
 from services.learner.batch import MicroBatch, collate, groups_of_rank
-from tests.fixtures.groups import injected_sample, policy_sample
+from tests.fixtures.learner.groups import injected_sample, policy_sample
 
 
 def group(name: str, *, prompt_tokens: int = 4, answers: tuple[int, ...] = (2, 3)) -> ScoredGroup:

@@ -19,9 +19,9 @@ from services.learner import parallel
 from services.learner.batch import collate
 from services.learner.parallel import Ranks, shard_model, start_ranks
 from services.learner.policy import load_policy
-from tests.fixtures.groups import clip_ref, scored_group
-from tests.fixtures.learner_rank import Case, case_gradients, write_cases
-from tests.fixtures.tiny_models import Architecture
+from tests.fixtures.learner.groups import clip_ref, scored_group
+from tests.fixtures.learner.learner_rank import Case, case_gradients, write_cases
+from tests.fixtures.learner.tiny_models import Architecture
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 120
@@ -72,7 +72,7 @@ def two_ranks(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) 
     write_cases(folder, list(cases.values()))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     finished = subprocess.run(
-        [*launch, "-m", "tests.fixtures.learner_rank", str(folder)],
+        [*launch, "-m", "tests.fixtures.learner.learner_rank", str(folder)],
         cwd=ROOT,
         capture_output=True,
         text=True,

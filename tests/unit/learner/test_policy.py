@@ -13,8 +13,8 @@ from services.learner import policy as policy_module
 from services.learner.batch import MicroBatch, collate
 from services.learner.policy import Policy, load_policy
 from services.learner.vision import ClipFeatures, FeatureCache
-from tests.fixtures.groups import clip_ref, scored_group
-from tests.fixtures.tiny_models import ARCHITECTURES, Architecture, patch_factor
+from tests.fixtures.learner.groups import clip_ref, scored_group
+from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture, patch_factor
 
 ModelFolder = Callable[[Architecture], Path]
 

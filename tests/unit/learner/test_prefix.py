@@ -16,8 +16,8 @@ from services.learner.batch import MicroBatch, collate
 from services.learner.policy import load_policy
 from services.learner.positions import prompt_positions
 from services.learner.prefix import Packing, install
-from tests.fixtures.groups import clip_ref, expanded_prompt, scored_group
-from tests.fixtures.tiny_models import ARCHITECTURES, Architecture
+from tests.fixtures.learner.groups import clip_ref, expanded_prompt, scored_group
+from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture
 
 TOLERANCE = 1e-5
 ANSWER_LENGTHS = ((5, 2, 4), (1, 6, 3))

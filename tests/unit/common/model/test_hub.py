@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures import hub as hubs
-from tests.fixtures.hub import Hub
+from tests.fixtures.servers import hub as hubs
+from tests.fixtures.servers.hub import Hub
 
 ROOT = Path(__file__).resolve().parents[4]
 TINY = hubs.files_of(ROOT / "deploy/tiny-qwen3vl")

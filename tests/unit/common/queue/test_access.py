@@ -13,9 +13,9 @@ from common.config import Shared
 from common.errors import ConfigError, QueueError
 from common.queue.access import connection_options, refuse_open_redis
 from common.queue.broker import Broker
-from tests.fixtures.documents import ROOT
-from tests.fixtures.redis_server import RedisServer
-from tests.fixtures.tls import certificate, in_front_of
+from tests.fixtures.pages.documents import ROOT
+from tests.fixtures.servers.redis_server import RedisServer
+from tests.fixtures.servers.tls import certificate, in_front_of
 from tests.fixtures.wire import prompt_request, replica_status, scored_group
 
 ACL = "~tempsamp:{run_id}:* +@all -@admin -@dangerous +info"

@@ -12,7 +12,7 @@ from common.errors import ConfigError, QueueError, RunLostError
 from common.messages import ScoredGroup
 from common.queue.broker import Broker, ClaimedPrompt, Limits
 from common.queue.connection import _is_outage
-from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.servers.redis_server import RedisServer
 from tests.fixtures.wire import prompt_request, replica_status, scored_group
 
 OpenBroker = Callable[[], Broker]

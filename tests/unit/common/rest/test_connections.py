@@ -11,7 +11,7 @@ import pytest
 
 from common.rest.connections import Connections
 from common.rest.serving import Server, configured, listen, url_of
-from tests.fixtures.small_service import RELEASE, app
+from tests.fixtures.servers.small_service import RELEASE, app
 from tests.unit.common.rest.test_serving import sent
 
 HEAD = "GET /slow HTTP/1.1\r\nhost: x\r\n"

@@ -17,7 +17,7 @@ import pytest
 
 from common.errors import ConfigError
 from common.rest.serving import OTHER_FILES, listen, room_for, url_of
-from tests.fixtures.small_service import DRAIN_S, END_S
+from tests.fixtures.servers.small_service import DRAIN_S, END_S
 
 ROOT = Path(__file__).resolve().parents[4]
 SLACK_S = 8.0
@@ -27,7 +27,7 @@ SLACK_S = 8.0
 def service(what: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """The process and its address."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fixtures.small_service", what],
+        [sys.executable, "-m", "tests.fixtures.servers.small_service", what],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -137,7 +137,7 @@ def test_connections_fit_the_limit_on_open_files(
 def test_a_server_off_the_main_thread_leaves_signals_alone() -> None:
     before = signal.getsignal(signal.SIGTERM)
     from common.rest.serving import Server, configured
-    from tests.fixtures.small_service import app
+    from tests.fixtures.servers.small_service import app
 
     with listen("127.0.0.1", 0, section="x") as listening:
         server = Server(configured(app("well"), connections=4, drain_s=1), end_s=1)

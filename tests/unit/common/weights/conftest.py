@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fixtures.devices import skip_without
+from tests.fixtures.weights.devices import skip_without
 
 
 @pytest.fixture

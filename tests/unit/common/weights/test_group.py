@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from common.weights.store import StoreServer
-from tests.fixtures.devices import DEVICES
+from tests.fixtures.weights.devices import DEVICES
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ def member(rank: int, device: str, event: str, meetings: str) -> "subprocess.Pop
     as_hosts = {"NCCL_HOSTID": f"h{rank}", "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "tests.fixtures.weight_member", str(rank), device, event),
+            *(sys.executable, "-m", "tests.fixtures.weights.weight_member"),
+            *(str(rank), device, event),
             *(str(DEADLINE_S), str(LATER_S[device])),
         ],
         stdin=subprocess.PIPE,

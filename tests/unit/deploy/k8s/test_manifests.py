@@ -8,8 +8,8 @@ import yaml
 
 from services.reward.server import DRAIN_S as REWARD_DRAIN_S
 from services.rollout.replica import DRAIN_S as ROLLOUT_DRAIN_S
-from tests.fixtures import manifest_checks as checks
-from tests.fixtures.manifests import (
+from tests.fixtures.deploy import manifest_checks as checks
+from tests.fixtures.deploy.manifests import (
     OVERLAYS,
     ROOT,
     Document,

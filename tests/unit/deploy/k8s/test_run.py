@@ -16,8 +16,7 @@ from common.config import Run
 from common.queue.broker import ROLLOUT, Broker
 from common.rest.auth import PUBLIC_PATHS
 from common.secrets import TOKEN_OF
-from tests.fixtures.documents import example, run_script
-from tests.fixtures.manifests import (
+from tests.fixtures.deploy.manifests import (
     OVERLAYS,
     ROOT,
     Document,
@@ -30,6 +29,7 @@ from tests.fixtures.manifests import (
     settings,
     workload,
 )
+from tests.fixtures.pages.documents import example, run_script
 
 SECRETS = {"TEMPSAMP_TOKEN": "a", "TEMPSAMP_REDIS_PASSWORD": "b"}
 WAITING_SHARE = ("tempsamp_learner_wait_seconds_total", "tempsamp_learner_step_wall_seconds_total")

@@ -13,7 +13,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 
-from tests.fixtures.manifests import OVERLAYS, Document, file, named, render
+from tests.fixtures.deploy.manifests import OVERLAYS, Document, file, named, render
 
 OLDEST, NEWEST = "1.31", "1.37"
 STRING, FLAG = {"type": "string", "minLength": 1}, {"type": "boolean"}

@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import ConfigError
 from jobs.asking.endpoints import check_endpoints
-from tests.fixtures.stand_in_replica import serving, unused_url
+from tests.fixtures.replicas.stand_in_replica import serving, unused_url
 
 
 @contextmanager

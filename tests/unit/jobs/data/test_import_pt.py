@@ -19,7 +19,7 @@ from jobs.data.cache_filling import Done, Fault
 from jobs.data.import_pt import OldEntry, command, find_pt, import_entry, old_entry_of
 from jobs.data.preprocess import Plan
 from tests.fixtures.clips import make_clip
-from tests.fixtures.documents import example, run_script
+from tests.fixtures.pages.documents import example, run_script
 
 SAMPLING = VideoSampling(fps=4.0)
 OLD = OldEntry(video="a.mp4", pt="a.pt")

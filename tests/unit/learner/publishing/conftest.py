@@ -9,8 +9,8 @@ import pytest
 from services.learner import parallel
 from services.learner.parallel import Ranks
 from tests.bench.publishing.bare import be_a_host_of_its_own
-from tests.fixtures.devices import DEVICES, skip_without
-from tests.fixtures.weight_fleet import Fleet
+from tests.fixtures.weights.devices import DEVICES, skip_without
+from tests.fixtures.weights.weight_fleet import Fleet
 
 
 @pytest.fixture(scope="module", params=DEVICES)

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from common.errors import WeightError
 from services.learner.parallel import Ranks
 from services.learner.publishing.publisher import Publisher
-from tests.fixtures.weight_fleet import Fleet, Weights, publisher
+from tests.fixtures.weights.weight_fleet import Fleet, Weights, publisher
 
 pytestmark = pytest.mark.timeout(120)
 TOKEN = "t0ken" * 6

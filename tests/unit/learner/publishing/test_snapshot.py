@@ -19,7 +19,7 @@ from common.weights.layout import Layout, describe, num_bytes
 from services.learner.parallel import Ranks
 from services.learner.publishing import shards
 from services.learner.publishing.snapshot import Snapshot
-from tests.fixtures.tiny_models import Architecture
+from tests.fixtures.learner.tiny_models import Architecture
 
 ROOT = Path(__file__).parents[4]
 DEADLINE_S = 150
@@ -32,7 +32,7 @@ def test_shards_of_three_ranks_are_put_together(
     launched = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node=3", "-m", "tests.fixtures.capture_rank"),
+            *("--nproc-per-node=3", "-m", "tests.fixtures.weights.capture_rank"),
             *(str(tiny_model(name)) for name in ("qwen3_vl", "qwen3_5", "qwen2_5_vl")),
         ],
         cwd=ROOT,

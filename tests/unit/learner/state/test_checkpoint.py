@@ -14,7 +14,7 @@ from services.learner.intake import IntakeState
 from services.learner.parallel import Ranks, start_ranks
 from services.learner.policy import load_policy
 from services.learner.state.checkpoint import Checkpoints, RunState, carry_over, rng_state
-from tests.fixtures.tiny_models import Architecture
+from tests.fixtures.learner.tiny_models import Architecture
 
 
 def test_settings_are_carried_over_and_the_index_of_other_weights_is_not(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from common import config
 from common.config import Run
 from common.errors import ConfigError, RunLostError
 from services.learner.state.lease import LOCK, RunLease, lock_file
-from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.servers.redis_server import RedisServer
 
 
 @pytest.fixture
