@@ -92,6 +92,8 @@ class CheckpointLine(_Line):
     step: int
     epoch: int
     """Of the data: all rows of earlier ones have been fed."""
+    fed: int = 0
+    """Rows of this epoch that have become prompts so far, at least."""
     outstanding: tuple[Prompt, ...]
     """Fed and not trained on."""
 

@@ -36,6 +36,24 @@ def command(
     Exit code 1 if that is not so: the rows and steps concerned are named. Exit code 2 for a folder
     without a ledger or with one that cannot be read.
     """
+    found = audited(run_dir, rows=rows)
+    _show(found, limit=None if everything else LISTED)
+    if found.violations:
+        for line in found.violations:
+            typer.echo(f"tempsamp: {line}", err=True)
+        raise typer.Exit(1)
+
+
+def audited(run_dir: Path, *, rows: Path | None = None) -> Audit:
+    """What a run's ledger proves.
+
+    Args:
+        run_dir: the run's folder.
+        rows: its row file; None: where the ledger says that it lies.
+
+    Raises:
+        ConfigError: one of the two is not there or cannot be read, or nothing is final yet.
+    """
     lines = list(read_ledger(run_dir / FILE))
     if rows is None:
         if not lines or not isinstance(lines[0], RunLine):
@@ -43,14 +61,9 @@ def command(
         rows = Path(lines[0].rows)
     ids, digest = _rows(rows)
     try:
-        found = audit(lines, rows=ids, rows_sha256=digest)
+        return audit(lines, rows=ids, rows_sha256=digest)
     except ValueError as error:
         raise ConfigError(f"{run_dir / FILE}: {error}") from error
-    _show(found, limit=None if everything else LISTED)
-    if found.violations:
-        for line in found.violations:
-            typer.echo(f"tempsamp: {line}", err=True)
-        raise typer.Exit(1)
 
 
 def _rows(path: Path) -> tuple[list[str], str]:

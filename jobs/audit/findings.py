@@ -26,6 +26,10 @@ class Epoch:
     number: int
     is_fed: bool
     """Whether all of its rows have been fed."""
+    num_fed: int = 0
+    """Of one whose rows have not all been fed: how many have."""
+    missing: list[str] = field(default_factory=list)
+    """Rows that were fed and are neither trained on nor listed, where their names are known."""
     steps: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     """Row → steps that trained on it."""
     given_up: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -33,6 +37,21 @@ class Epoch:
     unapplied: list[str] = field(default_factory=list)
     """Rows of steps whose gradient was not finite."""
     in_flight: set[str] = field(default_factory=set)
+
+    @property
+    def trained_twice(self) -> list[str]:
+        """Rows that more than one step trained on."""
+        return [row_id for row_id, steps in self.steps.items() if len(steps) > 1]
+
+    @property
+    def done(self) -> set[str]:
+        """Rows of which it is known what became of them."""
+        return self.steps.keys() | self.given_up.keys() | self.in_flight
+
+    @property
+    def num_lost(self) -> int:
+        """Rows that were fed and are neither trained on nor listed."""
+        return len(self.missing) if self.is_fed else max(0, self.num_fed - len(self.done))
 
     @property
     def is_finished(self) -> bool:
@@ -56,6 +75,21 @@ class Audit:
     violations: list[str]
     """Each names a row or a step."""
 
+    @property
+    def num_trained_twice(self) -> int:
+        """Rows, over all epochs."""
+        return sum(len(epoch.trained_twice) for epoch in self.epochs)
+
+    @property
+    def num_lost(self) -> int:
+        """Rows, over all epochs."""
+        return sum(epoch.num_lost for epoch in self.epochs)
+
+    @property
+    def num_given_up(self) -> int:
+        """Rows, over all epochs."""
+        return sum(len(epoch.given_up) for epoch in self.epochs)
+
 
 def audit(lines: Sequence[Line], *, rows: Sequence[str], rows_sha256: str) -> Audit:
     """Check a ledger against the ids of the rows in their file.
@@ -77,11 +111,15 @@ def audit(lines: Sequence[Line], *, rows: Sequence[str], rows_sha256: str) -> Au
         num_unproven=len(lines) - len(proven),
         violations=[],
     )
+    found.epochs[-1].num_fed = last.fed
     found.violations += _of_the_run(proven, rows_sha256)
     found.violations += _of_steps(proven, last.step)
     found.violations += _fill(found.epochs, proven, last)
     for epoch in found.epochs:
-        found.violations += _of_rows(epoch, rows=rows, rejected=found.rejected)
+        if epoch.is_fed:
+            done = epoch.done | found.rejected.keys()
+            epoch.missing = [row_id for row_id in rows if row_id not in done]
+        found.violations += _of_rows(epoch, rows=rows)
     return found
 
 
@@ -133,15 +171,16 @@ def _fill(epochs: list[Epoch], lines: Sequence[Line], last: CheckpointLine) -> I
             epochs[prompt.epoch].in_flight.add(prompt.row_id)
 
 
-def _of_rows(epoch: Epoch, *, rows: Sequence[str], rejected: dict[str, str]) -> Iterator[str]:
+def _of_rows(epoch: Epoch, *, rows: Sequence[str]) -> Iterator[str]:
     where = f"epoch {epoch.number} row"
     known = set(rows)
     for row_id in [*epoch.steps, *epoch.given_up, *epoch.in_flight]:
         if row_id not in known:
             yield f"{where} {row_id}: not in the row file"
+    for row_id in epoch.trained_twice:
+        steps = epoch.steps[row_id]
+        yield f"{where} {row_id}: trained {len(steps)} times, in steps {_words(steps)}"
     for row_id, steps in epoch.steps.items():
-        if len(steps) > 1:
-            yield f"{where} {row_id}: trained {len(steps)} times, in steps {_words(steps)}"
         if row_id in epoch.given_up:
             yield f"{where} {row_id}: trained in step {_words(steps)}, and given up"
         if row_id in epoch.in_flight:
@@ -151,11 +190,13 @@ def _of_rows(epoch: Epoch, *, rows: Sequence[str], rejected: dict[str, str]) -> 
             yield f"{where} {row_id}: given up {len(reasons)} times: it was asked again"
         if row_id in epoch.in_flight:
             yield f"{where} {row_id}: given up, and still in flight"
-    if epoch.is_fed:
-        done = epoch.steps.keys() | epoch.given_up.keys() | epoch.in_flight | rejected.keys()
-        for row_id in rows:
-            if row_id not in done:
-                yield f"{where} {row_id}: neither trained on nor listed"
+    for row_id in epoch.missing:
+        yield f"{where} {row_id}: neither trained on nor listed"
+    if not epoch.is_fed and epoch.num_lost:
+        yield (
+            f"epoch {epoch.number}: found {len(epoch.done)} rows trained on, listed or in flight, "
+            f"wanted {epoch.num_fed}: so many were fed"
+        )
 
 
 def _words(steps: Sequence[int]) -> str:

@@ -37,6 +37,8 @@ class FeedState(BaseModel):
     epoch: int
     cursor: int
     """Rows of this epoch's order that are done."""
+    fed: int = 0
+    """Of those, the ones that are not rejected: for the ledger, nothing is decided by it."""
     next_sequence: int
     outstanding: tuple[PromptRequest, ...]
     """Fed and not yet trained on, in sequence order."""
@@ -118,6 +120,7 @@ class Feed:
             rows_sha256=self._rows_sha256,
             epoch=self._epoch,
             cursor=self._cursor,
+            fed=self._num_fed(),
             next_sequence=self._next_sequence,
             outstanding=tuple(self._outstanding.values()),
             rejected=self._rejected.all,
@@ -224,6 +227,10 @@ class Feed:
         order = list(range(len(self._rows)))
         random.Random(f"{self._shared.seed}:{self._epoch}").shuffle(order)
         return order
+
+    def _num_fed(self) -> int:
+        passed = (self._rows[number].row_id for number in self._order[: self._cursor])
+        return sum(row_id not in self._rejected for row_id in passed)
 
     def _next_row(self) -> tuple[Row, int]:
         """The next row of this epoch that is not rejected, and its epoch."""

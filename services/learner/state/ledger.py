@@ -78,7 +78,9 @@ class Ledger:
         """What stands here is about to be part of a checkpoint; returns its size in bytes."""
         self.rejected(feed.rejected)
         outstanding = tuple(_prompt(request) for request in feed.outstanding)
-        self._write(CheckpointLine(step=step, epoch=feed.epoch, outstanding=outstanding))
+        self._write(
+            CheckpointLine(step=step, epoch=feed.epoch, fed=feed.fed, outstanding=outstanding)
+        )
         return os.path.getsize(self._path)
 
     def _write(self, line: Line) -> None:

@@ -182,6 +182,16 @@ class TestUnusableRows:
         assert reasons == unreadable | {"6": "target outside the clip"}
         assert len(lines) == 6, "each once, over all epochs"
 
+    def test_are_not_among_those_that_the_ledger_is_told_were_fed(self, ring: Ring) -> None:
+        bad = event_row(1, videos=["missing.mp4"])
+        ring.write_rows([bad, *(event_row(number) for number in range(2, 13))])
+        feed = ring.feed()
+        feed.top_up(0)
+        state = feed.state()
+        assert state.epoch == 0
+        assert state.fed == len(feed.outstanding) < 11
+        assert ring.feed(state=state).state() == state
+
     def test_nothing_left_stops_with_the_reasons(self, ring: Ring) -> None:
         ring.write_rows([event_row(1, videos=["missing.mp4"]), event_row(2, spans=[[50, 60]])])
         with pytest.raises(ConfigError, match=r"no usable row left; rejected: 1 x "):

@@ -56,7 +56,7 @@ def sound() -> list[Line]:
         step(2, group(3), group(5)),
         CheckpointLine(step=2, epoch=0, outstanding=()),
         step(3, group(2, epoch=1), group(1, epoch=1)),
-        CheckpointLine(step=3, epoch=1, outstanding=(flying,)),
+        CheckpointLine(step=3, epoch=1, fed=3, outstanding=(flying,)),
         step(4, group(1, epoch=1), group(1, epoch=1)),
     ]
 
@@ -145,7 +145,10 @@ def without(index: int) -> list[Line]:
         ),
         (
             with_line(7, step(3, group(2, epoch=1), group(5, epoch=1))),
-            ["epoch 1 row 5: trained in step 3, and still in flight"],
+            [
+                "epoch 1 row 5: trained in step 3, and still in flight",
+                "epoch 1: found 2 rows trained on, listed or in flight, wanted 3: so many were fed",
+            ],
         ),
         (
             with_line(7, step(3, group(2, epoch=1), group(9, epoch=1))),
@@ -153,7 +156,10 @@ def without(index: int) -> list[Line]:
         ),
         (
             with_line(7, step(3, group(2, epoch=1), group(1, epoch=2))),
-            ["epoch 2 row 1: trained before it was fed"],
+            [
+                "epoch 2 row 1: trained before it was fed",
+                "epoch 1: found 2 rows trained on, listed or in flight, wanted 3: so many were fed",
+            ],
         ),
         (
             with_line(7, step(3, group(2, epoch=1), group(1, epoch=1, tag="xyz"))),
