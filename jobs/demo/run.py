@@ -41,6 +41,10 @@ MAX_RESTARTS = 3
 load ends the demo after two."""
 
 
+NO_REDIS = "redis://127.0.0.1:1/0"
+"""Where none listens; for checking settings before there is one."""
+
+
 @dataclass
 class Demo:
     """One run of the demo on this machine: settings, places, secrets."""
@@ -53,6 +57,8 @@ class Demo:
     split: Split
     eval_queries: int | None
     """Only the first held-out queries; None: all."""
+    settings: Sequence[str] = ()
+    """section.key=value, over everything else."""
     password: str = field(default_factory=lambda: secrets.token_hex(16))
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     reward_port: int = field(default_factory=free_port)
@@ -81,7 +87,11 @@ class Demo:
         }
 
     def overrides(self, redis_url: str) -> list[str]:
-        """What differs from deploy/configs/demo.toml in this run."""
+        """What differs from deploy/configs/demo.toml in this run.
+
+        Raises:
+            ConfigError: a setting is one that the demo makes itself.
+        """
         changed = {
             "shared.run_id": self.name,
             "shared.model": str(ROOT / "deploy/tiny-qwen3vl"),
@@ -100,7 +110,13 @@ class Demo:
         if self.eval_queries is not None:
             most = config.load(CONFIG).learner.validation.limit or self.eval_queries
             changed["learner.validation.limit"] = min(most, self.eval_queries)
-        return [f"{key}={json.dumps(value)}" for key, value in changed.items()]
+        for setting in self.settings:
+            if (key := setting.partition("=")[0]) in changed:
+                raise ConfigError(
+                    f"--set {setting}: the demo sets {key} itself; wanted an option of its own, or "
+                    "a run file (--config)"
+                )
+        return [*(f"{key}={json.dumps(value)}" for key, value in changed.items()), *self.settings]
 
 
 def run_demo(demo: Demo, *, write_report: bool) -> dict[str, Any]:
@@ -118,6 +134,8 @@ def run_demo(demo: Demo, *, write_report: bool) -> dict[str, Any]:
             f"RUN: found an earlier run in {demo.run_dir.relative_to(ROOT)}, wanted a new name: "
             "RESUME=1 goes on with it, RUN=<name> starts another, or delete the folder"
         )
+    # Before anything is started: a wrong setting is said at once.
+    config.load(CONFIG, overrides=demo.overrides(NO_REDIS), environ=demo.environ)
     demo.run_dir.mkdir(parents=True, exist_ok=True)
     with _children_of(demo.run_dir) as children:
         course = _started(demo, children)
@@ -209,7 +227,8 @@ def command(
         ),
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", "-s", help="section.key=value, over --config.")
+        list[str] | None,
+        typer.Option("--set", "-s", help="section.key=value, over --config or the demo's own."),
     ] = None,
     ranks: Annotated[int, typer.Option(min=1, help="learner processes, with --config")] = 1,
 ) -> None:
@@ -244,6 +263,7 @@ def command(
         resume=resume,
         split=eval_split,
         eval_queries=eval_queries,
+        settings=overrides or (),
     )
     _finish(
         lambda: run_demo(demo, write_report=report_html),
