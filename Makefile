@@ -4,6 +4,7 @@
 #   make compose-test   the ring in containers, on an engine of its own where none answers
 # Both install what they need first (.venv from the pinned lock; DEVICE=cuda takes the CUDA lock, PYTHON= names the
 # interpreter).
+#   make chaos MINUTES=10 SEED=0   kill and freeze what runs in a demo at random, prove that no row was lost
 #   make env      write .env with random secrets, for docker compose
 #   make bench-publish   speed of the weight path, in about four minutes; more: bench-prefix, -reward, -data, -eval
 #   make bench-gpu       the weight path over NCCL, on one GPU; says so where there is none
@@ -18,10 +19,13 @@ STEPS ?=
 RUN ?=
 RESUME ?=
 
+# Of `make chaos`, with RUN and SEED.
+MINUTES ?= 10
+
 # Processes that share the tests; empty: one, with its output as it comes.
 PYTEST_WORKERS ?= 2
 
-.PHONY: setup env locks demo compare test compose-test check format tiny-model bench-prefix bench-reward bench-data bench-eval bench-queue bench-publish bench-gpu help
+.PHONY: setup env locks demo compare chaos test compose-test check format tiny-model bench-prefix bench-reward bench-data bench-eval bench-queue bench-publish bench-gpu help
 
 help:
 	@grep -E '^#' Makefile | cut -c3-
@@ -42,6 +46,9 @@ demo: setup
 # Hours of work for two cores; finished runs are kept, so it can be stopped and started again.
 compare: setup
 	@$(PY) -m jobs.demo.compare_methods --markdown docs/compare.md
+
+chaos: setup
+	@$(PY) -m jobs.chaos --minutes $(MINUTES) --seed $(SEED) $(if $(RUN),--run $(RUN))
 
 test: check
 	$(PY) -m pytest $(PYTEST_WORKERS:%=--numprocesses=% --dist=loadfile --no-loadscope-reorder)

@@ -75,16 +75,17 @@ def end_rest(process: "subprocess.Popen[bytes]", *, mark: str) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    left = list(_carriers(mark))
+    left = list(carriers(mark))
     for orphan in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             orphan.kill()
     deadline = time.monotonic() + GONE_S
-    while any(map(_is_running, left)) and time.monotonic() < deadline:
+    while any(map(is_running, left)) and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
-def _carriers(mark: str) -> Iterator[psutil.Process]:
+def carriers(mark: str) -> Iterator[psutil.Process]:
+    """Processes that carry a mark, as far as their environment can be read."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             found = process.environ().get(MARK, "")
@@ -92,7 +93,7 @@ def _carriers(mark: str) -> Iterator[psutil.Process]:
                 yield process
 
 
-def _is_running(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     """Who inherited an orphan may take its time to collect it."""
     try:
         return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
