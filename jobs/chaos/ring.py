@@ -27,13 +27,13 @@ from jobs.local.spawning import MARK, carriers, end_rest, is_running, marked, sp
 
 logger = logging.getLogger(__name__)
 
-WORDS: Mapping[Victim, tuple[str, ...]] = {
-    "redis": ("redis-server",),
-    "reward": ("tempsamp", "reward", "serve"),
-    "rollout": ("tempsamp", "rollout", "serve"),
-    "torchrun": ("torch.distributed.run",),
+WORDS: Mapping[Victim, str] = {
+    "redis": "redis-server",
+    "reward": "tempsamp reward serve",
+    "rollout": "tempsamp rollout serve",
+    "torchrun": "torch.distributed.run",
 }
-"""In the command lines of the demo's own children."""
+"""In the command lines of the demo's own children; settings name other services too."""
 PARENTS: Mapping[Victim, Victim] = {"engine": "rollout", "rank": "torchrun"}
 NO_ENGINE = "resource_tracker"
 """In the command line of the helper that Python starts beside other processes."""
@@ -195,13 +195,12 @@ def _below_service(parent: psutil.Process, victim: Victim) -> psutil.Process | N
     except psutil.NoSuchProcess:
         return None
     if victim == "rank":
-        return next((child for child in children if _has(child, ("tempsamp", "learner"))), None)
-    return next((child for child in children if not _has(child, (NO_ENGINE,))), None)
+        return next((child for child in children if _has(child, "tempsamp learner")), None)
+    return next((child for child in children if not _has(child, NO_ENGINE)), None)
 
 
-def _has(process: psutil.Process, words: Sequence[str]) -> bool:
-    line = " ".join(_words(process))
-    return all(word in line for word in words)
+def _has(process: psutil.Process, words: str) -> bool:
+    return words in " ".join(_words(process))
 
 
 def _words(process: psutil.Process) -> list[str]:

@@ -23,10 +23,10 @@ STEPS = 30
 QUERIES = 24
 """Eight clips: enough for every figure of the summary."""
 WORDS = {
-    "rollout": ("rollout", "serve"),
-    "reward": ("reward", "serve"),
-    "redis": ("redis-server",),
-    "learner": ("torch.distributed.run",),
+    "rollout": "tempsamp rollout serve",
+    "reward": "tempsamp reward serve",
+    "redis": "redis-server",
+    "learner": "torch.distributed.run",
 }
 """In the command lines of the demo's own children."""
 
@@ -81,8 +81,7 @@ def children_of(demo: "subprocess.Popen[str]") -> list[psutil.Process]:
 def kill(name: str, demo: "subprocess.Popen[str]") -> None:
     """SIGKILL to one of the demo's own children."""
     for child in psutil.Process(demo.pid).children():
-        line = " ".join(child.cmdline())
-        if all(word in line for word in WORDS[name]):
+        if WORDS[name] in " ".join(child.cmdline()):
             child.kill()
             return
     raise AssertionError(f"no {name} below the demo")

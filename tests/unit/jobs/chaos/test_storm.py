@@ -93,8 +93,10 @@ DEMO = """
 import os, subprocess, sys, time
 run_dir = sys.argv[1]
 os.makedirs(run_dir + "/logs", exist_ok=True)
-line = [sys.executable, "-c", "import time; time.sleep(600)", "torch.distributed.run"]
-subprocess.Popen(line, start_new_session=True)
+line = [sys.executable, "-c", "import time; time.sleep(600)"]
+names = ["tempsamp rollout serve --set shared.reward_url=x", "torch.distributed.run"]
+for name in names:
+    subprocess.Popen([*line, *name.split()], start_new_session=True)
 with open(run_dir + "/logs/learner.log", "a") as log:
     log.write('{"event": "step", "step": 1}\\n')
 if "leaves" in sys.argv:
@@ -123,6 +125,8 @@ def test_who_is_left_when_the_demo_has_ended_is_an_orphan_and_is_ended(tmp_path:
         with ring_of(tmp_path, "leaves") as ring:
             left = wait_for(ring, "torchrun")
             assert ring.find("rank") is None
+            assert ring.find("reward") is None, "the replica's settings name it too"
+            wait_for(ring, "rollout").kill()
             ring.demo.wait(20)
             (orphan,) = ring.orphans()
             assert orphan.startswith(f"{left.pid} ")
