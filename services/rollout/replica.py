@@ -93,7 +93,7 @@ class Replica:
     async def _serve_ring(self) -> None:
         """Answer the prompts of the ring."""
         async with contextlib.AsyncExitStack() as owned:
-            broker = Broker.of(self.shared)
+            broker = Broker.of(self.shared, should_stop=self._is_out_of_time)
             owned.push_async_callback(broker.close)
             reward = GroupScorer(self.shared, rollout=self.rollout)
             owned.push_async_callback(reward.close)
@@ -177,6 +177,10 @@ class Replica:
         if not self.is_working or self._stopped_s is None:
             return 0.0
         return max(LAST_WORDS_S, self._stopped_s + DRAIN_S - time.monotonic())
+
+    def _is_out_of_time(self) -> bool:
+        """What was in work has had its time, and Redis is no longer waited for."""
+        return self._stopped_s is not None and time.monotonic() > self._stopped_s + DRAIN_S
 
     @property
     def engine(self) -> Engine:

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 CLAIM_BLOCK_S = 1.0
 """How long one claim waits for a prompt; also how fast a stop is noticed."""
+HAND_BACK_S = 1.0
 LONGEST_TEND_PAUSE_S = 2.0
 TROUBLE_TTL_S = 15.0
 
@@ -132,11 +133,17 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - one prompt never ends the replica (STYLE 5)
             await self._give_back(work.claim, error)
         except asyncio.CancelledError:
-            await self._broker.release(work.claim)
+            await self._hand_back(work.claim)
             raise
         else:
             self.counters.pushed(group)
             await self._settle_doubts()
+
+    async def _hand_back(self, claim: ClaimedPrompt) -> None:
+        """Now, or when its lease ends: time is up, and Redis may be away."""
+        with contextlib.suppress(TimeoutError, QueueError):
+            async with asyncio.timeout(HAND_BACK_S):
+                await self._broker.release(claim)
 
     async def answer(self, request: PromptRequest, *, work: InWork) -> ScoredGroup:
         """The page: one prompt becomes one scored group."""
