@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.hard_ring import HardRing, freeze, kill
-from tests.fixtures.mortal_replica import DRAIN_S
+from tests.fixtures.replicas.mortal_replica import DRAIN_S
+from tests.fixtures.servers.hard_ring import HardRing, freeze, kill
 
 SLACK_S = 6.0
 """The machine may be busy; before, it took 35 s, which is when a process is ended by force."""
