@@ -5,6 +5,7 @@
 # Both install what they need first (.venv from the pinned lock; DEVICE=cuda takes the CUDA lock, PYTHON= names the
 # interpreter).
 #   make chaos MINUTES=10 SEED=0   kill and freeze what runs in a demo at random, prove that no row was lost
+#   make chaos-test   the faults that take minutes: ranks of a learner, networks that are cut
 #   make env      write .env with random secrets, for docker compose
 #   make bench-publish   speed of the weight path, in about four minutes; more: bench-prefix, -reward, -data, -eval
 #   make bench-gpu       the weight path over NCCL, on one GPU; says so where there is none
@@ -25,7 +26,7 @@ MINUTES ?= 10
 # Processes that share the tests; empty: one, with its output as it comes.
 PYTEST_WORKERS ?= 2
 
-.PHONY: setup env locks demo compare chaos test compose-test check format tiny-model bench-prefix bench-reward bench-data bench-eval bench-queue bench-publish bench-gpu help
+.PHONY: setup env locks demo compare chaos chaos-test test compose-test check format tiny-model bench-prefix bench-reward bench-data bench-eval bench-queue bench-publish bench-gpu help
 
 help:
 	@grep -E '^#' Makefile | cut -c3-
@@ -49,6 +50,10 @@ compare: setup
 
 chaos: setup
 	@$(PY) -m jobs.chaos --minutes $(MINUTES) --seed $(SEED) $(if $(RUN),--run $(RUN))
+
+# Slow faults: ranks, networks, a whole demo. In minutes; some want root and `ip netns`.
+chaos-test: setup
+	$(PY) -m pytest tests/chaos -m chaos
 
 test: check
 	$(PY) -m pytest $(PYTEST_WORKERS:%=--numprocesses=% --dist=loadfile --no-loadscope-reorder)
