@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from jobs.audit.command import audited
-from tests.fixtures import namespaces
 from tests.fixtures.learner.recorded_learner import RecordedRing
-from tests.fixtures.namespaces import Machine
+from tests.fixtures.servers import namespaces
 from tests.fixtures.servers.hard_ring import HardRing
+from tests.fixtures.servers.namespaces import Machine
 from tests.fixtures.servers.redis_server import RedisServer
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
