@@ -1,12 +1,14 @@
 """Exactly once, whatever happens: a state machine over the real feed, intake, broker and a Redis.
 
 Two replicas claim, push, push twice, fail, die, hand over and come back late; leases end; the
-learner crashes between any two steps, before and after it acknowledged; Redis is emptied and rolled
-back to an older dump. After each operation nothing has been trained twice, nor trained and given
-up; after a quiet end every row of every finished epoch was trained or is listed as given up.
+learner crashes between any two steps, before and after it acknowledged; another one takes the run
+over while the first is frozen, and that one wakes up and writes and reads on; Redis is emptied and
+rolled back to an older dump. After each operation nothing has been trained twice, nor trained and
+given up; after a quiet end every row of every finished epoch was trained or is listed as given up.
 """
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections import Counter
@@ -21,8 +23,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from common.config import Learner, Shared, Video
+from common.errors import RunLostError
 from common.messages import ScoredGroup
-from common.queue.broker import ClaimedPrompt, Limits
+from common.queue.broker import Broker, ClaimedPrompt, Limits
 from services.learner import intake as intake_module
 from services.learner.feed import Feed, FeedState
 from services.learner.intake import Intake, IntakeState
@@ -36,6 +39,7 @@ T = TypeVar("T")
 NUM_ROWS, GROUPS_PER_STEP = 12, 2
 NUM_EXAMPLES, STEPS_PER_EXAMPLE = 52, 200
 """10,400 operations a run."""
+LEASES_LAST_S = 3600.0
 WEIGHTS = {
     "claim": 30,
     "push": 24,
@@ -50,6 +54,8 @@ WEIGHTS = {
     "leases_end": 3,
     "save": 4,
     "crash": 2,
+    "take_over": 2,
+    "wake_up": 4,
     "empty_redis": 1,
     "dump_redis": 2,
     "roll_redis_back": 2,
@@ -80,8 +86,18 @@ class Checkpoint:
     trained: list[str]
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """A learner that another one took over from, and that does not know."""
+
+    broker: Broker
+    feed: Feed
+    intake: Intake
+    version: int
+
+
 class Delivery(RuleBasedStateMachine):
-    """One run with its learner and two replicas."""
+    """One run with its learner, those before it, and two replicas."""
 
     world: ClassVar[World]
 
@@ -96,6 +112,8 @@ class Delivery(RuleBasedStateMachine):
         self.late: list[ClaimedPrompt] = []
         """Claims of replicas that are taken for dead and are not."""
         self.dump: dict[str, bytes] = {}
+        self.frozen: list[Frozen] = []
+        self.num_learners, self.epoch = 0, 0
         self.start(None)
         self.feed.top_up(0)
         self.saved = self.checkpoint()
@@ -113,6 +131,7 @@ class Delivery(RuleBasedStateMachine):
         broker = self.world.server.broker(self.run_id)
         self.opened.append(broker)
         self.learner = broker
+        self.take_run(broker)
         video = Video(
             roots=(folder,), fps=1.0, max_frames=4, min_pixels=32 * 32, max_pixels=64 * 64
         )
@@ -136,6 +155,16 @@ class Delivery(RuleBasedStateMachine):
             settings=learner,
             state=IntakeState.model_validate_json(saved.intake) if saved else None,
         )
+
+    def take_run(self, broker: Broker) -> None:
+        """As a lease does in the folder of a learner that has ended, or is taken for that."""
+        names = [f"learner-{self.num_learners + n}" for n in (0, 1)]
+        self.num_learners += 1
+        hold = self.run(
+            broker.fence.take(names[1], ttl_s=LEASES_LAST_S, dead=names[0], at_least=self.epoch + 1)
+        )
+        assert hold.epoch > self.epoch
+        self.epoch = hold.epoch
 
     def checkpoint(self) -> Checkpoint:
         feed, intake = self.feed.state(), self.intake.state()
@@ -178,6 +207,40 @@ class Delivery(RuleBasedStateMachine):
         self.run(self.learner.close())
         self.start(self.saved)
         self.feed.top_up(self.version)
+
+    def take_over(self, _: int) -> None:
+        self.frozen.append(Frozen(self.learner, self.feed, self.intake, self.version))
+        self.version, self.trained = self.saved.version, list(self.saved.trained)
+        self.start(self.saved)
+        self.feed.top_up(self.version)
+
+    def wake_up(self, number: int) -> None:
+        """What a learner may have been about to do when it was frozen."""
+        if not self.frozen:
+            return
+        old = self.frozen[number % len(self.frozen)]
+        if number % 5 == 0:  # it was waiting for groups: reading is not refused, they come again
+            self.run(old.broker.read_groups(2, block_s=0))
+            return
+        before = self.everything()
+        with contextlib.suppress(RunLostError):
+            if number % 5 == 1:
+                had = len(old.intake._done)
+                old.intake.acknowledge()
+                assert not had, "it was not refused"
+            elif number % 5 == 2:
+                old.feed.top_up(old.version)
+            elif number % 5 == 3 and old.feed.outstanding:
+                old.feed.refeed(next(iter(old.feed.outstanding)), version=old.version)
+                raise AssertionError("it was not refused")
+            elif number % 5 == 4:
+                self.run(old.broker.reset_run())
+                raise AssertionError("it was not refused")
+        assert self.everything() == before
+
+    def everything(self) -> dict[str, bytes]:
+        """All that Redis has of this run."""
+        return {key: self.run(self.dumped(key)) for key in self.keys()}
 
     # --- replicas -----------------------------------------------------------------------------
 
@@ -255,7 +318,7 @@ class Delivery(RuleBasedStateMachine):
         self.outage(number)
 
     def dump_redis(self, _: int) -> None:
-        self.dump = {key: self.run(self.dumped(key)) for key in self.keys()}
+        self.dump = {key: body for key, body in self.everything().items() if key != self.lease}
 
     def roll_redis_back(self, number: int) -> None:
         if not self.dump:
@@ -268,8 +331,16 @@ class Delivery(RuleBasedStateMachine):
         self.dump = {}
         self.outage(number)
 
+    @property
+    def lease(self) -> str:
+        """A key that ends by itself, long before anybody can bring an older one back."""
+        return f"tempsamp:{self.run_id}:learner"
+
     def outage(self, number: int) -> None:
-        """A restart breaks the learner's connection, unless it was idle."""
+        """A restart breaks the learner's connection, unless it was idle; its thread renews."""
+        holder = f"learner-{self.num_learners}"
+        renewal = self.learner.fence.renew(holder, epoch=self.epoch, ttl_s=LEASES_LAST_S)
+        assert self.run(renewal)
         if number % 2:
             self.learner._connection.num_outages += 1
 
