@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -77,6 +78,7 @@ class Report:
 
 def measure(*, megabytes: int, depth: int, repeats: int, console: Console) -> Report:
     """All of it; each part says what it took."""
+    torch.set_num_threads(1)  # one core each for learner and replica, as the demo and compose say
     ranks = parallel.start_ranks("cpu", timeout_s=60)
     transfers = []
     with tempfile.TemporaryDirectory() as name:
