@@ -53,7 +53,7 @@ chaos: setup
 
 # Slow faults: ranks, networks, a whole demo. In minutes; some want root and `ip netns`.
 chaos-test: setup
-	$(PY) -m pytest tests/chaos -m chaos
+	$(PY) -m pytest tests/chaos tests/ring/test_recorded.py -m chaos
 
 test: check
 	$(PY) -m pytest $(PYTEST_WORKERS:%=--numprocesses=% --dist=loadfile --no-loadscope-reorder)

@@ -96,7 +96,7 @@ class TestCheckpoints:
         assert learner.said("torn last line cut")
         assert checkpoints(ring) == ["step-000006", "step-000006.damaged", "step-000008"]
 
-    @pytest.mark.parametrize("ranks", [1, 2])
+    @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.chaos)])
     def test_of_other_settings_are_not_resumed(self, ring: RecordedRing, ranks: int) -> None:
         ring.start(steps=2).finish()
         learner = ring.start(steps=4, resume=True, max_staleness=2, ranks=ranks)
@@ -112,7 +112,7 @@ class TestCheckpoints:
         assert "found no whole checkpoint" in learner.text.splitlines()[-1]
         assert "Traceback" not in learner.text
 
-    @pytest.mark.parametrize("ranks", [1, 2])
+    @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.chaos), 2])
     def test_a_disk_that_takes_no_more_is_one_line_and_earlier_ones_stay(
         self, ring: RecordedRing, ranks: int
     ) -> None:
@@ -189,7 +189,7 @@ class TestKilled:
 
     STEPS = 24
 
-    @pytest.mark.parametrize("ranks", [1, 2])
+    @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.chaos), 2])
     def test_final_weights_are_the_same_bits_and_every_row_was_trained_once(
         self, ring: RecordedRing, tmp_path: Path, ranks: int
     ) -> None:
