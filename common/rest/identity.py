@@ -7,16 +7,25 @@ gets a proof of that one's address.
 """
 
 import hmac
+import secrets
 
 from pydantic import SecretStr
 
 from common.errors import ConfigError
 from common.messages import ReplicaIdentity
+from common.secrets import Role
+
+NONCE_BYTES = 32
 
 
 def identity_of(replica: str, *, url: str, nonce: str, token: SecretStr | None) -> ReplicaIdentity:
     """A replica's answer."""
     return ReplicaIdentity(replica=replica, url=url, proof=_proof(nonce, url=url, token=token))
+
+
+def challenge(role: Role) -> dict[str, str]:
+    """Query of GET /v1/identity: a nonce of its own, and whose token is to be proven."""
+    return {"nonce": secrets.token_hex(NONCE_BYTES), "role": role}
 
 
 def verify(identity: ReplicaIdentity, *, url: str, nonce: str, token: SecretStr | None) -> None:

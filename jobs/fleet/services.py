@@ -8,7 +8,6 @@ A replica that does not answer is shown as the registry has it. Neighbours: `com
 
 import asyncio
 import ipaddress
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -23,13 +22,12 @@ from common.queue.access import connection_options
 from common.queue.broker import Broker
 from common.rest.address import base_url
 from common.rest.fleet_api import LearnerReport, ReplicaReport
-from common.rest.identity import verify
+from common.rest.identity import challenge, verify
 from common.secrets import Role, Tokens
 
 TIMEOUT_S = 3.0
 REDIS_OUTAGE_S = 3.0
 SHOWN_CHARS = 200
-NONCE_BYTES = 32
 
 Report = TypeVar("Report", bound=BaseModel)
 
@@ -152,14 +150,14 @@ async def vouched(client: httpx.AsyncClient, url: str, *, tokens: Tokens, role: 
     """
     if (token := tokens.of(role)) is None:
         return
-    nonce = secrets.token_hex(NONCE_BYTES)
-    answer = await client.get(f"{url}/v1/identity", params={"nonce": nonce, "role": role})
+    asked = challenge(role)
+    answer = await client.get(f"{url}/v1/identity", params=asked)
     answer.raise_for_status()
     try:
         identity = ReplicaIdentity.model_validate_json(answer.content)
     except ValidationError as error:
         raise ConfigError(f"{url}: found no identity of a replica: {error}") from error
-    verify(identity, url=url, nonce=nonce, token=token)
+    verify(identity, url=url, nonce=asked["nonce"], token=token)
 
 
 def checked_url(url: str, *, knob: str) -> str:

@@ -7,14 +7,12 @@ Whatever goes wrong with one replica comes out as a `PeerError` that says whethe
 replica's own fault: only then it gets a strike.
 """
 
-import secrets
-
 import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from common.config import bearer
 from common.messages import ReplicaIdentity, ReplicaStatus
-from common.rest.identity import verify
+from common.rest.identity import challenge, verify
 from common.rest.refusals import detail_of
 from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
 from services.learner.publishing.membership import PeerError
@@ -43,13 +41,13 @@ class Peers:
         Raises:
             PeerError: it does not, or nothing answers there.
         """
-        nonce = secrets.token_hex(32)
+        asked = challenge("control")
         body = await self._call(
-            "GET", f"{replica.url}/v1/identity?nonce={nonce}", timeout_s=PROBE_TIMEOUT_S
+            "GET", f"{replica.url}/v1/identity", timeout_s=PROBE_TIMEOUT_S, params=asked
         )
         try:
             identity = ReplicaIdentity.model_validate_json(body)
-            verify(identity, url=replica.url, nonce=nonce, token=self._token)
+            verify(identity, url=replica.url, nonce=asked["nonce"], token=self._token)
         except ValueError as error:
             raise PeerError(str(error), is_own_fault=True) from error
 
