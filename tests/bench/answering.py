@@ -44,8 +44,8 @@ from jobs.evaluation.questions import find_questions
 from jobs.local.replica import LocalReplica, started
 from jobs.toy import clips
 from services.rollout.engine import Engine
-from tests.bench.clips import Spread
 from tests.bench.reward import machine
+from tests.bench.spread import Spread
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "deploy/tiny-qwen3vl"

@@ -10,7 +10,6 @@ import functools
 import json
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -34,29 +33,12 @@ from common.video.sampling import VideoSampling, frame_indices, frame_size, num_
 from jobs.data.cache_filling import RowsByKey, fill
 from jobs.data.crash_safe_pool import results
 from jobs.data.preprocess import Plan, make_entry
+from tests.bench.spread import Spread
 
 SAMPLING = VideoSampling()
 """fps 2 and the default budgets."""
 TIMEOUT_S = 600.0
 MORE_CLIPS = Path(__file__).resolve().parents[3] / "shared/data/videos"
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and extremes of repeats."""
-
-    median: float
-    lowest: float
-    highest: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(statistics.median(values), min(values), max(values))
-
-    def text(self, form: str) -> str:
-        """`median (lowest-highest)`, each in a format such as `{:.1f}`."""
-        low, high = form.format(self.lowest), form.format(self.highest)
-        return f"{form.format(self.median)} ({low}-{high})"
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,7 @@
 import asyncio
 import os
 import signal
-import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,25 +14,10 @@ from tests.bench.gpu_publishing.learner import Learner, Timing, learner_with
 from tests.bench.gpu_publishing.receivers import synchronize
 from tests.bench.publishing.bare import Bare
 from tests.bench.publishing.weights import Weights
+from tests.bench.spread import Spread
 
 CHANGED = 0.02
 WARM_UP = 1
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and extremes of repeats."""
-
-    median: float
-    lowest: float
-    highest: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(statistics.median(values), min(values), max(values))
-
-    def __str__(self) -> str:
-        return f"{self.median:.3f} ({self.lowest:.3f}-{self.highest:.3f})"
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from services.learner import parallel
-from tests.bench.clips import Spread
 from tests.bench.publishing.beside import Demo, Large, measure_demo, measure_large
 from tests.bench.publishing.faults import Faults, measure_faults
 from tests.bench.publishing.transfers import Transfers, measure_transfers
 from tests.bench.publishing.weights import Weights
 from tests.bench.publishing.weights import megabytes as shapes_of
 from tests.bench.reward import machine
+from tests.bench.spread import Spread
 
 RECEIVERS = (1, 3)
 FAULT_MB = 64

@@ -38,7 +38,7 @@ from jobs.toy import clips
 from services.learner.parallel import Ranks
 from services.learner.policy import load_policy
 from services.learner.publishing.publisher import Publisher
-from tests.bench.clips import Spread
+from tests.bench.spread import Spread
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "deploy/tiny-qwen3vl"

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.learner.parallel import Ranks
-from tests.bench.clips import Spread
 from tests.bench.publishing.fleet import Fleet
 from tests.bench.publishing.weights import Weights
+from tests.bench.spread import Spread
 from tests.fixtures.weights.weight_fleet import StandIn
 
 RECEIVERS = 3

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.learner.parallel import Ranks
-from tests.bench.clips import Spread
 from tests.bench.publishing.bare import Bare
 from tests.bench.publishing.fleet import Fleet, Publish
 from tests.bench.publishing.weights import Weights
+from tests.bench.spread import Spread
 
 CHANGED = 0.02
 WARM_UP = 2
