@@ -20,7 +20,7 @@ GATHERED_LAYERS = 3
 REDUCED_LAYERS = 2
 """Gradients of a layer in float32 while they are summed over ranks, and those of the next one."""
 MAX_LOGITS = 2**27
-"""Held at once by the learner (`services.learner.policy`)."""
+"""Held at once by the learner (`services.learner.model.policy`)."""
 LOGITS_BYTES = 18
 """A logit: bfloat16, float32, log-softmax, its exponential, their product."""
 CONTEXT_BYTES = 3e9

@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from services.learner.policy import Policy
+from services.learner.model.policy import Policy
 
 logger = logging.getLogger(__name__)
 

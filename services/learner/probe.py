@@ -19,9 +19,9 @@ from common.messages import (
     ScoredGroup,
     Timings,
 )
-from services.learner.batch import collate
+from services.learner.batching.batch import collate
 from services.learner.parallel import Ranks
-from services.learner.policy import Policy
+from services.learner.model.policy import Policy
 
 logger = logging.getLogger(__name__)
 

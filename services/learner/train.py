@@ -26,12 +26,12 @@ from common.messages import PACKED, ScoredGroup
 from common.model.folder import fetched
 from common.video.loader import ClipLoader
 from services.learner import metrics, parallel
-from services.learner.advantage import sample_advantages
-from services.learner.batch import TrainBatch, collate, groups_of_rank
+from services.learner.objective.advantage import sample_advantages
+from services.learner.batching.batch import TrainBatch, collate, groups_of_rank
 from services.learner.desk import Desk
-from services.learner.loss import LossStats, denominator, policy_loss
+from services.learner.objective.loss import LossStats, denominator, policy_loss
 from services.learner.parallel import Ranks, StopSignal
-from services.learner.policy import Policy, load_policy
+from services.learner.model.policy import Policy, load_policy
 from services.learner.probe import generate_probe, logprob_gap
 from services.learner.publishing.publisher import Publisher
 from services.learner.state.checkpoint import Checkpoints, refuse_existing, rng_state

@@ -22,9 +22,9 @@ from rich.table import Table
 from torch import Tensor
 
 from common.messages import ClipRef
-from services.learner.batch import MicroBatch, collate
-from services.learner.policy import Policy, load_policy
-from services.learner.positions import prompt_positions
+from services.learner.batching.batch import MicroBatch, collate
+from services.learner.model.policy import Policy, load_policy
+from services.learner.model.positions import prompt_positions
 from tests.fixtures.learner.groups import clip_ref, expanded_prompt, scored_group, write_clip
 from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture, write_tiny_model
 

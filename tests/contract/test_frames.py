@@ -22,7 +22,7 @@ frames = Replica(run, url="").loader.load(clip)
 """
 LEARNER = """
 from common.video.loader import ClipLoader
-from services.learner.policy import load_policy
+from services.learner.model.policy import load_policy
 policy = load_policy(run.shared.model, load_frames=ClipLoader.of(run.shared.video).load)
 frames = policy.clips._load_frames(clip)
 """

@@ -36,7 +36,7 @@ from jobs.local.processes import Children, run_arguments
 from jobs.local.redis import start_redis
 from jobs.toy import clips
 from services.learner.parallel import Ranks
-from services.learner.policy import load_policy
+from services.learner.model.policy import load_policy
 from services.learner.publishing.publisher import Publisher
 from tests.bench.spread import Spread
 

@@ -9,7 +9,7 @@ import pytest
 
 from common.config import Advantage
 from common.messages import Provenance, Scored, ScoredGroup, Unscored, Verdict
-from services.learner.advantage import group_advantages, sample_advantages
+from services.learner.objective.advantage import group_advantages, sample_advantages
 from tests.fixtures.learner.groups import injected_sample, policy_sample
 
 REFERENCE = Path(__file__).parents[4] / "shared" / "reference"

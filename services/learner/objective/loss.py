@@ -1,6 +1,6 @@
 """Token log-probabilities and advantages → policy loss and its statistics, for one micro-batch.
 
-`policy.py` gives the log-probabilities, `batch.py` the rest; `train.py` sums the micro-batches and
+`policy.py` gives the log-probabilities, `batch.py` the rest; `step.py` sums the micro-batches and
 calls backward. Pure functions of tensors, exact in float64.
 
 Shapes: G groups, S samples a group, R answer tokens.

@@ -21,9 +21,9 @@ from common import torchvision_cpu
 from common.errors import EngineError, VideoError
 from common.messages import ScoredGroup
 from common.video.frames import load_frames
-from services.learner import prefix, vision
-from services.learner.batch import MicroBatch
-from services.learner.positions import prompt_positions
+from services.learner.model import prefix, vision
+from services.learner.batching.batch import MicroBatch
+from services.learner.model.positions import prompt_positions
 
 logger = logging.getLogger(__name__)
 

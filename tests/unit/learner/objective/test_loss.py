@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.config import Loss
-from services.learner.loss import LossStats, denominator, policy_loss
+from services.learner.objective.loss import LossStats, denominator, policy_loss
 
 PLAIN = Loss(importance_cap=None)
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from common import torchvision_cpu
 from common.messages import ClipRef, ScoredGroup
-from services.learner.batch import MicroBatch, collate
-from services.learner.policy import load_policy
-from services.learner.positions import prompt_positions
-from services.learner.prefix import Packing, install
+from services.learner.batching.batch import MicroBatch, collate
+from services.learner.model.policy import load_policy
+from services.learner.model.positions import prompt_positions
+from services.learner.model.prefix import Packing, install
 from tests.fixtures.learner.groups import clip_ref, expanded_prompt, scored_group
 from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.messages import PACKED, ClipRef, Scored, ScoredGroup, Timings
-from services.learner.batch import MicroBatch, collate, groups_of_rank
+from services.learner.batching.batch import MicroBatch, collate, groups_of_rank
 from tests.fixtures.learner.groups import injected_sample, policy_sample
 
 

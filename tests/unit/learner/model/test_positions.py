@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from common.messages import ClipRef
-from services.learner.positions import prompt_positions
+from services.learner.model.positions import prompt_positions
 
 TEXT, VIDEO = 1, 9
 

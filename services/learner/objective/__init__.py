@@ -1,0 +1,1 @@
+"""What is minimised: rewards → advantages → loss. Pure functions, exact in float64."""
