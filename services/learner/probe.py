@@ -20,8 +20,8 @@ from common.messages import (
     Timings,
 )
 from services.learner.batching.batch import collate
-from services.learner.parallel import Ranks
 from services.learner.model.policy import Policy
+from services.learner.parallel import Ranks
 
 logger = logging.getLogger(__name__)
 

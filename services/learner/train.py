@@ -9,15 +9,12 @@ by all ranks in the same order.
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from common.config import Run
 from common.errors import QueueError, RewardError, TempSampError
@@ -26,16 +23,16 @@ from common.messages import PACKED, ScoredGroup
 from common.model.folder import fetched
 from common.video.loader import ClipLoader
 from services.learner import metrics, parallel
-from services.learner.objective.advantage import sample_advantages
 from services.learner.batching.batch import TrainBatch, collate, groups_of_rank
 from services.learner.desk import Desk
-from services.learner.objective.loss import LossStats, denominator, policy_loss
-from services.learner.parallel import Ranks, StopSignal
 from services.learner.model.policy import Policy, load_policy
+from services.learner.objective.advantage import sample_advantages
+from services.learner.parallel import Ranks, StopSignal
 from services.learner.probe import generate_probe, logprob_gap
 from services.learner.publishing.publisher import Publisher
 from services.learner.state.checkpoint import Checkpoints, refuse_existing, rng_state
 from services.learner.status import Status, serving
+from services.learner.step import Stepper
 from services.learner.validation import Validate
 
 logger = logging.getLogger(__name__)
@@ -74,7 +71,7 @@ def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
                 break
             clock.lap("learner/wait_s")
             batch = learner.collate(groups)
-            figures = learner.step(batch, number=version + 1)
+            figures = learner.stepper.step(batch, number=version + 1)
             clock.lap("learner/step_s")
             version += 1
             learner.publish(version)
@@ -96,8 +93,7 @@ class Learner:
     run: Run
     ranks: Ranks
     policy: Policy
-    reference: Policy | None
-    optimizer: torch.optim.Optimizer
+    stepper: Stepper
     checkpoints: Checkpoints
     publisher: Publisher
     desk: Desk | None
@@ -152,38 +148,6 @@ class Learner:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
         )
-
-    def step(self, batch: TrainBatch, *, number: int) -> dict[str, float]:
-        """One optimizer step; returns what the loss saw, over all ranks.
-
-        A step whose gradient norm is not finite is skipped and counted (SPEC A7).
-        """
-        settings = self.run.learner.loss
-        share = denominator(batch.num_tokens, batch.num_sequences, settings=settings)
-        parts = []
-        for micro_batch in batch.micro_batches:
-            micro_batch = micro_batch.to(self.ranks.device)
-            scores = self.policy(micro_batch)
-            reference = None
-            if self.reference is not None:
-                with torch.no_grad():
-                    reference = self.reference(micro_batch).logprobs_GSR
-            loss, stats = policy_loss(
-                scores.logprobs_GSR,
-                old_logprobs_GSR=scores.logprobs_GSR,
-                rollout_logprobs_GSR=micro_batch.rollout_logprobs_GSR,
-                advantages_GS=micro_batch.advantages_GS,
-                mask_GSR=micro_batch.answer_mask_GSR,
-                is_policy_GS=micro_batch.is_policy_GS,
-                entropy_GSR=scores.entropy_GSR,
-                denominator=share,
-                settings=settings,
-                reference_logprobs_GSR=reference,
-            )
-            loss.backward()  # type: ignore[no-untyped-call]
-            parts.append(stats)
-        stats = self._over_ranks(LossStats.merged(parts))
-        return stats.metrics() | self._update(number)
 
     def publish(self, version: int) -> None:
         """Bring a version to all live replicas, at once or beside the next step; a collective."""
@@ -279,31 +243,6 @@ class Learner:
         if self.ranks.world_size > 1 and time.monotonic() - self.last_order_s > HEARTBEAT_S:
             self._order("wait")
 
-    def _update(self, number: int) -> dict[str, float]:
-        settings = self.run.learner.optimizer
-        lr = settings.lr * min(1.0, number / max(1, settings.warmup_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        clipped = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
-        norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
-        finite = math.isfinite(norm)
-        if finite:
-            self.optimizer.step()
-        else:
-            logger.warning("gradient norm is not finite, step skipped", extra={"step": number})
-        self.optimizer.zero_grad()
-        return {
-            "learner/grad_norm": norm if finite else -1.0,
-            "learner/skipped_steps": float(not finite),
-            "learner/lr": lr,
-        }
-
-    def _over_ranks(self, stats: LossStats) -> LossStats:
-        return LossStats(
-            sums=self.ranks.all_reduce_sum(stats.sums),
-            maxima=self.ranks.all_reduce_max(stats.maxima),
-        )
-
     def _probe(self, version: int) -> float | None:
         every = self.run.learner.probe_every
         if every == 0 or version % every != 0:
@@ -366,13 +305,10 @@ def open_learner(
             ranks=ranks,
             compute_dtype=getattr(torch, run.shared.dtype),
         )
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in policy.parameters() if parameter.requires_grad],
-            lr=settings.optimizer.lr,
-            betas=settings.optimizer.betas,
-            weight_decay=settings.optimizer.weight_decay,
+        stepper = Stepper.of(run, policy, start=start, ranks=ranks, load_frames=loader.load)
+        checkpoints = Checkpoints(
+            run, start=start, policy=policy, optimizer=stepper.optimizer, ranks=ranks
         )
-        checkpoints = Checkpoints(run, start=start, policy=policy, optimizer=optimizer, ranks=ranks)
         state = checkpoints.restore() if resume else None
         if desk is not None:
             checkpoints.tidy()
@@ -392,8 +328,7 @@ def open_learner(
             run=run,
             ranks=ranks,
             policy=policy,
-            reference=_reference(run, start, ranks, loader),
-            optimizer=optimizer,
+            stepper=stepper,
             checkpoints=checkpoints,
             publisher=publisher,
             desk=desk,
@@ -416,19 +351,6 @@ def _take_run(desk: Desk | None, *, ranks: Ranks, stop: StopSignal) -> None:
     while not ranks.broadcast_json(desk.try_take_run(HEARTBEAT_S) if desk else None):
         if stop.agree(ranks):
             raise SystemExit(0)
-
-
-def _reference(run: Run, start: Path, ranks: Ranks, loader: ClipLoader) -> Policy | None:
-    """A frozen copy of the start checkpoint, when the loss has a KL term."""
-    if run.learner.loss.kl_coef == 0:
-        return None
-    reference = load_policy(
-        start,
-        dtype=getattr(torch, run.shared.dtype),
-        device=ranks.device,
-        load_frames=loader.load,
-    )
-    return reference.requires_grad_(False)
 
 
 class _Clock:

@@ -16,8 +16,8 @@ from common.prompts import chat_messages
 from common.video.frames import sample_clip
 from jobs.toy import clips
 from services.learner import parallel
-from services.learner.parallel import Ranks
 from services.learner.model.policy import Policy, load_policy
+from services.learner.parallel import Ranks
 from services.learner.probe import generate_probe, logprob_gap
 from services.learner.publishing.publisher import Publisher
 from services.rollout.gpu import CLAIMED

@@ -21,8 +21,8 @@ from common import torchvision_cpu
 from common.errors import EngineError, VideoError
 from common.messages import ScoredGroup
 from common.video.frames import load_frames
-from services.learner.model import prefix, vision
 from services.learner.batching.batch import MicroBatch
+from services.learner.model import prefix, vision
 from services.learner.model.positions import prompt_positions
 
 logger = logging.getLogger(__name__)

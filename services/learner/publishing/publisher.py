@@ -24,8 +24,8 @@ from common.config import Learner, Shared
 from common.errors import WeightError
 from common.messages import ReplicaStatus
 from common.weights.messages import WeightVersion
-from services.learner.parallel import Ranks
 from services.learner.model.policy import Policy
+from services.learner.parallel import Ranks
 from services.learner.publishing.delivery import Delivery, Outcome, Parcel
 from services.learner.publishing.peers import Peers
 from services.learner.publishing.snapshot import Snapshot

@@ -37,8 +37,8 @@ from common.errors import CheckpointError, ConfigError, TempSampError
 from common.model.checks import SETTINGS
 from services.learner.feed import FeedState
 from services.learner.intake import IntakeState
-from services.learner.parallel import Ranks, whole_weights
 from services.learner.model.policy import Policy
+from services.learner.parallel import Ranks, whole_weights
 from services.learner.state.compatible import refuse_changes
 from services.learner.state.durable import sync, sync_tree
 from services.learner.state.manifest import fault_of, write_manifest

@@ -35,8 +35,8 @@ from common.video.frames import sample_clip
 from jobs.local.processes import Children, run_arguments
 from jobs.local.redis import start_redis
 from jobs.toy import clips
-from services.learner.parallel import Ranks
 from services.learner.model.policy import load_policy
+from services.learner.parallel import Ranks
 from services.learner.publishing.publisher import Publisher
 from tests.bench.spread import Spread
 

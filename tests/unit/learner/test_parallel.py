@@ -17,8 +17,8 @@ from transformers import AutoConfig
 from common.messages import ScoredGroup
 from services.learner import parallel
 from services.learner.batching.batch import collate
-from services.learner.parallel import Ranks, shard_model, start_ranks
 from services.learner.model.policy import load_policy
+from services.learner.parallel import Ranks, shard_model, start_ranks
 from tests.fixtures.learner.groups import clip_ref, scored_group
 from tests.fixtures.learner.learner_rank import Case, case_gradients, write_cases
 from tests.fixtures.learner.tiny_models import Architecture

@@ -9,8 +9,8 @@ import torch
 
 from common.errors import VideoError
 from common.messages import Int32Array, ScoredGroup
-from services.learner.model import policy as policy_module
 from services.learner.batching.batch import MicroBatch, collate
+from services.learner.model import policy as policy_module
 from services.learner.model.policy import Policy, load_policy
 from services.learner.model.vision import ClipFeatures, FeatureCache
 from tests.fixtures.learner.groups import clip_ref, scored_group

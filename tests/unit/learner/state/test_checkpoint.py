@@ -11,8 +11,8 @@ from common import config
 from common.errors import RunLostError
 from services.learner.feed import FeedState
 from services.learner.intake import IntakeState
-from services.learner.parallel import Ranks, start_ranks
 from services.learner.model.policy import load_policy
+from services.learner.parallel import Ranks, start_ranks
 from services.learner.state.checkpoint import Checkpoints, RunState, carry_over, rng_state
 from tests.fixtures.learner.tiny_models import Architecture
 

@@ -1,0 +1,112 @@
+"""One optimizer step: micro-batches → gradients over all ranks → AdamW.
+
+`batching` gives the step's work, `objective` says what is minimised, `train.py` calls.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from common.config import Run
+from services.learner.batching.batch import TrainBatch
+from services.learner.model.policy import Policy, load_policy
+from services.learner.model.vision import LoadFrames
+from services.learner.objective.loss import LossStats, denominator, policy_loss
+from services.learner.parallel import Ranks
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stepper:
+    """The policy with what changes it; the same calls on every rank."""
+
+    run: Run
+    ranks: Ranks
+    policy: Policy
+    reference: Policy | None
+    """A frozen copy of the start checkpoint, when the loss has a KL term."""
+    optimizer: torch.optim.Optimizer
+
+    @classmethod
+    def of(
+        cls, run: Run, policy: Policy, *, start: Path, ranks: Ranks, load_frames: LoadFrames
+    ) -> Self:
+        """An optimizer for `policy`, sharded already; the reference is loaded from `start`."""
+        settings = run.learner.optimizer
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in policy.parameters() if parameter.requires_grad],
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+        reference = None
+        if run.learner.loss.kl_coef > 0:
+            dtype = getattr(torch, run.shared.dtype)
+            reference = load_policy(
+                start, dtype=dtype, device=ranks.device, load_frames=load_frames
+            )
+            reference.requires_grad_(False)
+        return cls(run, ranks, policy, reference, optimizer)
+
+    def step(self, batch: TrainBatch, *, number: int) -> dict[str, float]:
+        """One optimizer step; returns what the loss saw, over all ranks.
+
+        A step whose gradient norm is not finite is skipped and counted (SPEC A7).
+        """
+        settings = self.run.learner.loss
+        share = denominator(batch.num_tokens, batch.num_sequences, settings=settings)
+        parts = []
+        for micro_batch in batch.micro_batches:
+            micro_batch = micro_batch.to(self.ranks.device)
+            scores = self.policy(micro_batch)
+            reference = None
+            if self.reference is not None:
+                with torch.no_grad():
+                    reference = self.reference(micro_batch).logprobs_GSR
+            loss, stats = policy_loss(
+                scores.logprobs_GSR,
+                old_logprobs_GSR=scores.logprobs_GSR,
+                rollout_logprobs_GSR=micro_batch.rollout_logprobs_GSR,
+                advantages_GS=micro_batch.advantages_GS,
+                mask_GSR=micro_batch.answer_mask_GSR,
+                is_policy_GS=micro_batch.is_policy_GS,
+                entropy_GSR=scores.entropy_GSR,
+                denominator=share,
+                settings=settings,
+                reference_logprobs_GSR=reference,
+            )
+            loss.backward()  # type: ignore[no-untyped-call]
+            parts.append(stats)
+        stats = self._over_ranks(LossStats.merged(parts))
+        return stats.metrics() | self._update(number)
+
+    def _update(self, number: int) -> dict[str, float]:
+        settings = self.run.learner.optimizer
+        lr = settings.lr * min(1.0, number / max(1, settings.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        clipped = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
+        norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
+        finite = math.isfinite(norm)
+        if finite:
+            self.optimizer.step()
+        else:
+            logger.warning("gradient norm is not finite, step skipped", extra={"step": number})
+        self.optimizer.zero_grad()
+        return {
+            "learner/grad_norm": norm if finite else -1.0,
+            "learner/skipped_steps": float(not finite),
+            "learner/lr": lr,
+        }
+
+    def _over_ranks(self, stats: LossStats) -> LossStats:
+        return LossStats(
+            sums=self.ranks.all_reduce_sum(stats.sums),
+            maxima=self.ranks.all_reduce_max(stats.maxima),
+        )
