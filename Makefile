@@ -4,7 +4,7 @@
 #   make compose-test   the ring in containers, on an engine of its own where none answers
 # Both install what they need first (.venv from the pinned lock; DEVICE=cuda takes the CUDA lock, PYTHON= names the
 # interpreter).
-#   make chaos MINUTES=10 SEED=0   kill and freeze what runs in a demo at random, prove that no row was lost
+#   make chaos MINUTES=10 SEED=0 REPLICAS=1 RANKS=1   kill and freeze what runs in a demo at random, prove that no row was lost
 #   make chaos-test   the faults that take minutes: ranks of a learner, networks that are cut
 #   make env      write .env with random secrets, for docker compose
 #   make bench-publish   speed of the weight path, in about four minutes; more: bench-prefix, -reward, -data, -eval
@@ -22,6 +22,8 @@ RESUME ?=
 
 # Of `make chaos`, with RUN and SEED.
 MINUTES ?= 10
+REPLICAS ?= 1
+RANKS ?= 1
 
 # Processes that share the tests; empty: one, with its output as it comes.
 PYTEST_WORKERS ?= 2
@@ -49,7 +51,7 @@ compare: setup
 	@$(PY) -m jobs.demo.compare_methods --markdown docs/compare.md
 
 chaos: setup
-	@$(PY) -m jobs.chaos --minutes $(MINUTES) --seed $(SEED) $(if $(RUN),--run $(RUN))
+	@$(PY) -m jobs.chaos --minutes $(MINUTES) --seed $(SEED) --replicas $(REPLICAS) --ranks $(RANKS) $(if $(RUN),--run $(RUN))
 
 # Slow faults: ranks, networks, a whole demo. In minutes; some want root and `ip netns`.
 chaos-test: setup

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,8 @@ def command(
     minutes: Annotated[float, typer.Option(min=0.1, help="from the first step on")] = 10.0,
     seed: Annotated[int, typer.Option(min=0, help="of strikes and of the run")] = 0,
     run: Annotated[str | None, typer.Option(help="name below runs/; default: a new one")] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="vLLM replicas")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, help="learner processes")] = 1,
     eval_queries: Annotated[int, typer.Option(min=1, help="held-out queries")] = 96,
 ) -> None:
     """Kill and freeze processes of a demo at random; prove that no row was lost or repeated."""
@@ -47,10 +50,11 @@ def command(
     run_dir = ROOT / "runs" / run
     if run_dir.exists():
         raise ConfigError(f"RUN: found {run_dir.relative_to(ROOT)}, wanted a new name")
-    facts = {"run": run, "seed": seed, "minutes": minutes, "machine": machine()}
-    demo = _demo(run, seed=seed, eval_queries=eval_queries)
+    size = {"replicas": replicas, "ranks": ranks}
+    facts = {"run": run, "seed": seed, "minutes": minutes, **size, "machine": machine()}
+    demo = _demo(run, seed=seed, eval_queries=eval_queries, size=size)
     try:
-        with interruptible(), Ring(run_dir, demo) as ring:
+        with interruptible(), Ring(run_dir, demo, replicas=replicas, ranks=ranks) as ring:
             found = weathered(ring, seed=seed, minutes=minutes, facts=facts)
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error
@@ -87,11 +91,12 @@ def weathered(ring: Ring, *, seed: int, minutes: float, facts: dict[str, Any]) -
     )
 
 
-def _demo(run: str, *, seed: int, eval_queries: int) -> list[str]:
+def _demo(run: str, *, seed: int, eval_queries: int, size: Mapping[str, int]) -> list[str]:
     return [
         *(sys.executable, "-m", "tempsamp", "demo", "--run", run, "--seed", str(seed)),
         *("--steps", str(STEPS), "--eval-queries", str(eval_queries), "--no-report"),
         *("--set", f"learner.checkpoint_every={CHECKPOINT_EVERY}"),
+        *(word for name, count in size.items() for word in (f"--{name}", str(count))),
     ]
 
 

@@ -23,6 +23,7 @@ import httpx
 import psutil
 
 from jobs.chaos.schedule import Victim
+from jobs.demo.run import replica_names
 from jobs.local.spawning import MARK, carriers, end_rest, is_running, marked, spawn
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,8 @@ WORDS: Mapping[Victim, str] = {
 PARENTS: Mapping[Victim, Victim] = {"engine": "rollout", "rank": "torchrun"}
 NO_ENGINE = "resource_tracker"
 """In the command line of the helper that Python starts beside other processes."""
-LISTENING = {"rollout": "rollout", "engine": "rollout", "reward": "reward"}
-"""Whose log says where the replacement of a victim listens."""
+LISTENING: Mapping[Victim, str] = {"rollout": "rollout", "engine": "rollout", "reward": "reward"}
+"""Victims whose replacement has to answer that it is ready, and in which service."""
 PROBE_TIMEOUT_S = 0.5
 GONE_S = 5.0
 STOP_S = 60.0
@@ -70,12 +71,14 @@ class Ring:
 
     run_dir: Path
     command: Sequence[str]
+    replicas: int = 1
+    ranks: int = 1
     steps: int = 0
     """Optimizer steps that were seen, those that were done again included."""
     reached: int = 0
     """The highest number of a step so far."""
     urls: dict[str, str] = field(default_factory=dict)
-    """Service → where its present life listens; without one before that life says so."""
+    """Child → where its latest life listens."""
     _seen: dict[int, float] = field(default_factory=dict)
     """Process id → when it was created, of all that the demo ever started."""
 
@@ -86,7 +89,10 @@ class Ring:
         self.output = self.run_dir / "demo.log"
         self.demo: subprocess.Popen[bytes] = spawn(self.command, environment, self.output)
         logs = self.run_dir / "logs"
-        self._logs = {name: Log(logs / f"{name}.log") for name in ("learner", "rollout", "reward")}
+        self._learner = Log(logs / "learner.log")
+        self._services = {
+            name: Log(logs / f"{name}.log") for name in ("reward", *replica_names(self.replicas))
+        }
         return self
 
     def __exit__(
@@ -108,36 +114,42 @@ class Ring:
 
     def look(self) -> None:
         """See what happened since the last look; to be called often."""
-        for line in self._logs["learner"].new():
+        for line in self._learner.new():
             if line.get("event") == "step":
                 self.steps += 1
                 self.reached = max(self.reached, line["step"])
-        for service in ("rollout", "reward"):
-            for line in self._logs[service].new():
+        for name, log in self._services.items():
+            for line in log.new():
                 if line.get("event") == "listening":
-                    self.urls[service] = line["url"]
+                    self.urls[name] = line["url"]
         for process in self._below():
             self._seen.setdefault(process.pid, process.create_time())
 
-    def find(self, victim: Victim) -> psutil.Process | None:
-        """The process of a role; None while there is none."""
+    def find(self, victim: Victim) -> list[psutil.Process]:
+        """The processes of a role, oldest first; none while they are being started again."""
         if (above := PARENTS.get(victim)) is not None:
-            parent = self.find(above)
-            return None if parent is None else _below_service(parent, victim)
+            return [
+                process
+                for parent in self.find(above)
+                for process in _children(parent)
+                if _is_below(process, victim)
+            ]
         try:
-            children = psutil.Process(self.demo.pid).children()
+            children = _children(psutil.Process(self.demo.pid))
         except psutil.NoSuchProcess:
-            return None
-        return next((child for child in children if _has(child, WORDS[victim])), None)
+            return []
+        return [child for child in children if _has(child, WORDS[victim])]
+
+    def wanted(self, victim: Victim) -> int:
+        """Processes of a role in a whole ring."""
+        return {"rollout": self.replicas, "engine": self.replicas, "rank": self.ranks}.get(
+            victim, 1
+        )
 
     def is_ready(self, service: str) -> bool:
-        """Whether a service's present life answers that it is ready."""
-        if (url := self.urls.get(service)) is None:
-            return False
-        try:
-            return httpx.get(f"{url}/readyz", timeout=PROBE_TIMEOUT_S).is_success
-        except httpx.HTTPError:
-            return False
+        """Whether all of a service answer that they are ready."""
+        names = replica_names(self.replicas) if service == "rollout" else [service]
+        return all(_is_ready(self.urls.get(name)) for name in names)
 
     def stop(self) -> None:
         """End the demo as Ctrl-C does; what it leaves behind stays."""
@@ -189,14 +201,24 @@ def send(process: psutil.Process, number: signal.Signals) -> bool:
     return True
 
 
-def _below_service(parent: psutil.Process, victim: Victim) -> psutil.Process | None:
+def _is_ready(url: str | None) -> bool:
     try:
-        children = parent.children()
+        return url is not None and httpx.get(f"{url}/readyz", timeout=PROBE_TIMEOUT_S).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _children(parent: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(parent.children())
     except psutil.NoSuchProcess:
-        return None
+        return []
+
+
+def _is_below(process: psutil.Process, victim: Victim) -> bool:
     if victim == "rank":
-        return next((child for child in children if _has(child, "tempsamp learner")), None)
-    return next((child for child in children if not _has(child, NO_ENGINE)), None)
+        return _has(process, "tempsamp learner")
+    return not _has(process, NO_ENGINE)
 
 
 def _has(process: psutil.Process, words: str) -> bool:

@@ -32,6 +32,8 @@ class Strike:
     pause_s: float
     """After the run has got over all earlier strikes; after the last strike itself if `on_top`."""
     on_top: bool
+    which: float = 0.0
+    """Share in [0, 1): where several processes have the victim's role, so far down their list."""
 
     @property
     def is_kill(self) -> bool:
@@ -51,4 +53,5 @@ def strikes(seed: int) -> Iterator[Strike]:
             frozen_s = chance.uniform(*(LONG_S if chance.random() < LONG_SHARE else SHORT_S))
         on_top = number > 1 and chance.random() < ON_TOP_SHARE
         pause_s = chance.uniform(*(ON_TOP_PAUSE_S if on_top else PAUSE_S))
-        yield Strike(number, victim, round(frozen_s, 1), round(pause_s, 1), on_top)
+        which = chance.random()
+        yield Strike(number, victim, round(frozen_s, 1), round(pause_s, 1), on_top, which)

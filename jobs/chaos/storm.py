@@ -59,8 +59,10 @@ class Recovery:
 
     def _is_ready(self, ring: Ring) -> bool:
         victim = self.strike.victim
-        if self.strike.is_kill and ((now := ring.find(victim)) is None or now.pid == self.pid):
-            return False
+        if self.strike.is_kill:
+            pids = [process.pid for process in ring.find(victim)]
+            if self.pid in pids or len(pids) < ring.wanted(victim):
+                return False
         return victim not in LISTENING or ring.is_ready(LISTENING[victim])
 
 
@@ -112,7 +114,7 @@ class Storm:
             if time.monotonic() > deadline_s:
                 raise StormError(f"the demo did not end within {END_S:.0f} s: {self.ring.tail()}")
             self.ring.look()
-            rank = self.ring.find("rank")
+            rank = next(iter(self.ring.find("rank")), None)
             steps = self.ring.steps
             # Its rank alone: torchrun itself would end with 1, whatever its ranks do.
             if (
@@ -125,15 +127,14 @@ class Storm:
         self.ring.look()
 
     def _strike(self, strike: Strike) -> None:
-        victim = self.ring.find(strike.victim)
+        found = self.ring.find(strike.victim)
+        victim = found[int(strike.which * len(found))] if found else None
         if victim is None or not send(victim, signal.SIGKILL if strike.is_kill else signal.SIGSTOP):
             self.missed += 1
             logger.warning("%d: no %s to strike just now", strike.number, strike.victim)
             return
         self._reached = self.ring.reached
         now_s = time.monotonic()
-        if strike.is_kill and strike.victim in LISTENING:
-            self.ring.urls.pop(LISTENING[strike.victim], None)
         if not strike.is_kill:
             self._frozen.append((victim, now_s + strike.frozen_s))
         self.recoveries.append(Recovery(strike, victim.pid, now_s + strike.frozen_s))

@@ -57,6 +57,9 @@ class Demo:
     split: Split
     eval_queries: int | None
     """Only the first held-out queries; None: all."""
+    replicas: int = 1
+    ranks: int = 1
+    """Learner processes."""
     settings: Sequence[str] = ()
     """section.key=value, over everything else."""
     password: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -155,10 +158,10 @@ def _started(demo: Demo, children: Children) -> Course:
     overrides = demo.overrides(redis_url)
     settings = run_arguments(CONFIG, overrides)
     tempsamp = [sys.executable, "-m", "tempsamp"]
-    for service in ("reward", "rollout"):
+    for name in ("reward", *replica_names(demo.replicas)):
         children.start(
-            service,
-            [*tempsamp, service, "serve", *settings],
+            name,
+            [*tempsamp, name.partition("-")[0], "serve", *settings],
             environ=demo.environ,
             restarts=MAX_RESTARTS,
         )
@@ -169,11 +172,16 @@ def _started(demo: Demo, children: Children) -> Course:
         run=config.load(CONFIG, overrides=overrides, environ=demo.environ),
         settings=settings,
         environ=demo.environ,
-        ranks=1,
+        ranks=demo.ranks,
         resume=demo.resume,
         split=demo.split,
         eval_queries=demo.eval_queries,
     )
+
+
+def replica_names(count: int) -> list[str]:
+    """What the replicas of a demo are called as children, and in the names of their logs."""
+    return ["rollout", *(f"rollout-{number}" for number in range(2, count + 1))]
 
 
 def run_attached(course: Course, *, write_report: bool) -> dict[str, Any]:
@@ -230,7 +238,10 @@ def command(
         list[str] | None,
         typer.Option("--set", "-s", help="section.key=value, over --config or the demo's own."),
     ] = None,
-    ranks: Annotated[int, typer.Option(min=1, help="learner processes, with --config")] = 1,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="vLLM replicas, without --config; default: 1")
+    ] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="learner processes")] = 1,
 ) -> None:
     """Run the ring on this machine: train, evaluate before and after, write a report."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_beside_the_bar()])
@@ -242,6 +253,11 @@ def command(
             "--run": (run, "learner.run_dir"),
         }
         _refuse_beside_config(in_the_file)
+        if replicas is not None:
+            raise ConfigError(
+                f"--replicas: found {replicas} beside --config, wanted none: the services of a "
+                "run file have their own"
+            )
         course = _attached(
             config_file, overrides or (), ranks=ranks, split=eval_split, eval_queries=eval_queries
         )
@@ -263,6 +279,8 @@ def command(
         resume=resume,
         split=eval_split,
         eval_queries=eval_queries,
+        replicas=replicas or 1,
+        ranks=ranks,
         settings=overrides or (),
     )
     _finish(

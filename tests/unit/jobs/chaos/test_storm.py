@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import psutil
@@ -23,13 +24,16 @@ from jobs.local.spawning import is_running
 class MadeUp:
     """As much of a `Ring` as a recovery looks at."""
 
-    pids: dict[str, int] = field(default_factory=dict)
+    pids: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    count: int = 1
     ready: set[str] = field(default_factory=set)
     steps: int = 0
 
-    def find(self, victim: Victim) -> Any:
-        pid = self.pids.get(victim)
-        return None if pid is None else type("Found", (), {"pid": pid})
+    def find(self, victim: Victim) -> list[Any]:
+        return [SimpleNamespace(pid=pid) for pid in self.pids.get(victim, ())]
+
+    def wanted(self, victim: Victim) -> int:
+        return self.count
 
     def is_ready(self, service: str) -> bool:
         return service in self.ready
@@ -46,9 +50,9 @@ def took_s(found: Recovery, ring: MadeUp, *, at_s: float) -> float | None:
 
 
 def test_a_killed_replica_is_back_when_it_is_ready_and_a_step_was_made_after_that() -> None:
-    found, ring = recovery("rollout"), MadeUp(pids={"rollout": 7}, ready={"rollout"})
+    found, ring = recovery("rollout"), MadeUp(pids={"rollout": (7,)}, ready={"rollout"})
     assert took_s(found, ring, at_s=101) is None, "that is still the dead one"
-    ring.pids["rollout"], ring.ready = 8, set()
+    ring.pids["rollout"], ring.ready = (8,), set()
     ring.steps = 5
     assert took_s(found, ring, at_s=102) is None, "steps of groups that lay in Redis do not count"
     ring.ready = {"rollout"}
@@ -62,14 +66,24 @@ def test_a_learner_s_place_has_to_be_taken_before_a_step_counts() -> None:
     found, ring = recovery("rank"), MadeUp()
     ring.steps = 1
     assert took_s(found, ring, at_s=101) is None
-    ring.pids["rank"] = 9
+    ring.pids["rank"] = (9,)
     assert took_s(found, ring, at_s=102) is None
     ring.steps = 2
     assert took_s(found, ring, at_s=103) == 3
 
 
+def test_one_of_several_is_back_when_all_are_there_and_it_is_none_of_them() -> None:
+    found, ring = recovery("rank"), MadeUp(count=2)
+    for at_s, pids in enumerate([(7, 9), (9,), (9, 7), (9, 8)], 101):
+        ring.pids["rank"] = pids
+        ring.steps += 1
+        assert took_s(found, ring, at_s=at_s) is None
+    ring.steps += 1
+    assert took_s(found, ring, at_s=110) == 10
+
+
 def test_the_frozen_come_back_by_themselves_and_their_seconds_begin_when_they_go_on() -> None:
-    found, ring = recovery("redis", frozen_s=10.0), MadeUp(pids={"redis": 7})
+    found, ring = recovery("redis", frozen_s=10.0), MadeUp(pids={"redis": (7,)})
     ring.steps = 3
     assert took_s(found, ring, at_s=105) is None
     assert took_s(found, ring, at_s=111) is None
@@ -112,11 +126,10 @@ def ring_of(folder: Path, *how: str) -> Ring:
 
 def wait_for(ring: Ring, victim: Victim) -> psutil.Process:
     deadline = time.monotonic() + 20
-    while (found := ring.find(victim)) is None and time.monotonic() < deadline:
+    while not (found := ring.find(victim)) and time.monotonic() < deadline:
         ring.look()
         time.sleep(0.02)
-    assert found is not None
-    return found
+    return found[0]
 
 
 def test_who_is_left_when_the_demo_has_ended_is_an_orphan_and_is_ended(tmp_path: Path) -> None:
@@ -124,8 +137,8 @@ def test_who_is_left_when_the_demo_has_ended_is_an_orphan_and_is_ended(tmp_path:
     try:
         with ring_of(tmp_path, "leaves") as ring:
             left = wait_for(ring, "torchrun")
-            assert ring.find("rank") is None
-            assert ring.find("reward") is None, "the replica's settings name it too"
+            assert ring.find("rank") == []
+            assert ring.find("reward") == [], "the replica's settings name it too"
             wait_for(ring, "rollout").kill()
             ring.demo.wait(20)
             (orphan,) = ring.orphans()
