@@ -106,7 +106,13 @@ class _Wanted:
         Raises:
             ConfigError: what the hub said.
         """
-        _limit_waits(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        try:
+            _limit_waits(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        except (ImportError, ValueError, httpx2.InvalidURL) as error:
+            raise ConfigError(
+                f"found a proxy that cannot be used for {self.name} ({_briefly(error)}), wanted "
+                "none or an http address (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY)"
+            ) from error
         cached = self._cached()
         if cached is not None and _COMMIT.fullmatch(self.revision):
             return cached

@@ -15,6 +15,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from common.config import bearer
 from common.errors import RewardError
+from common.rest import direct
 from common.rest.refusals import detail_of
 from common.rest.reward_api import (
     InjectionRequest,
@@ -65,7 +66,7 @@ class RewardClient:
         *,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._http = httpx.Client(
+        self._http = direct.client(
             base_url=base_url,
             transport=transport,
             headers=_headers(token),
@@ -125,7 +126,7 @@ class AsyncRewardClient:
         *,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(
+        self._http = direct.async_client(
             base_url=base_url,
             transport=transport,
             headers=_headers(token),

@@ -126,6 +126,11 @@ def _fetch(url: str, *, target: Path) -> None:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VideoError(f"{_shown(url)}: cannot be downloaded: {reason}") from error
+    except (ImportError, ValueError) as error:  # a proxy that httpx cannot use
+        raise VideoError(
+            f"{_shown(url)}: cannot be downloaded: {str(error).splitlines()[0]}; is HTTP_PROXY, "
+            "HTTPS_PROXY, ALL_PROXY or NO_PROXY wrong?"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

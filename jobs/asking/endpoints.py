@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from common.errors import ConfigError
 from common.messages import ReplicaStatus
+from common.rest import direct
 
 TIMEOUT_S = 5.0
 SHOWN_CHARS = 80
@@ -44,7 +45,8 @@ def _check_address(endpoint: str) -> None:
 def _check_service(endpoint: str) -> None:
     url = f"{endpoint.rstrip('/')}/readyz"
     try:
-        answer = httpx.get(url, timeout=TIMEOUT_S)
+        with direct.client(timeout=TIMEOUT_S) as client:
+            answer = client.get(url)
     except httpx.TransportError:
         return
     if answer.is_server_error:

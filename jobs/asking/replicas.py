@@ -34,6 +34,7 @@ from tenacity import (
 from common.config import bearer
 from common.errors import EngineError
 from common.messages import GenerateRequest, GenerateResponse, ReplicaStatus
+from common.rest import direct
 from jobs.asking.piles import Numbered, Piles
 
 TIMEOUT = httpx.Timeout(10.0, read=120.0)
@@ -83,7 +84,7 @@ async def connected(
     async with contextlib.AsyncExitStack() as owned:
         yield [
             await owned.enter_async_context(
-                httpx.AsyncClient(
+                direct.async_client(
                     base_url=url,
                     headers=bearer(token),
                     timeout=patience,

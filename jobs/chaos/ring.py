@@ -22,6 +22,7 @@ from typing import Any, Self
 import httpx
 import psutil
 
+from common.rest import direct
 from jobs.chaos.schedule import Victim
 from jobs.demo.run import replica_names
 from jobs.local.spawning import MARK, carriers, end_rest, is_running, marked, spawn
@@ -202,8 +203,11 @@ def send(process: psutil.Process, number: signal.Signals) -> bool:
 
 
 def _is_ready(url: str | None) -> bool:
+    if url is None:
+        return False
     try:
-        return url is not None and httpx.get(f"{url}/readyz", timeout=PROBE_TIMEOUT_S).is_success
+        with direct.client(timeout=PROBE_TIMEOUT_S) as client:
+            return client.get(f"{url}/readyz").is_success
     except httpx.HTTPError:
         return False
 

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from common.config import Run, Strategy
 from common.errors import EngineError, TempSampError
 from common.queue.broker import Broker
+from common.rest import direct
 from jobs.demo.baselines import blind_baselines
 from jobs.demo.figures import Evaluation, evaluation_of
 from jobs.demo.summary import (
@@ -275,8 +276,8 @@ def _wait_for_reward(run: Run, children: Children) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         children.check()
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{run.shared.reward_url}/readyz", timeout=2.0).is_success:
+        with contextlib.suppress(httpx.HTTPError), direct.client(timeout=2.0) as client:
+            if client.get(f"{run.shared.reward_url}/readyz").is_success:
                 return
         time.sleep(POLL_S)
     raise TempSampError(f"the reward service was not ready after {READY_TIMEOUT_S:.0f} s")

@@ -16,6 +16,7 @@ import typer
 from common import config
 from common.config import Run, bearer
 from common.errors import ConfigError, EngineError
+from common.rest import direct
 from common.secrets import Tokens, tokens
 from jobs.fleet.services import checked_url, found, opened, vouched
 
@@ -56,7 +57,7 @@ def command(
 async def _drain(url: str, known: Tokens, *, vouch: bool) -> None:
     headers = bearer(known.of("control"))
     try:
-        async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+        async with direct.async_client(timeout=TIMEOUT_S) as client:
             if vouch:
                 await vouched(client, url, tokens=known, role="control")
             answer = await client.post(f"{url}/v1/drain", headers=headers)

@@ -20,6 +20,7 @@ from common.errors import ConfigError, QueueError
 from common.messages import Message, ReplicaIdentity, ReplicaStatus
 from common.queue.access import connection_options
 from common.queue.broker import Broker
+from common.rest import direct
 from common.rest.address import base_url
 from common.rest.fleet_api import LearnerReport, ReplicaReport
 from common.rest.identity import challenge, verify
@@ -74,7 +75,7 @@ async def look(run: Run, *, learner_url: str | None) -> Fleet:
     Raises:
         QueueError: Redis does not answer.
     """
-    async with opened(run) as broker, httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+    async with opened(run) as broker, direct.async_client(timeout=TIMEOUT_S) as client:
         statuses = await broker.replicas()
         tokens = run.shared.tokens
         asked = asyncio.gather(*(_replica(client, status, tokens) for status in statuses))

@@ -22,6 +22,7 @@ import httpx
 from pydantic import SecretStr
 
 from common.errors import ConfigError, EngineError
+from common.rest import direct
 from common.secrets import only as secrets_of_child
 from common.video.sampling import VideoSampling
 from jobs.local.processes import Child, Children, run_arguments
@@ -69,7 +70,7 @@ class LocalReplica:
 
     async def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
-        async with httpx.AsyncClient() as client:
+        async with direct.async_client() as client:
             while time.monotonic() < deadline:
                 self.children.check()
                 with contextlib.suppress(httpx.TransportError):

@@ -19,6 +19,7 @@ from common.messages import (
     ScoredGroup,
     Timings,
 )
+from common.rest import direct
 from services.learner.batching.batch import collate
 from services.learner.model.policy import Policy
 from services.learner.parallel import Ranks
@@ -40,12 +41,13 @@ def generate_probe(
         sampling=request.sampling,
     )
     try:
-        answer = httpx.post(
-            f"{url}/v1/generate",
-            content=body.model_dump_json(),
-            headers={"Content-Type": "application/json", **bearer(shared.tokens.of("generate"))},
-            timeout=TIMEOUT_S,
-        ).raise_for_status()
+        headers = {"Content-Type": "application/json", **bearer(shared.tokens.of("generate"))}
+        with direct.client(timeout=TIMEOUT_S) as client:
+            answer = client.post(
+                f"{url}/v1/generate",
+                content=body.model_dump_json(),
+                headers=headers,
+            ).raise_for_status()
     except httpx.HTTPError as error:
         logger.warning("no probe", extra={"policy_version": version, "error": f"{error!r}"})
         return None

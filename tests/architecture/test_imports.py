@@ -57,6 +57,22 @@ def test_library_is_imported_only_where_the_layout_says(library: str) -> None:
     assert users <= ALLOWED[library]
 
 
+def test_only_downloads_may_use_a_proxy() -> None:
+    """What httpx makes by itself obeys the environment; `common.rest.direct` does not."""
+    makers = {"get", "post", "put", "delete", "stream", "request", "Client", "AsyncClient"}
+    users = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "httpx"
+        and node.func.attr in makers
+    }
+    assert users == {"common/rest/direct.py", "common/video/roots.py"}
+
+
 def test_torch_is_imported_only_by_learner_rollout_and_model_making() -> None:
     users = {str(path.relative_to(ROOT)) for path in SOURCES if "torch" in imported(path)}
     strangers = {user for user in users - TORCH_FILES if not user.startswith(TORCH_PREFIXES)}

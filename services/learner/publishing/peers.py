@@ -12,6 +12,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from common.config import bearer
 from common.messages import ReplicaIdentity, ReplicaStatus
+from common.rest import direct
 from common.rest.identity import challenge, verify
 from common.rest.refusals import detail_of
 from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
@@ -29,7 +30,7 @@ class Peers:
     def __init__(self, token: SecretStr | None) -> None:
         self._token = token
         # Never through a proxy: these are our own services.
-        self._http = httpx.AsyncClient(trust_env=False)
+        self._http = direct.async_client()
 
     async def close(self) -> None:
         """Close connections."""

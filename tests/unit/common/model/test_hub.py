@@ -122,6 +122,13 @@ def test_what_is_needed_is_fetched_once_and_said(hub: Hub, tmp_path: Path) -> No
     assert hub.gets("model.safetensors") == hub.gets("config.json") == 1
 
 
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "ftp://x"])
+def test_a_proxy_that_cannot_be_used_is_named(hub: Hub, tmp_path: Path, proxy: str) -> None:
+    hub.add("tiny/qwen3vl", TINY)
+    environ = hub.environ(tmp_path) | {"ALL_PROXY": proxy, "NO_PROXY": "", "no_proxy": ""}
+    assert "ALL_PROXY" in refused("tiny/qwen3vl", environ)
+
+
 def test_revisions_are_branches_tags_and_commits(hub: Hub, tmp_path: Path) -> None:
     old = hub.add("tiny/qwen3vl", TINY | {"recipe.json": b"{}"}, revision="v1.0")
     new = hub.add("tiny/qwen3vl", TINY)
