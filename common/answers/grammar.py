@@ -10,61 +10,72 @@ only up to `MAX_GAP_CHARS`, and no pattern can backtrack over an unbounded stret
 """
 
 import re
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from common.answers.other_numbers import without_other_numbers
 from common.answers.spans import Span
 from common.answers.tags import find_answer
+from common.answers.times import MAX_GAP_CHARS, Time, times
+from common.answers.writing import plain
 
-MAX_TIMES = 512
-MAX_GAP_CHARS = 48
-"""Two times with more than this between them are not a pair."""
-MAX_TIME_S = 1e9
-"""Thirty years: a longer time is no time in a video, and no sum of allowed ones overflows."""
 MAX_COMMA_CHARS = 256
 """Longest text in which commas inside numbers are understood."""
 
-_UNIT = r"""
-  (?:\s*+(?:(?P<h>h|hrs?|hours?)|(?P<m>m|mins?|minutes?)|(?P<ms>ms|msecs?|milliseconds?)
-  |(?P<s>s|secs?|seconds?|秒)|(?:st|nd|rd|th)(?:\s+(?:seconds?|secs?|s))?)(?![a-z]))?
-"""
-_TIME = re.compile(
-    r"""(?:(?<![0-9A-Za-z_.])|(?<=to)|(?<=and)|(?<=[0-9][hm])|(?<=\.\.))(?<![0-9][.:])
-    (?:(?P<clock>[0-9]{1,3}(?::[0-9]{2}){1,2}(?:\.[0-9]++|,[0-9]{3}(?![0-9:]))?)(?![0-9:])
-       (?:\s*+(?:s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?)(?![a-z]))?
-    |(?P<number>(?:[0-9]++(?:\.[0-9]++)?|(?<!\.)\.[0-9]++)(?:e[-+]?[0-9]{1,2}(?![0-9a-z.]))?)(?!:[0-9])"""
-    + _UNIT
-    + ")",
-    re.VERBOSE | re.IGNORECASE,
+_SIGNS = r"""[\s"'`*_)\]}>]*"""
+_CLOSE = (
+    _SIGNS
+    + r"(?:mark|point|in\sthe\svideo|开始,?)?(?:\((?:the\s)?(?:start|begin|beginning|end)\))?"
+    + _SIGNS
 )
-
-_CLOSE = r"""[\s"'`*_)\]}>]*"""
-_OPEN = r"""[\s"'`*_(\[{<]*"""
-_HEDGE = r"(?:\s*(?:the|about|around|approximately|approx\.?|roughly|at|t\s*=))*"
+"""What may stand behind the first time."""
+_OPEN = r"""[\s"'`*_(\[{<~≈第]*"""
+_HEDGE = (
+    r"(?:\s*(?:the|about|around|approximately|approx\.?|roughly|at|seconds?(?=\s)|t\s*[=~]"
+    r"|etwa|ungefähr|circa|ca\.|Sekunde|environ|la|le|seconde|unos|las|los|el|segundo|il|secondo"
+    r"|约|大约|約))*"
+)
+"""What may stand before the second."""
+_RANGE_WORDS = (
+    r"up\s+to|to|until|till?|through|thru|bis(?:\s+zu[rm]?)?|à|au|hasta|fino\s+a|até|tot|do|ila"
+    r"|до|по|至|到|(?:目)?から|부터|에서"
+)
+_RANGE_SIGNS = (
+    r"-{1,2}>?|=>|\.{2,3}|…|<=?\s*t\s*<=?|≤\s*t\s*≤"
+    r"|[~\u2012\u2013\u2014\u2212\u2192]"  # figure, en and em dash, minus, arrow
+)
 _RANGE = re.compile(
-    _CLOSE
-    + r"[.,]?\s*(?:up\s+to|to|until|till?|through|thru|-{1,2}>?|=>|\.{2,3}|…|至|到"
-    + r"|[~\u2012\u2013\u2014\u2212\u2192])"  # figure, en and em dash, minus, arrow
-    + _HEDGE
-    + _OPEN,
+    _CLOSE + rf"[.,]?\s*(?:{_RANGE_WORDS}|{_RANGE_SIGNS})" + _HEDGE + _OPEN, re.IGNORECASE
+)
+_AND = re.compile(_CLOSE + "(?:and|&|und|et|en|y|e|и|和|与|與)" + _HEDGE + _OPEN, re.IGNORECASE)
+_A = re.compile(_CLOSE + r"(?:a|al|as|às|alle)\s" + _HEDGE + _OPEN, re.IGNORECASE)
+"""Spanish, Italian, Portuguese; in English an article, so it joins only after `_DE`."""
+_DE = re.compile(
+    r"(?<![a-zà-ÿ])(?:de|del|da|dal|dalle|das|desde|entre)\W*(?:(?:los|las|o|il|el)\s)?"
+    r"(?:(?:segundo|secondo)\s)?$",
     re.IGNORECASE,
 )
-_AND = re.compile(_CLOSE + "(?:and|&)" + _HEDGE + _OPEN, re.IGNORECASE)
-_COMMA = re.compile(r"""["'`*\s]*,?["'`*\s]*""")
-_COMPOUND = re.compile(r"[\s,]*(?:and|&)?\s*", re.IGNORECASE)
+_COMMA = re.compile(r"""["'`*\s]*[,;]?["'`*\s]*""")
 _LABEL = re.compile(
-    r"(?<![a-z])(?:(?P<end>end|finish|stop|conclud)|start|begin|onset)", re.IGNORECASE
+    r"""(?<![a-z])(?:(?P<end>end|finish|stop|conclud|to(?=["']\s?:))|start|begin|onset)""",
+    re.IGNORECASE,
 )
-_BETWEEN = re.compile(r"(?<![a-z])(?:between|from)\W*(?:about|around)?\W*$", re.IGNORECASE)
-_MINUS = re.compile(r"(?:^|[\s(\[{<,:=\"'])[-\u2212]$")
-_UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_BETWEEN = re.compile(
+    r"(?:(?<![a-z])(?:between|from|zwischen|entre|tussen|tra|fra)|между|在|介于)"
+    r"\W*(?:about|around|the)?\W*$",
+    re.IGNORECASE,
+)
+_BARE = re.compile(
+    r"\s*+([0-9]{1,8}+(?:\.[0-9]{1,8}+)?+)s?\s++(?:to|and|-)\s++([0-9]{1,8}+(?:\.[0-9]{1,8}+)?+)s?\s*+"
+)
+"""What a trained model answers; the rest of this file would read the same, more slowly."""
 _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})*(?:\.[0-9]+)?")
 _COMMA_NUMBER = r"([0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|[0-9]+,[0-9]{1,2})"
 _ONE_RANGE_WITH_COMMAS = re.compile(
     r"[^0-9]*"
     + _COMMA_NUMBER
-    + r"(\s*(?:s|secs?|seconds?)?\s*(?:to|and|until|[-\u2013\u2014])\s*)"
+    + r"(\s*(?:s|secs?|seconds?|[^\W\d_]{4,9})?"
+    + r"\s*(?:to|and|until|bis|und|à|et|al?|hasta|до|[-\u2013\u2014])\s*)"
     + _COMMA_NUMBER
     + r"[^0-9]*",
     re.IGNORECASE,
@@ -84,25 +95,16 @@ class Reading(NamedTuple):
     """Whether it stood in a closed answer block; only the default grammar says."""
 
 
-class Time(NamedTuple):
-    """One time in the text."""
-
-    seconds: float
-    unit_s: float
-    """Seconds per unit (of the last part); 0 when the text names none."""
-    start: int
-    end: int
-
-
-Join = Callable[[str, Time, Time], Span | None]
-
 NOTHING = Reading((), (), reversed=False)
 
 
 def read_default(text: str) -> Reading:
     """Spans of an answer by the default grammar."""
     answer = find_answer(text)
-    found = pairs(answer.text)
+    if bare := _BARE.fullmatch(answer.text):
+        found = [(float(bare[1]), float(bare[2]))]
+    else:
+        found = pairs(without_other_numbers(plain(answer.text)))
     spans = tuple((start, end) if start <= end else (end, start) for start, end in found)
     is_reversed = any(start > end for start, end in found)
     return Reading(spans, spans, reversed=is_reversed, tagged=answer.tagged)
@@ -115,24 +117,28 @@ def pairs(text: str) -> list[Span]:
     there is none do `and`, a comma or a space join two neighbouring times.
     """
     text = _without_commas_in_numbers(text)
-    times = _times(text)
-    return _greedy(text, times, _strong_join) or _greedy(text, times, _weak_join)
+    found = list(_unchained(text, times(text)))
+    return list(_strong_pairs(text, found)) or list(_weak_pairs(text, found))
 
 
-def times_in(text: str) -> list[float]:
-    """All times of a text in seconds, in order, at most `MAX_TIMES`."""
-    return [time.seconds for time in _times(text)]
-
-
-def _greedy(text: str, times: list[Time], join: Join) -> list[Span]:
-    found: list[Span] = []
+def _strong_pairs(text: str, found: list[Time]) -> Iterator[Span]:
     index = 0
-    while index + 1 < len(times):
-        pair = join(text, times[index], times[index + 1])
+    while index + 1 < len(found):
+        pair = _strong_join(text, found[index], found[index + 1])
         if pair is not None:
-            found.append(pair)
+            yield pair
         index += 1 if pair is None else 2
-    return found
+
+
+def _unchained(text: str, found: list[Time]) -> Iterator[Time]:
+    """Without times in a row of three or more (`1 - 2 - 3`): which two belong together?"""
+    for run in _runs(found, lambda left, right: _are_in_a_row(text, left, right)):
+        yield from run if len(run) < 3 else ()
+
+
+def _are_in_a_row(text: str, left: Time, right: Time) -> bool:
+    gap = text[left.end : right.start]
+    return len(gap) <= MAX_GAP_CHARS and _RANGE.fullmatch(gap) is not None
 
 
 def _strong_join(text: str, left: Time, right: Time) -> Span | None:
@@ -149,14 +155,36 @@ def _strong_join(text: str, left: Time, right: Time) -> Span | None:
         return _in_seconds(right, left)
     if _AND.fullmatch(gap) and _BETWEEN.search(before):
         return _in_seconds(left, right)
+    if _A.fullmatch(gap) and _DE.search(before):
+        return _in_seconds(left, right)
     return None
 
 
-def _weak_join(text: str, left: Time, right: Time) -> Span | None:
-    if right.start - left.end > MAX_GAP_CHARS:
-        return None
+def _weak_pairs(text: str, found: list[Time]) -> Iterator[Span]:
+    """Two by two, of as many in a row as make pairs; a third that ends `[5, 9, 0.9]` is a score."""
+    for run in _runs(found, lambda left, right: _are_neighbours(text, left, right)):
+        last = run[-1]
+        if len(run) == 3 and "." in text[last.start : last.end] and 0 <= last.seconds <= 1:
+            run.pop()
+        if len(run) % 2 == 0:
+            yield from map(_in_seconds, run[::2], run[1::2])
+
+
+def _are_neighbours(text: str, left: Time, right: Time) -> bool:
     gap = text[left.end : right.start]
-    return _in_seconds(left, right) if _AND.fullmatch(gap) or _COMMA.fullmatch(gap) else None
+    return len(gap) <= MAX_GAP_CHARS and any(join.fullmatch(gap) for join in (_AND, _COMMA))
+
+
+def _runs(found: list[Time], belong: Callable[[Time, Time], bool]) -> Iterator[list[Time]]:
+    """The times in order, cut where two do not belong together."""
+    run: list[Time] = []
+    for time in found:
+        if run and not belong(run[-1], time):
+            yield run
+            run = []
+        run.append(time)
+    if run:
+        yield run
 
 
 def _last_label(text: str) -> str | None:
@@ -173,52 +201,6 @@ def _in_seconds(start: Time, end: Time) -> Span:
     return start.seconds, end.seconds
 
 
-def _times(text: str) -> list[Time]:
-    times: list[Time] = []
-    for match in islice(_TIME.finditer(text), MAX_TIMES):
-        time = _signed(text, _time(match), times[-1].end if times else None)
-        if abs(time.seconds) > MAX_TIME_S:
-            continue
-        last = times[-1] if times else None
-        if last and _continues(text, last, time):
-            times[-1] = Time(last.seconds + time.seconds, time.unit_s, last.start, time.end)
-        else:
-            times.append(time)
-    return times
-
-
-def _time(match: re.Match[str]) -> Time:
-    clock = match["clock"]
-    if clock is None:
-        unit_s = _UNIT_S.get(match.lastgroup or "", 0.0)
-        return Time(float(match["number"]) * (unit_s or 1.0), unit_s, match.start(), match.end())
-    seconds = 0.0
-    for part in clock.replace(",", ".").split(":"):
-        seconds = seconds * 60 + float(part)
-    return Time(seconds, 0.0, match.start(), match.end())
-
-
-def _signed(text: str, time: Time, last_end: int | None) -> Time:
-    """A minus sign belongs to the number unless it is all that stands between two times."""
-    start = time.start
-    if not _MINUS.search(text[max(0, start - 2) : start]):
-        return time
-    if last_end is not None and not text[last_end : start - 1].strip():
-        return time
-    return Time(-time.seconds, time.unit_s, start - 1, time.end)
-
-
-def _continues(text: str, last: Time, time: Time) -> bool:
-    """Whether `time` is the rest of `last`, as the seconds in `1 min 5 s`."""
-    return (
-        last.unit_s >= 60
-        and 0 < time.unit_s < last.unit_s
-        and 0 <= time.seconds < last.unit_s
-        and time.start - last.end <= MAX_GAP_CHARS
-        and _COMPOUND.fullmatch(text[last.end : time.start]) is not None
-    )
-
-
 def _without_commas_in_numbers(text: str) -> str:
     """`1,000.0 to 1,200.0` and `12,5 to 17,8` → plain numbers, when the text is one such range.
 
@@ -229,7 +211,8 @@ def _without_commas_in_numbers(text: str) -> str:
     match = _ONE_RANGE_WITH_COMMAS.fullmatch(text)
     if match is None or not ("," in match[1] or "," in match[3]):
         return text
-    return f"{_plain(match[1])}{match[2]}{_plain(match[3])}"
+    before, after = text[: match.start(1)], text[match.end(3) :]
+    return f"{before}{_plain(match[1])}{match[2]}{_plain(match[3])}{after}"
 
 
 def _plain(number: str) -> str:

@@ -13,9 +13,10 @@ import re
 import sys
 from itertools import islice
 
-from common.answers.grammar import MAX_TIMES, NOTHING, Reading
+from common.answers.grammar import NOTHING, Reading
 from common.answers.spans import Span
 from common.answers.tags import ANSWER_CLOSE, ANSWER_OPEN, MAX_READ_CHARS, MAX_TAGS
+from common.answers.times import MAX_TIMES
 
 NUMBER = r"(?<!\d)(\d++\.?+\d*+)"
 _TO_OR_AND = re.compile(NUMBER + r"\s*+(?:to|and)\s*+" + NUMBER)

@@ -14,7 +14,6 @@ from common.answers.grammar import (
     NOTHING,
     Reading,
     read_default,
-    times_in,
 )
 from common.answers.presets import (
     read_seed_eval,
@@ -24,6 +23,7 @@ from common.answers.presets import (
 )
 from common.answers.spans import Span
 from common.answers.tags import find_answer
+from common.answers.times import times
 from common.messages import Highlight
 
 __all__ = [
@@ -76,13 +76,13 @@ def read_highlights(text: str) -> tuple[Highlight, ...]:
     if not words:
         return ()
     if len(words) == 1:
-        times, scores = times_in(body[: words[0].start()]), times_in(body[words[0].end() :])
+        marks, scores = _seconds(body[: words[0].start()]), _seconds(body[words[0].end() :])
     else:
-        numbers = times_in(body)
-        times, scores = numbers[::2], numbers[1::2]
+        numbers = _seconds(body)
+        marks, scores = numbers[::2], numbers[1::2]
     return tuple(
         Highlight(time_s=time_s, score=score)
-        for time_s, score in zip(times, scores, strict=False)
+        for time_s, score in zip(marks, scores, strict=False)
         if time_s >= 0
     )
 
@@ -102,6 +102,10 @@ def highlight_answer(highlights: Iterable[Highlight], *, decimals: int = 2) -> s
         f"<answer> The highlight timestamps are in the {times} seconds. "
         f"Their saliency scores are {scores} </answer>"
     )
+
+
+def _seconds(text: str) -> list[float]:
+    return [time.seconds for time in times(text)]
 
 
 def _short(number: float, decimals: int) -> str:

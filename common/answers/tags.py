@@ -4,12 +4,15 @@
 milliseconds. Used by `common.answers.grammar` and by the format reward.
 """
 
+import re
 from typing import NamedTuple
 
 MAX_READ_CHARS = 65_536
 """Characters of an answer that are looked at; 2,048 tokens are about 8,000."""
 MAX_TAGS = 256
 """Thoughts, and blank answer blocks, after which the rest of a response is not looked at."""
+_THINKING = re.compile("<(/?)thinking>", re.IGNORECASE)
+"""What some models write for think."""
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
@@ -37,6 +40,9 @@ def find_answer(text: str) -> AnswerText:
     if "<" not in text:
         return AnswerText(text[:MAX_READ_CHARS], tagged=False)
     folded = fold(text)
+    if "thinking>" in folded:
+        text = _THINKING.sub(r"<\1think>", text)
+        folded = fold(text)
     if THINK_OPEN in folded or THINK_CLOSE in folded:
         text = _without_thoughts(text, folded)
         folded = fold(text)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag
 
-from common.answers.grammar import MAX_TIME_S
+from common.answers.times import MAX_TIME_S
 from common.config import ThinkInjection
 from common.messages import (
     HighlightsTarget,

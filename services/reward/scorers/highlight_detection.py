@@ -11,8 +11,8 @@ or the `matched` ones, where one perfect clip earns 0.54. Without a match the sa
 import math
 from typing import Any, NamedTuple
 
-from common.answers.grammar import MAX_TIME_S
 from common.answers.reading import find_answer, highlight_answer, read_highlights
+from common.answers.times import MAX_TIME_S
 from common.messages import Highlight, HighlightsTarget, Target, TextTarget
 from common.rest.reward_api import ScoreItem, ScoreRequest, WmseSupport
 from services.reward.scorers.formatting import has_format

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from common.answers.grammar import MAX_TIME_S
 from common.answers.spans import Span
+from common.answers.times import MAX_TIME_S
 
 ScoreOne = Callable[[str], dict[str, Any]]
 """Response text → a verdict as it goes out as JSON."""

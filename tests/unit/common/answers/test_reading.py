@@ -1,6 +1,7 @@
 """Every parser against the reference tables, 150 awkward answers, and itself."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,19 @@ def test_every_parser_reads_back_what_is_printed(numbers: list[int], decimals: i
     assert read_spans(text, parser="seed_eval").spans == spans
     assert read_spans(text, parser="timelens").spans == spans
     assert read_spans(text, parser="timezero").spans == spans[-1:]
+
+
+@given(
+    numbers=st.tuples(st.decimals(0, 10**7, places=3), st.decimals(0, 10**7, places=3)),
+    join=st.sampled_from(["to", "and", "-"]),
+    unit=st.sampled_from(["", "s"]),
+)
+def test_the_short_way_reads_as_the_long_one(
+    numbers: tuple[Decimal, Decimal], join: str, unit: str
+) -> None:
+    start, end = numbers
+    text = f"{start}{unit} {join} {end}{unit}"
+    assert read_spans(text).spans == read_spans(f"Found: {text}").spans != ()
 
 
 def test_only_a_closed_block_counts_as_tagged() -> None:
