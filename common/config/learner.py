@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from common.config.fields import Count, Host, Positive, PositiveInt, Section
+from common.config.lora import Lora
 from common.messages import Mode
 
 
@@ -33,7 +34,8 @@ class Loss(Section):
     constant_tokens: PositiveInt = 256
     """Tokens per sequence that the constant denominator assumes."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the k3 estimate against a frozen start checkpoint; 0 keeps no copy."""
+    """Weight of the k3 estimate against a frozen start checkpoint; 0 keeps no copy. With
+    learner.lora the start checkpoint is the policy without its adapters."""
     importance_cap: Positive | None = 2.0
     """Truncation of the importance weight (learner over rollout) of policy rows; None: off."""
 
@@ -129,6 +131,8 @@ class Learner(Section):
     loss: Loss = Loss()
     advantage: Advantage = Advantage()
     validation: Validation = Validation()
+    lora: Lora | None = None
+    """Train adapters; None: all weights."""
 
     @property
     def overlaps_publish(self) -> bool:

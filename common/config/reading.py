@@ -155,6 +155,7 @@ def _none_from_word(value: Any) -> Any:
             *("importance_cap", "dual_clip", "kv_cache_bytes"),
             *("advertise_host", "replica", "gpu_wait_s"),
             *("max_clip_pixels", "max_clip_frames", "redis_user", "redis_ca"),
+            "lora",
         }
         return {
             key: None if key in optional and item == "none" else _none_from_word(item)

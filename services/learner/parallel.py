@@ -14,14 +14,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -223,7 +223,8 @@ def shard_model(policy: Policy, *, ranks: Ranks, compute_dtype: torch.dtype) -> 
 
     One shard unit per decoder layer (and tower block, if trained) and one for the rest. A frozen
     tower is replicated instead: ranks meet cached clips at different times, so its calls are not in
-    step. Gradients are summed, not averaged, because the loss has a global denominator already.
+    step. Frozen weights below adapters are sharded, in the compute dtype where that loses nothing.
+    Gradients are summed, not averaged, because the loss has a global denominator already.
 
     A single rank computing in float32 has nothing to share and is left as it is.
     """
@@ -232,6 +233,8 @@ def shard_model(policy: Policy, *, ranks: Ranks, compute_dtype: torch.dtype) -> 
     frozen = set(policy.tower.parameters()) if policy.freeze_vision else set()
     for parameter in frozen:
         parameter.data = parameter.data.to(compute_dtype)
+    if policy.adapters is not None:
+        _lower_losslessly(set(policy.parameters()) - frozen, compute_dtype)
     blocks = () if policy.freeze_vision else policy.tower_blocks
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for module in (*policy.decoder_layers, *blocks, policy):
@@ -242,6 +245,14 @@ def shard_model(policy: Policy, *, ranks: Ranks, compute_dtype: torch.dtype) -> 
             module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
     policy.register_forward_hook(_reshard_unless_training)
     return policy
+
+
+def _lower_losslessly(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+    """Keep what is not trained in `dtype` if that is the same numbers; a bfloat16 checkpoint is."""
+    for parameter in parameters:
+        lower = parameter.data.to(dtype)
+        if not parameter.requires_grad and torch.equal(lower.to(parameter.dtype), parameter.data):
+            parameter.data = lower
 
 
 def _reshard_unless_training(policy: Policy, *_: object) -> None:
@@ -263,8 +274,10 @@ def whole_weights(
 ) -> Iterator[tuple[str, Tensor | None]]:
     """Each parameter under its Hugging Face name, whole; a collective: every rank runs to the end.
 
-    Rank 0 gets contiguous host tensors in `dtype`, the others None.
+    Rank 0 gets contiguous host tensors in `dtype`, with adapters merged, the others None.
     """
     for name, parameter in policy.named_weights():
         whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if policy.adapters is not None and name in policy.adapters:
+            whole = policy.adapters.merged(name, whole)
         yield name, whole.detach().to(dtype).cpu().contiguous() if ranks.is_main else None

@@ -5,6 +5,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -13,13 +14,15 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from common.config import Run
-from services.learner.batching.batch import TrainBatch
-from services.learner.model.policy import Policy, load_policy
+from services.learner.batching.batch import MicroBatch, TrainBatch
+from services.learner.model.policy import Policy, TokenScores, load_policy
 from services.learner.model.vision import LoadFrames
 from services.learner.objective.loss import LossStats, denominator, policy_loss
 from services.learner.parallel import Ranks
 
 logger = logging.getLogger(__name__)
+
+Scorer = Callable[[MicroBatch], TokenScores]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,9 @@ class Stepper:
     run: Run
     ranks: Ranks
     policy: Policy
-    reference: Policy | None
-    """A frozen copy of the start checkpoint, when the loss has a KL term."""
+    reference: Scorer | None
+    """The start checkpoint, when the loss has a KL term: a frozen copy, or the policy without its
+    adapters."""
     optimizer: torch.optim.Optimizer
 
     @classmethod
@@ -45,13 +49,14 @@ class Stepper:
             betas=settings.betas,
             weight_decay=settings.weight_decay,
         )
-        reference = None
-        if run.learner.loss.kl_coef > 0:
+        reference: Scorer | None = None
+        if run.learner.loss.kl_coef > 0 and policy.adapters is not None:
+            reference = policy.unadapted
+        elif run.learner.loss.kl_coef > 0:
             dtype = getattr(torch, run.shared.dtype)
             reference = load_policy(
                 start, dtype=dtype, device=ranks.device, load_frames=load_frames
-            )
-            reference.requires_grad_(False)
+            ).requires_grad_(False)
         return cls(run, ranks, policy, reference, optimizer)
 
     def step(self, batch: TrainBatch, *, number: int) -> dict[str, float]:
@@ -64,11 +69,11 @@ class Stepper:
         parts = []
         for micro_batch in batch.micro_batches:
             micro_batch = micro_batch.to(self.ranks.device)
-            scores = self.policy(micro_batch)
             reference = None
             if self.reference is not None:
                 with torch.no_grad():
                     reference = self.reference(micro_batch).logprobs_GSR
+            scores = self.policy(micro_batch)
             loss, stats = policy_loss(
                 scores.logprobs_GSR,
                 old_logprobs_GSR=scores.logprobs_GSR,

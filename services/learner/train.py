@@ -299,6 +299,7 @@ def open_learner(
                 start,
                 device=ranks.device,
                 freeze_vision=settings.freeze_vision,
+                adapters=settings.lora,
                 gradient_checkpointing=settings.gradient_checkpointing,
                 load_frames=loader.load,
             ),

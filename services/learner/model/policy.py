@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from common import torchvision_cpu
+from common.config import Lora
 from common.errors import EngineError, VideoError
 from common.messages import ScoredGroup
 from common.video.frames import load_frames
 from services.learner.batching.batch import MicroBatch
-from services.learner.model import prefix, vision
+from services.learner.model import lora, prefix, vision
 from services.learner.model.positions import prompt_positions
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Policy(nn.Module):
         video_processor: Any,
         *,
         freeze_vision: bool,
+        adapters: Lora | None = None,
         feature_cache_bytes: int = vision.FEATURE_CACHE_BYTES,
         load_frames: vision.LoadFrames = load_frames,
     ) -> None:
@@ -64,6 +66,9 @@ class Policy(nn.Module):
         self.model = model
         self.freeze_vision = freeze_vision
         self.tower.requires_grad_(not freeze_vision)
+        self.adapters = (
+            lora.adapt(model, adapters, vision=not freeze_vision) if adapters is not None else None
+        )
         prefix.install(model.model)
         self.clips = vision.ClipEncoder(
             model.model,
@@ -97,8 +102,15 @@ class Policy(nn.Module):
         return next(self.parameters()).device
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters under their Hugging Face names, in the same order on every rank."""
-        yield from self.model.named_parameters()
+        """The checkpoint's parameters under its names, in the same order on every rank.
+
+        Adapters are not among them, nor in them (`Adapters.merged`).
+        """
+        for name, parameter in self.model.named_parameters():
+            if self.adapters is None:
+                yield name, parameter
+            elif (own := lora.hugging_face_name(name)) is not None:
+                yield own, parameter
 
     def assert_group_matches(self, group: ScoredGroup) -> None:
         """Check that the replica ran the clip that this process would decode.
@@ -155,6 +167,13 @@ class Policy(nn.Module):
             logprobs_GSR=zeros_GSR.masked_scatter(mask_GSR, logprobs_T),
             entropy_GSR=zeros_GSR.masked_scatter(mask_GSR, entropy_T),
         )
+
+    def unadapted(self, batch: MicroBatch) -> TokenScores:
+        """As `forward` without the adapters: what the start checkpoint scores; without gradient."""
+        assert self.adapters is not None
+        with self.adapters.off():
+            scores: TokenScores = self(batch)
+            return scores
 
     def _hidden_states(self, batch: MicroBatch, packing: prefix.Packing) -> Tensor:
         """[G, L, H] last hidden states of the packed sequences."""
@@ -226,6 +245,7 @@ def load_policy(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     freeze_vision: bool = True,
+    adapters: Lora | None = None,
     gradient_checkpointing: bool = False,
     attention: Attention | None = None,
     load_frames: vision.LoadFrames = load_frames,
@@ -238,6 +258,7 @@ def load_policy(
             a frozen reference.
         device: where to put it.
         freeze_vision: no gradients for the tower, its features are computed once per clip.
+        adapters: train these instead of the weights.
         gradient_checkpointing: recompute each layer in backward instead of keeping activations.
         attention: kernel of the vision tower; default flash_attention_2 on CUDA if importable, else
             sdpa. The language model always uses PyTorch's sdpa, which brings FlashAttention-2.
@@ -245,6 +266,7 @@ def load_policy(
 
     Raises:
         ValueError: the checkpoint's architecture is not one of ARCHITECTURES.
+        ConfigError: adapters for layers that it lacks.
     """
     torchvision_cpu.install()
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -265,6 +287,7 @@ def load_policy(
         model,
         vision.load_video_processor(str(path)),
         freeze_vision=freeze_vision,
+        adapters=adapters,
         load_frames=load_frames,
     )
 

@@ -70,9 +70,14 @@ class Publisher:
         self._should_stop = should_stop
         dtype: torch.dtype = getattr(torch, shared.dtype)
 
+        adapters = policy.adapters
+
+        def changes(name: str, weight: Tensor) -> bool:
+            return weight.requires_grad or (adapters is not None and name in adapters)
+
         def snapshot(*, trained: bool) -> Snapshot:
             def weights() -> Iterator[tuple[str, Tensor]]:
-                return (nw for nw in policy.named_weights() if nw[1].requires_grad is trained)
+                return (nw for nw in policy.named_weights() if changes(*nw) is trained)
 
             return Snapshot(
                 weights,
@@ -81,6 +86,7 @@ class Publisher:
                 ranks=ranks,
                 place=learner.weight_staging,
                 deltas=trained and learner.publish == "delta",
+                values=adapters.merged_values if trained and adapters is not None else None,
             )
 
         self._frozen, self._trained = snapshot(trained=False), snapshot(trained=True)

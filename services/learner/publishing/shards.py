@@ -60,6 +60,11 @@ def num_bytes(part: Part, layout: Layout) -> int:
     return (part.last - part.first) * dtype_of(layout.slices[part.tensor]).itemsize
 
 
+def values(weights: Sequence[tuple[str, Tensor]]) -> Sequence[Tensor]:
+    """This rank's values of every tensor, flat."""
+    return [local(tensor) for _, tensor in weights]
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's values, flat; of a whole tensor all of them."""
     mine = tensor.to_local() if isinstance(tensor, DTensor) else tensor

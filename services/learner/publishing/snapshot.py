@@ -9,7 +9,7 @@ B = bytes of one bucket.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # it brings transformers, which a benchmark on a bare GPU mac
 
 COMPARED_AT_ONCE = 2
 NamedWeights = Callable[[], Iterator[tuple[str, Tensor]]]
+OwnValues = Callable[[Sequence[tuple[str, Tensor]]], Sequence[Tensor]]
 
 
 class Snapshot:
@@ -46,6 +47,7 @@ class Snapshot:
         ranks: "Ranks",
         place: Place,
         deltas: bool,
+        values: OwnValues | None = None,
     ) -> None:
         """Allocate on rank 0.
 
@@ -56,7 +58,10 @@ class Snapshot:
             ranks: all of the learner's.
             place: where the bytes stay.
             deltas: encode at each capture what changed since the one before.
+            values: what this rank contributes of each tensor, flat; default: what it holds. Read at
+                each capture, on every rank.
         """
+        self._values = values or shards.values
         self._weights, self._ranks, self._wants_deltas = weights, ranks, deltas
         tensors = list(weights())
         self.layout = Layout.of(
@@ -95,7 +100,7 @@ class Snapshot:
         Raises:
             WeightError: another rank went away.
         """
-        own = [shards.local(tensor) for _, tensor in self._weights()]
+        own = self._values(list(self._weights()))
         try:
             for index in range(len(self.layout.buckets)):
                 self._take(index, own)
@@ -135,7 +140,7 @@ class Snapshot:
         assert self.digest is not None
         return self.digest
 
-    def _take(self, index: int, own: list[Tensor]) -> None:
+    def _take(self, index: int, own: Sequence[Tensor]) -> None:
         start, end = self.layout.buckets[index]
         by_rank = dict(self._parts[index])
         mine = by_rank.pop(self._ranks.rank, [])

@@ -5,6 +5,7 @@
         run_state.json  step, version, feed, intake, RNG: everything else a resumed run needs
         config.json     the resolved config, secrets masked
         hf/             the policy as a Hugging Face checkpoint, ready for rollout and evaluation
+        adapter/        with [learner.lora]: what `hf/` has merged, as PEFT's files
         manifest.json   what has to be there (`manifest.py`)
 
 A folder becomes visible by one rename once it is complete and on the disk. Groups are acknowledged
@@ -105,8 +106,12 @@ class Checkpoints:
             # What fails on one rank fails here on all.
             save_sharded(self._tensors(), checkpoint_id=partial / "shards")
         whole = self._gathered()
+        adapters = self._policy.adapters
+        factors = adapters.whole_tensors() if adapters is not None else {}
         with self._together(partial):
             if state is not None:
+                if adapters is not None:
+                    adapters.save(partial / "adapter", factors, model=self._run.shared.model)
                 self._complete(partial, state, whole)
                 confirm()
                 shutil.rmtree(final, ignore_errors=True)

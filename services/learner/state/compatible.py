@@ -72,6 +72,11 @@ def refuse_changes(saved: Path, run: config.Run) -> None:
         # A key that the checkpoint's version did not have was at its default then.
         if (was := wanted.get(key, defaults.get(key))) != value and not may_change(key)
     ]
+    changed += [  # of a table that this run lacks
+        f"  {key}: found None, wanted {was!r}"
+        for key, was in wanted.items()
+        if any(found.get(table, ...) is None for table in _tables(key)) and not may_change(key)
+    ]
     if changed:
         raise ConfigError(
             f"learner.run_dir: found {len(changed)} setting(s) other than those that "
@@ -92,6 +97,13 @@ def _bare(run: config.Run) -> config.Run:
         shared=config.Shared(run_id=shared.run_id, model=shared.model),
         learner=config.Learner(rows=learner.rows, run_dir=learner.run_dir, steps=learner.steps),
     )
+
+
+def _tables(key: str) -> Iterator[str]:
+    """`a.b.c` → `a.b`, `a`."""
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key
 
 
 def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,8 @@ MATRIX_MB = 8
 class Weights:
     """Named parameters."""
 
+    adapters = None
+
     def __init__(self, shapes: Sequence[tuple[int, ...]], *, device: torch.device) -> None:
         """Random values; the same shapes give the same names."""
         self._named = []

@@ -68,6 +68,13 @@ class TestRefusals:
             ("shared.run_id=a:b", r"shared\.run_id: found 'a:b'"),
             ("shared.group_size=1", r"shared\.group_size: found 1"),
             ("rollout.port=70000", r"rollout\.port: found 70000"),
+            ("learner.lora.r=4", r"learner\.lora\.r: unknown key; known: alpha, dropout, rank"),
+            ("learner.lora.rank=0", r"learner\.lora\.rank: found 0"),
+            (
+                "learner.lora.dropout=0.1",
+                r"learner\.lora\.dropout: found 0\.1, wanted 0: the ratio",
+            ),
+            ("learner.lora.target_modules=[]", r"learner\.lora\.target_modules"),
         ],
     )
     def test_wrong_key_or_value_is_named_with_what_is_wanted(

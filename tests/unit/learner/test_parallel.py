@@ -25,7 +25,10 @@ from tests.fixtures.learner.tiny_models import Architecture
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 120
-CASES = ("frozen_tower", "trained_tower", "checkpointed", "empty_rank", "linear_attention")
+CASES = (
+    *("frozen_tower", "trained_tower", "checkpointed", "empty_rank", "linear_attention"),
+    *("adapters", "adapted_tower", "adapted_linear_attention"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,9 @@ def cases(
         case("checkpointed", freeze_vision=False, gradient_checkpointing=True),
         case("empty_rank", count=1),
         case("linear_attention", "qwen3_5"),
+        case("adapters", adapters=True, gradient_checkpointing=True),
+        case("adapted_tower", adapters=True, freeze_vision=False),
+        case("adapted_linear_attention", "qwen3_5", adapters=True),
     ]
     return {one.name: one for one in made}
 
@@ -89,6 +95,8 @@ def test_two_ranks_equal_one_in_loss_and_gradients(
 ) -> None:
     found, wanted = load_file(two_ranks / f"{name}.safetensors"), case_gradients(cases[name])
     assert found.keys() == wanted.keys()
+    if cases[name].adapters:
+        assert all(".lora_" in key for key in found.keys() - {"loss"})
     assert any("visual" in key for key in found) != cases[name].freeze_vision
     assert found["loss"].item() == pytest.approx(wanted["loss"].item(), rel=1e-5)
     for key, gradient in wanted.items():

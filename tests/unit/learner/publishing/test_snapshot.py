@@ -28,7 +28,7 @@ DEADLINE_S = 150
 def test_shards_of_three_ranks_are_put_together(
     tiny_model: Callable[[Architecture], Path],
 ) -> None:
-    """Tied heads and Qwen3.5's convolutions, decay and time-step parameters among them."""
+    """Tied heads, Qwen3.5's convolutions, decay and time-step parameters, and merged adapters."""
     launched = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),

@@ -81,6 +81,22 @@ def test_a_setting_the_checkpoint_s_version_did_not_have_was_at_its_default(save
         refuse_changes(saved, run_of("learner.loss.kl_coef=0.1"))
 
 
+def test_adapters_stay_what_they_are(saved: Path) -> None:
+    lines = r"learner\.lora\.rank: found 16, wanted None\n.*alpha.*\n.*dropout.*\n.*target_modules"
+    with pytest.raises(ConfigError, match=lines):
+        refuse_changes(saved, run_of("learner.lora.rank=16"))
+    saved.write_text(config.dump(run_of("learner.lora.rank=16")))
+    refuse_changes(saved, run_of("learner.lora.rank=16"))
+    with pytest.raises(ConfigError) as refused:
+        refuse_changes(saved, run_of("learner.lora.rank=8", "learner.lora.alpha=8"))
+    assert str(refused.value).splitlines()[1:-1] == [
+        "  learner.lora.rank: found 8, wanted 16",
+        "  learner.lora.alpha: found 8.0, wanted 32.0",
+    ]
+    with pytest.raises(ConfigError, match=r"learner\.lora\.rank: found None, wanted 16"):
+        refuse_changes(saved, run_of('learner.lora="none"'))
+
+
 def fields(model: type[BaseModel], prefix: str = "") -> set[str]:
     names = set()
     for name, field in model.model_fields.items():
