@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from common.config import bearer
+from common.config import Lora, bearer
 from common.messages import PromptRequest, ReplicaStatus, ScoredGroup, SpansTarget
 from common.prompts import chat_messages
 from common.video.frames import sample_clip
@@ -21,6 +21,7 @@ from services.learner.parallel import Ranks
 from services.learner.probe import generate_probe, logprob_gap
 from services.learner.publishing.publisher import Publisher
 from services.rollout.gpu import CLAIMED
+from tests.fixtures.learner.learner_rank import fill_adapters
 from tests.ring.conftest import ROOT, Ring
 
 RUN_TAG = "5f3a1c"
@@ -38,8 +39,10 @@ def ranks() -> Iterator[Ranks]:
 
 
 @pytest.fixture
-def policy() -> Policy:
-    return load_policy(ROOT / "deploy/tiny-qwen3vl")
+def policy(request: pytest.FixtureRequest) -> Policy:
+    """All weights trained, or the adapters of the parameter."""
+    adapters = getattr(request, "param", None)
+    return load_policy(ROOT / "deploy/tiny-qwen3vl", adapters=adapters)
 
 
 @pytest.fixture
@@ -116,6 +119,24 @@ def test_logprobs_equal_the_learners_after_each_update_and_differ_from_the_old_o
         after = probe(ring, publisher, prompt, version=version)
         assert logprob_gap(policy, after, ranks=ranks) < MAX_GAP_NATS
         before = after
+
+
+@pytest.mark.parametrize("policy", [Lora(rank=4, alpha=1.0)], indirect=True)
+def test_the_engine_samples_the_adapted_model(
+    ring: Ring, publisher: Publisher, policy: Policy, prompt: PromptRequest, ranks: Ranks
+) -> None:
+    publisher.publish(1, step=1)
+    start = probe(ring, publisher, prompt, version=1)
+    assert logprob_gap(policy, start, ranks=ranks) < MAX_GAP_NATS
+    fill_adapters(policy)
+    publisher.publish(2, step=2)
+    adapted = probe(ring, publisher, prompt, version=2)
+    assert logprob_gap(policy, adapted, ranks=ranks) < MAX_GAP_NATS
+    with torch.no_grad():
+        assert policy.adapters is not None
+        with policy.adapters.off():
+            assert logprob_gap(policy, start, ranks=ranks) < MAX_GAP_NATS
+            assert logprob_gap(policy, adapted, ranks=ranks) > CLEAR_GAP_NATS
 
 
 def is_free(claimed: Path) -> bool:

@@ -1,0 +1,38 @@
+"""A learner that trains adapters, on recorded groups: killed, resumed, refused. Real Redis."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.learner.recorded_learner import RecordedRing
+from tests.fixtures.servers.redis_server import RedisServer
+
+pytestmark = pytest.mark.timeout(600)
+ADAPTERS = {"lora.rank": 4, "loss.kl_coef": 0.01}
+
+
+@pytest.fixture
+def ring(redis_server: RedisServer, run_id: str, tmp_path: Path) -> Iterator[RecordedRing]:
+    with RecordedRing(redis_server, run_id=run_id, folder=tmp_path) as ring:
+        yield ring
+
+
+def test_adapters_of_two_ranks_are_resumed_once_and_with_the_same_settings(
+    ring: RecordedRing, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    ring.start(ranks=2, steps=6, run_dir=str(whole), **ADAPTERS).finish()
+    first = ring.start(ranks=2, steps=6, **ADAPTERS)
+    first.wait_for("published", policy_version=4)
+    first.kill()
+    other = ring.start(steps=6, resume=True, **ADAPTERS | {"lora.rank": 8})
+    other.finish(code=2)
+    assert "  learner.lora.rank: found 8, wanted 4\n" in other.text
+    second = ring.start(ranks=2, steps=6, resume=True, **ADAPTERS)
+    second.finish()
+    assert second.said("resumed")
+    assert ring.weights(6) == ring.weights(6, run_dir=whole)
+    adapters = [folder / "checkpoints/step-000006/adapter" for folder in (whole, ring.run_dir)]
+    one, two = ((folder / "adapter_model.safetensors").read_bytes() for folder in adapters)
+    assert one == two
