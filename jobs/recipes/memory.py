@@ -3,13 +3,15 @@
 Estimates, with the formula of each part in its docstring; GB = 1e9 bytes throughout. Held against
 one measurement (Qwen3-VL-4B, one card, 16,002 + 8 x 256 tokens): a step with AdamW takes 82 GB
 measured and 81 by these formulas; forward and backward without AdamW's states 39 measured and 52 by
-these, because gradients and activations do not peak together. They err to the safe side.
+these, because gradients and activations do not peak together. They err to the safe side. With
+`[learner.lora]` nothing was measured.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from common.config import Learner, Rollout, Shared
+from jobs.recipes.adapters import trained
 from jobs.recipes.architecture import Architecture
 from jobs.recipes.tokens import GroupTokens
 
@@ -42,15 +44,18 @@ class RankMemory:
     """One learner rank, bytes."""
 
     states: float
-    """Float32 masters, gradients and both AdamW states: 16 B a trained parameter over all ranks."""
+    """Float32 masters, gradients and both AdamW states: 16 B a trained parameter over all ranks.
+    Below adapters, the frozen weights too, in the compute dtype."""
     temporaries: float
     """Of AdamW's foreach step: 4 B a trained parameter over all ranks. Not beside activations."""
     replicated: float
-    """The frozen tower in the compute dtype, and the whole reference model of a KL term."""
+    """The frozen tower in the compute dtype, and the whole reference model of a KL term; adapters
+    need none."""
     root: float
-    """Embedding and head stay gathered: weights and gradients in bfloat16, sums in float32."""
+    """Embedding and head stay gathered: weights and gradients in bfloat16, sums in float32. Below
+    adapters, weights alone."""
     gathered: float
-    """Layers gathered in bfloat16, gradients reduced in float32."""
+    """Layers gathered in bfloat16, gradients reduced in float32 (of adapters: left out)."""
     kept: float
     """Between forward and backward: each layer's input with checkpointing, everything without."""
     inside: float
@@ -108,7 +113,7 @@ def rank_memory(
     ranks: int,
 ) -> RankMemory:
     """One rank's share with the longest groups, `micro_batch_groups` of them at a time."""
-    trained = trained_parameters(architecture, learner)
+    parameters, changing = trained(architecture, learner)
     width = BF16 if shared.dtype == "bfloat16" else FP32
     layer = architecture.decoder_parameters / architecture.layers
     groups = learner.micro_batch_groups
@@ -116,36 +121,40 @@ def rank_memory(
     inside = 2 * kept + _backward_keys(architecture, tokens, width)
     boundary = tokens.packed * architecture.hidden * width
     logits = min(MAX_LOGITS, groups * tokens.answers * tokens.answer * architecture.vocabulary)
+    reduced = learner.lora is None
     return RankMemory(
-        states=4 * FP32 * trained / ranks,
-        temporaries=FP32 * trained / ranks,
+        states=(4 * FP32 * parameters + _below_adapters(architecture, learner, width)) / ranks,
+        temporaries=FP32 * parameters / ranks,
         replicated=_replicated(architecture, learner, width),
-        root=(2 * width + FP32) * architecture.root_parameters,
-        gathered=(GATHERED_LAYERS * width + REDUCED_LAYERS * FP32) * layer,
+        root=(2 * width + FP32 if reduced else width) * architecture.root_parameters,
+        gathered=(GATHERED_LAYERS * width + REDUCED_LAYERS * FP32 * reduced) * layer,
         kept=groups
         * architecture.layers
         * (boundary if learner.gradient_checkpointing else boundary + kept),
         inside=groups * inside,
         logits=LOGITS_BYTES * logits,
-        snapshot=_snapshot(architecture, learner, trained=trained, width=width, ranks=ranks),
+        snapshot=_snapshot(architecture, learner, changing=changing, width=width, ranks=ranks),
         start=FP32 * architecture.parameters,
     )
 
 
-def trained_parameters(architecture: Architecture, learner: Learner) -> int:
-    """Those with gradients: they travel with each version, the others once."""
+def _below_adapters(architecture: Architecture, learner: Learner, width: int) -> int:
+    """Frozen weights that are spread over ranks."""
+    if learner.lora is None:
+        return 0
     tower = 0 if learner.freeze_vision else architecture.tower_parameters
-    return architecture.language_parameters + tower
+    return width * (architecture.language_parameters + tower)
 
 
 def _replicated(architecture: Architecture, learner: Learner, width: int) -> float:
     tower = architecture.tower_parameters if learner.freeze_vision else 0
-    reference = architecture.parameters if learner.loss.kl_coef > 0 else 0
+    kept = learner.loss.kl_coef > 0 and learner.lora is None
+    reference = architecture.parameters if kept else 0
     return float(width * (tower + reference))
 
 
 def _snapshot(
-    architecture: Architecture, learner: Learner, *, trained: int, width: int, ranks: int
+    architecture: Architecture, learner: Learner, *, changing: int, width: int, ranks: int
 ) -> float:
     kept = _staged(
         width * architecture.parameters, learner.weight_staging, bucket_bytes=learner.bucket_bytes
@@ -154,7 +163,7 @@ def _snapshot(
     messages = STREAMS * learner.bucket_bytes if ranks > 1 else 0
     deltas = 0.0
     if learner.publish == "delta":
-        deltas = DELTA_SHARE * width * trained + learner.bucket_bytes
+        deltas = DELTA_SHARE * width * changing + learner.bucket_bytes
     return kept + messages + deltas
 
 

@@ -112,8 +112,11 @@ def _token_rows(plan: Plan) -> Iterator[Figure]:
 def _memory_rows(plan: Plan) -> Iterator[Figure]:
     rank, replica, ranks = plan.rank, plan.replica, plan.fleet.learner_gpus
     billions = f"{plan.architecture.parameters / 1e9:.2f}e9 parameters"
-    yield Figure("learner rank", "masters, gradients, AdamW", _gb(rank.states), f"16 B / {ranks}")
-    yield Figure("learner rank", "embedding and head, gathered", _gb(rank.root), "8 B each")
+    adapted = plan.run.learner.lora is not None
+    how = f"16 B an adapter's, 2 B below / {ranks}" if adapted else f"16 B / {ranks}"
+    yield Figure("learner rank", "masters, gradients, AdamW", _gb(rank.states), how)
+    how = "2 B each" if adapted else "8 B each"
+    yield Figure("learner rank", "embedding and head, gathered", _gb(rank.root), how)
     kept = _gb(rank.kept + rank.inside + rank.gathered + rank.logits)
     yield Figure("learner rank", "activations", kept, "layers, boundaries, logits")
     yield Figure("learner rank", "tower, reference", _gb(rank.replicated), "whole, on each rank")

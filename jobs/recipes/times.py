@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass
 
 from common.config import Learner, Rollout
+from jobs.recipes.adapters import trained
 from jobs.recipes.architecture import MERGE, Architecture
-from jobs.recipes.memory import BF16, DELTA_SHARE, trained_parameters
+from jobs.recipes.memory import BF16, DELTA_SHARE
 from jobs.recipes.tokens import GroupTokens
 
 LEARNER_SHARE = 0.65
@@ -112,7 +113,7 @@ def step_times(
     passes = 4 if learner.gradient_checkpointing else 3
     work = passes * forward + tower_flop(architecture, tokens)
     groups = math.ceil(learner.groups_per_step / fleet.learner_gpus)
-    travels = BF16 * trained_parameters(architecture, learner)
+    travels = BF16 * trained(architecture, learner).changing
     share = DELTA_SHARE if learner.publish == "delta" else 1.0
     a_group = _rollout_s(rollout, architecture=architecture, tokens=tokens, fleet=fleet)
     return StepTimes(
