@@ -113,7 +113,7 @@ def _memory_rows(plan: Plan) -> Iterator[Figure]:
     rank, replica, ranks = plan.rank, plan.replica, plan.fleet.learner_gpus
     billions = f"{plan.architecture.parameters / 1e9:.2f}e9 parameters"
     adapted = plan.run.learner.lora is not None
-    how = f"16 B an adapter's, 2 B below / {ranks}" if adapted else f"16 B / {ranks}"
+    how = f"16 B an adapter, 2 B below / {ranks}" if adapted else f"16 B / {ranks}"
     yield Figure("learner rank", "masters, gradients, AdamW", _gb(rank.states), how)
     how = "2 B each" if adapted else "8 B each"
     yield Figure("learner rank", "embedding and head, gathered", _gb(rank.root), how)
@@ -123,7 +123,8 @@ def _memory_rows(plan: Plan) -> Iterator[Figure]:
     how = _where(plan.run.learner.weight_staging, plan.architecture)
     yield Figure("learner rank", "snapshot that travels", _gb(rank.snapshot), f"rank 0; {how}")
     yield Figure("learner rank", "peak: backward", _gb(rank.backward), "all of these")
-    yield Figure("learner rank", "peak: AdamW", _gb(rank.step), "20 B, no activations")
+    how = f"20 B{' an adapter' if adapted else ''}, no activations"
+    yield Figure("learner rank", "peak: AdamW", _gb(rank.step), how)
     start = f"{billions} in float32, also in host memory"
     yield Figure("learner rank", "peak: start", _gb(rank.start), start)
     yield Figure("replica", "weights", _gb(replica.weights), "bfloat16")

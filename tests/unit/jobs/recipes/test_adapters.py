@@ -13,7 +13,8 @@ from jobs.recipes.tokens import group_tokens
 from services.learner.model.policy import load_policy
 from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture, write_tiny_model
 
-RECIPE = Path(__file__).resolve().parents[4] / "deploy/configs/timelens_tempsamp_qwen3_5_4b.toml"
+ROOT = Path(__file__).resolve().parents[4]
+RECIPE = ROOT / "deploy/configs/timelens_tempsamp_qwen3_5_4b.toml"
 TARGETS = (("all-linear",), ("q_proj", "mlp.down_proj"))
 
 
@@ -54,3 +55,23 @@ def test_a_rank_with_adapters_by_hand() -> None:
     assert rank.temporaries == 4 * 32_464_896 / 4
     assert rank.root == 2 * architecture.root_parameters
     assert rank.replicated == 2 * architecture.tower_parameters, "no second model"
+
+
+def test_the_figures_of_the_page_are_those_of_a_plan() -> None:
+    ranks = []
+    for overrides in (["learner.lora.rank=16"], []):
+        run = config.load(RECIPE, overrides=overrides)
+        architecture = architecture_of(run.shared.model)
+        tokens = group_tokens(run.shared, architecture=architecture)
+        ranks.append(
+            rank_memory(
+                run.shared, learner=run.learner, architecture=architecture, tokens=tokens, ranks=1
+            )
+        )
+    (backward, whole_backward), (step, whole_step) = (
+        [f"{size / 1e9:.1f}" for size in sizes]
+        for sizes in ([r.backward for r in ranks], [r.step for r in ranks])
+    )
+    page = " ".join((ROOT / "docs/cluster.md").read_text(encoding="utf-8").split())
+    assert f"{backward} GB in backward instead of {whole_backward}" in page
+    assert f"{step} in AdamW's step instead of {whole_step}" in page
