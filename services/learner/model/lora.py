@@ -10,6 +10,7 @@ Shapes: O outputs and I inputs of a layer, K rank.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -21,6 +22,8 @@ from torch.distributed.tensor import DTensor
 
 from common.config.lora import ALL_LINEAR, Lora
 from common.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _NAME = "default"
 """PEFT's name of an adapter."""
@@ -169,7 +172,10 @@ def adapt(model: Any, settings: Lora, *, vision: bool) -> Adapters:
         target_modules=_targets(model, settings, vision=vision),
     )
     inject_adapter_in_model(config, model)
-    return Adapters(model, config, settings)
+    adapters = Adapters(model, config, settings)
+    num_values = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info("training adapters", extra={"layers": len(adapters), "parameters": num_values})
+    return adapters
 
 
 def hugging_face_name(name: str) -> str | None:

@@ -125,7 +125,11 @@ def test_a_bfloat16_checkpoint_is_kept_in_bfloat16_and_merged_in_float32(
     assert kept == {torch.bfloat16: False, torch.float32: True}
     for name, tensor in whole_weights(policy, dtype=torch.float32, ranks=ranks):
         assert torch.equal(tensor, wanted[name]), name
-    policy(batch_of("qwen3_vl", tiny_model, clip_paths)).logprobs_GSR.sum().backward()
+    batch = batch_of("qwen3_vl", tiny_model, clip_paths)
+    scores_GSR = policy(batch).logprobs_GSR
+    scores_GSR.sum().backward()
+    gap_nats = (scores_GSR - adapted(tmp_path / "model")(batch).logprobs_GSR).abs().max().item()
+    assert 0 < gap_nats < 0.5, "computed in bfloat16"
     with_gradient = [p for p in policy.parameters() if p.grad is not None]
     assert {p.grad.dtype for p in with_gradient} == {torch.float32}
     assert len(with_gradient) == sum(p.requires_grad for p in policy.parameters())
