@@ -116,14 +116,31 @@ def learner(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the latest checkpoint in learner.run_dir.")
     ] = False,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes on this node, one a GPU.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes that train, with --ranks each.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Number of this node, from 0.")] = 0,
+    meet: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Of node 0, on all nodes; needed for several."),
+    ] = None,
+    shutdown_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Seconds from SIGTERM to SIGKILL of ranks; default: as long as they take."
+        ),
+    ] = None,
 ) -> None:
-    """Start the learner; under torchrun for several ranks (`torchrun -m tempsamp learner …`)."""
+    """Start the learner: one process, or `--ranks` of them on each of `--nodes`."""
     from common import config
     from common.queue.access import refuse_open_redis
+    from services.learner.launch import Fleet, is_rank, launch, own_command
 
+    fleet = Fleet(ranks=ranks, nodes=nodes, node_rank=node_rank, meet=meet)
     run = config.load(config_file, overrides=overrides or ())
     refuse_open_redis(run.shared)
     _fetch_model(run, service="learner")
+    if fleet.world_size > 1 and not is_rank():
+        raise typer.Exit(launch(fleet, own_command(), shutdown_timeout_s=shutdown_timeout))
     from services.learner.train import train
 
     validate = None

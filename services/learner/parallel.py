@@ -1,8 +1,9 @@
 """Ranks of the learner: `start_ranks(device) → Ranks`, small collectives, `shard_model(policy)`.
 
-torchrun starts one process per rank; without it the same code runs as a single rank. `train.py`,
-`publish.py` and `checkpoint.py` talk through `Ranks`; nothing is pickled. A signal to end is
-recorded by whichever rank it reaches, and travels with the next collective (`StopSignal`).
+`launch`, or torchrun, starts one process per rank; without them the same code runs as a single
+rank. `train.py`, `publish.py` and `checkpoint.py` talk through `Ranks`; nothing is pickled. A
+signal to end is recorded by whichever rank it reaches, and travels with the next collective
+(`StopSignal`).
 """
 
 import contextlib
@@ -16,22 +17,27 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
+from services.learner.launch import LAUNCHER, OTHER_RANK_FAILED
 from services.learner.model.policy import Policy
 
 logger = logging.getLogger(__name__)
 
 LAUNCHER_POLL_S = 1.0
+BROKEN_COLLECTIVE_S = 1.0
+"""A rank whose collective breaks waits so long: most often another rank has died, and who started
+both ends this one without a word."""
 SAY_EVERY_S = 10.0
 """Between two log lines about the same wait."""
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
@@ -47,6 +53,8 @@ class Ranks:
     device: torch.device
     """Where this rank computes."""
     mesh: DeviceMesh
+    store: Store | None = None
+    """Of all ranks; None for a single one."""
 
     @property
     def is_main(self) -> bool:
@@ -96,28 +104,62 @@ class Ranks:
         """Leave the process group."""
         dist.destroy_process_group()
 
-    def leave(self, kind: type[BaseException] | None, *_: object) -> None:
-        """As `__exit__`, when all else is closed: after success, one of several ranks ends here.
+    def leave(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """As `__exit__`, when all else is closed: one of several ranks ends here, unless it fails.
 
-        Now and then a rank is aborted while two gloo ranks take their groups down ("terminate
-        called without an active exception"; once in some 40 runs under load), and torchrun then
-        fails a run that has saved everything.
+        The first rank that fails goes on to its last words. The others fail because their
+        collectives break: each says so in a line, and ends with `OTHER_RANK_FAILED`.
         """
-        if kind is not None or self.world_size == 1:
+        if self.world_size == 1:
             self.close()
-            return
-        with contextlib.suppress(RuntimeError):  # rank 0 failed: its exit code is torchrun's
-            self.barrier()
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(0)
+        elif kind is None or (isinstance(error, SystemExit) and error.code == 0):
+            with contextlib.suppress(RuntimeError):  # rank 0 failed, and says so itself
+                self.barrier()
+            _end_here(0)
+        elif isinstance(error, SystemExit):
+            _end_here(error.code if isinstance(error.code, int) else 1)
+        elif isinstance(error, Exception) and not self._is_first_to_fail(error):
+            facts = {"rank": self.rank, "error": f"{kind.__name__}: {str(error)[:300]}"}
+            logger.warning("this rank ends because another one has failed", extra=facts)
+            _end_here(OTHER_RANK_FAILED)
+        else:
+            self.close()
+
+    def _is_first_to_fail(self, error: Exception) -> bool:
+        if type(error) is RuntimeError or isinstance(error, dist.DistError):
+            time.sleep(BROKEN_COLLECTIVE_S)
+        assert self.store is not None
+        life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        own = str(self.rank)
+        try:
+            first = self.store.compare_set(f"first to fail/{life}", "", own)
+        except RuntimeError:  # so who hosted it has gone first
+            return False
+        return bool(first == own.encode())
+
+
+def _end_here(code: int) -> NoReturn:
+    """Leave at once.
+
+    Now and then a rank is aborted while two gloo ranks take their groups down ("terminate called
+    without an active exception"; once in some 40 runs under load), and a run that has saved
+    everything would have failed.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)
 
 
 class StopSignal:
     """SIGTERM or SIGINT on any rank: recorded, told to the others, obeyed between two steps.
 
-    torchrun passes a signal on to all of its ranks, and a terminal sends Ctrl-C to them beside it:
-    a second one means nothing.
+    The launcher passes a signal on to all of its ranks, and a terminal sends Ctrl-C to them beside
+    it: a second one means nothing.
     """
 
     def __init__(self) -> None:
@@ -167,17 +209,26 @@ def will_be_main() -> bool:
 
 
 def start_ranks(device: str, *, timeout_s: float) -> Ranks:
-    """Join the process group that torchrun describes, or be the only rank.
+    """Join the process group that the environment describes, or be the only rank.
 
     Args:
         device: `cpu` or `cuda`.
         timeout_s: deadline of each collective; a rank that misses it fails with an error.
     """
     timeout = datetime.timedelta(seconds=timeout_s)
+    store = None
     if dist.is_torchelastic_launched():
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        launcher = int(os.environ.get(LAUNCHER, os.getppid()))
+        threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
         with said_while_waiting("waiting for the other ranks", world_size=os.environ["WORLD_SIZE"]):
-            dist.init_process_group(BACKENDS[device], timeout=timeout)
+            store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+            dist.init_process_group(
+                BACKENDS[device],
+                store=PrefixStore("default_pg", store),
+                rank=rank,
+                world_size=world_size,
+                timeout=timeout,
+            )
     else:
         dist.init_process_group(
             BACKENDS[device], store=HashStore(), rank=0, world_size=1, timeout=timeout
@@ -189,7 +240,7 @@ def start_ranks(device: str, *, timeout_s: float) -> Ranks:
         torch.cuda.set_device(place)
     if rank != 0:
         logging.getLogger().setLevel(logging.WARNING)
-    return Ranks(rank, world_size, place, init_device_mesh(device, (world_size,)))
+    return Ranks(rank, world_size, place, init_device_mesh(device, (world_size,)), store)
 
 
 @contextlib.contextmanager
@@ -211,10 +262,10 @@ def said_while_waiting(event: str, **facts: object) -> Iterator[None]:
 
 
 def _end_with(launcher: int) -> None:
-    """A rank whose torchrun was killed would train on beside the one that is started next."""
+    """A rank whose launcher was killed would train on beside the one that is started next."""
     while os.getppid() == launcher:
         time.sleep(LAUNCHER_POLL_S)
-    logger.error("torchrun is gone, this rank ends too", extra={"launcher_pid": launcher})
+    logger.error("the launcher is gone, this rank ends too", extra={"launcher_pid": launcher})
     os._exit(1)
 
 

@@ -2,7 +2,7 @@
 
     groups stream -> intake -> advantages -> batch -> step -> publish -> prompts stream
 
-Run by torchrun on any number of ranks (or alone). Rank 0 alone talks to Redis, replicas and the
+Run by `launch` on any number of ranks (or alone). Rank 0 alone talks to Redis, replicas and the
 disk, through its `Desk`; the others follow its small JSON orders, and every collective is entered
 by all ranks in the same order.
 """
@@ -276,7 +276,7 @@ def open_learner(
 ) -> Iterator[Learner]:
     """Set everything up, restore a checkpoint if asked, and close it all at the end."""
     settings = run.learner
-    if not resume:
+    if not resume and parallel.will_be_main():  # one of them says so
         refuse_existing(settings.run_dir)
     start = fetched(run.shared.model, knob="shared.model").path
     torch.manual_seed(run.shared.seed)

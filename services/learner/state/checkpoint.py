@@ -38,6 +38,7 @@ from common.errors import CheckpointError, ConfigError, TempSampError
 from common.model.checks import SETTINGS
 from services.learner.feed import FeedState
 from services.learner.intake import IntakeState
+from services.learner.launch import OTHER_RANK_FAILED
 from services.learner.model.policy import Policy
 from services.learner.parallel import Ranks, whole_weights
 from services.learner.state.compatible import refuse_changes
@@ -172,7 +173,7 @@ class Checkpoints:
         if not self._ranks.is_main:
             if failure is not None:
                 logger.error("no checkpoint", extra={"reason": str(failure)})
-            raise SystemExit(1)
+            raise SystemExit(OTHER_RANK_FAILED)
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
         raise failure or CheckpointError(

@@ -1,0 +1,217 @@
+"""Real processes as ranks, without a model: how they end is how their launcher ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.errors import ConfigError
+from jobs.local.redis import free_port
+from services.learner.launch import OTHER_RANK_FAILED, Fleet
+
+ROOT = Path(__file__).parents[3]
+PATIENCE_S = 60.0
+ANOTHER_NODE = {"nodes": 2, "node_rank": 1, "meet": "127.0.0.1:1"}
+"""Which hosts no store."""
+LAUNCH = """
+import json, logging, sys
+from services.learner.launch import Fleet, launch
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+fleet, script, patience = Fleet(**json.loads(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
+sys.exit(launch(fleet, [sys.executable, "-c", script], shutdown_timeout_s=patience))
+"""
+MEET = """
+import os, datetime
+from torch.distributed import TCPStore
+host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+store = TCPStore(host, port, is_master=False, timeout=datetime.timedelta(seconds=30))
+store.add("here", 1)
+say("rank", os.environ["RANK"], "local", os.environ["LOCAL_RANK"])
+"""
+HEAD = """
+import os, signal, sys, time
+rank = int(os.environ["LOCAL_RANK"])
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # whole lines, whoever else writes
+"""
+READY = "say('ready', os.getpid())\n"
+
+
+class Launcher:
+    """A launcher of two ranks that a script is; unless told, on a node that needs no torch."""
+
+    def __init__(self, script: str, *, patience_s: float | None = None, **fleet: object) -> None:
+        described = json.dumps({"ranks": 2, **(fleet or ANOTHER_NODE)})
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, described, HEAD + script, json.dumps(patience_s)],
+            cwd=ROOT,
+            env={name: value for name, value in os.environ.items() if "TORCHELASTIC" not in name},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def until(self, word: str, *, count: int = 2) -> list[str]:
+        """Lines that begin with a word, once there are so many."""
+        found: list[str] = []
+        assert self.process.stdout is not None
+        while len(found) < count:
+            line = self.process.stdout.readline()
+            assert line, "it has ended"
+            found += [line.strip()] * line.startswith(word)
+        return found
+
+    def ranks(self) -> list[psutil.Process]:
+        """Its children, once they are ready."""
+        return [psutil.Process(int(line.split()[1])) for line in self.until("ready")]
+
+    def end(self) -> tuple[int, str]:
+        """Exit code, and the rest of what all wrote."""
+        output, _ = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, output
+
+
+def codes(*wanted: str) -> str:
+    """Each rank does its own."""
+    return f"exec({list(wanted)!r}[rank])"
+
+
+SLEEP = READY + "time.sleep(120)"
+LEAVES_WELL = (
+    "def leave(*_):\n    time.sleep(1.5)\n    say('saved')\n    os._exit(0)\n"
+    "signal.signal(signal.SIGTERM, leave)\nsignal.signal(signal.SIGINT, leave)\n" + SLEEP
+)
+DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_and_its_ranks_good_end_is_its_own(number: signal.Signals) -> None:
+    launcher = Launcher(LEAVES_WELL)
+    launcher.ranks()
+    for _ in range(2):  # a second one changes nothing
+        launcher.process.send_signal(number)
+        launcher.until(f"{number.name}: passed on", count=1)
+    code, output = launcher.end()
+    assert code == 0, output
+    assert output.splitlines() == ["saved"] * 2
+
+
+def test_ranks_that_take_too_long_are_killed_if_that_is_wanted() -> None:
+    launcher = Launcher(DEAF, patience_s=0.5)
+    launcher.ranks()
+    launcher.process.terminate()
+    code, output = launcher.end()
+    assert code == 128 + signal.SIGKILL
+    assert "ranks have not ended in time: killed" in output
+
+
+@pytest.mark.parametrize(
+    ("script", "wanted"),
+    [
+        (codes("sys.exit(2)", SLEEP), 2),
+        (codes(SLEEP, "sys.exit(3)"), 3),
+        (codes(SLEEP, "time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)"), 137),
+        (codes(f"sys.exit({OTHER_RANK_FAILED})", "time.sleep(1); sys.exit(2)"), 2),
+        (codes(f"sys.exit({OTHER_RANK_FAILED})", "pass"), 1),
+    ],
+    ids=["rank 0", "rank 1", "killed", "one after the other", "of another node"],
+)
+def test_the_first_that_fails_of_itself_gives_the_code(script: str, wanted: int) -> None:
+    code, output = Launcher(script).end()
+    assert code == wanted, output
+    assert "Traceback" not in output
+
+
+def test_a_rank_that_does_not_hear_is_killed_when_another_has_failed() -> None:
+    launcher = Launcher(codes(DEAF, "time.sleep(1); sys.exit(4)"))
+    began = time.monotonic()
+    code, output = launcher.end()
+    assert code == 4, output
+    assert 8 < time.monotonic() - began < 40
+    assert output.count("ranks have not ended in time: killed") == 1
+
+
+def test_ranks_of_two_nodes_meet_where_node_0_is() -> None:
+    meet = f"127.0.0.1:{free_port()}"
+    wait = "while store.add('here', 0) < 4: time.sleep(0.05)\n"
+    nodes = [
+        Launcher(MEET + wait, nodes=2, node_rank=rank, meet=meet)
+        for rank in (1, 0)  # node 1 waits for node 0
+    ]
+    ends = [node.end() for node in nodes]
+    assert [code for code, _ in ends] == [0, 0], ends
+    said = sorted(line for _, out in ends for line in out.splitlines() if line[:5] == "rank ")
+    assert said == [
+        *("rank 0 local 0", "rank 1 local 1"),
+        *("rank 2 local 0", "rank 3 local 1"),
+    ]
+
+
+def test_nobody_reaches_the_store_of_a_single_node_from_outside() -> None:
+    launcher = Launcher("say('port', os.environ['MASTER_PORT'])\n" + SLEEP, nodes=1)
+    port = int(launcher.until("port", count=1)[0].split()[1])
+    listening = psutil.Process(launcher.process.pid).net_connections()
+    assert {c.laddr.ip for c in listening if c.laddr.port == port} == {"127.0.0.1"}
+    launcher.process.terminate()
+    assert launcher.end()[0] == 128 + signal.SIGTERM, "nobody saved anything"
+
+
+@pytest.mark.parametrize(
+    ("fleet", "said"),
+    [
+        ({"nodes": 2, "node_rank": 2}, r"--node-rank: found 2, wanted 0 to 1 \(--nodes 2\)"),
+        ({"nodes": 2}, "--meet: found nothing, wanted HOST:PORT of node 0"),
+        ({"meet": "node-1"}, "--meet: found node-1, wanted HOST:PORT, such as node-1:29500"),
+        ({"meet": "node-1:x"}, "--meet: found node-1:x"),
+        ({"meet": "http://node-1:1"}, "--meet: found http://node-1:1"),
+        ({"meet": "node-1:0"}, "--meet: found node-1:0"),
+    ],
+)
+def test_what_cannot_be_is_one_line(fleet: dict[str, int | str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Fleet(ranks=1, **fleet)  # type: ignore[arg-type]
+
+
+def test_an_address_may_be_ipv6() -> None:
+    fleet = Fleet(ranks=1, nodes=2, node_rank=1, meet="[fd00::1]:29500")
+    assert fleet.address == ("fd00::1", 29500)
+
+
+def command_line(words: Sequence[str], **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tempsamp", "learner", *words],
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_mistake_is_said_once_and_before_anything_starts(tmp_path: Path) -> None:
+    config = ["--config", str(ROOT / "deploy/configs/demo.toml")]
+    for words, said in (
+        (["--ranks", "3", "--config", str(tmp_path / "none.toml")], "none.toml"),
+        (["--nodes", "2", *config], "--meet: found nothing"),
+        (["--ranks", "2", *config, "--set", "shared.model=/nowhere"], "/nowhere"),
+    ):
+        found = command_line(words)
+        assert found.returncode == 2, found.stderr
+        lines = [line for line in found.stderr.splitlines() if line.startswith("tempsamp: ")]
+        assert len(lines) == 1
+        assert said in lines[0]
+        assert "Traceback" not in found.stderr
+
+
+def test_one_launcher_is_enough() -> None:
+    config = ["--config", str(ROOT / "deploy/configs/demo.toml")]
+    found = command_line(["--ranks", "2", *config], TORCHELASTIC_RUN_ID="none")
+    assert found.returncode == 2
+    assert "wanted one launcher: leave out torchrun, or these options" in found.stderr
