@@ -129,6 +129,12 @@ def learner(
             min=0, help="Seconds from SIGTERM to SIGKILL of ranks; default: as long as they take."
         ),
     ] = None,
+    stopped_code: Annotated[
+        int,
+        typer.Option(
+            min=0, max=255, help="Exit code after SIGTERM, for who takes 0 for a finished run."
+        ),
+    ] = 0,
 ) -> None:
     """Start the learner: one process, or `--ranks` of them on each of `--nodes`."""
     from common import config
@@ -139,8 +145,12 @@ def learner(
     run = config.load(config_file, overrides=overrides or ())
     refuse_open_redis(run.shared)
     _fetch_model(run, service="learner")
-    if fleet.world_size > 1 and not is_rank():
-        raise typer.Exit(launch(fleet, own_command(), shutdown_timeout_s=shutdown_timeout))
+    wants_launcher = fleet.world_size > 1 or shutdown_timeout is not None or stopped_code != 0
+    if wants_launcher and not is_rank():
+        code = launch(
+            fleet, own_command(), shutdown_timeout_s=shutdown_timeout, stopped_code=stopped_code
+        )
+        raise typer.Exit(code)
     from services.learner.train import train
 
     validate = None

@@ -33,10 +33,10 @@ WORDS: Mapping[Victim, str] = {
     "redis": "redis-server",
     "reward": "tempsamp reward serve",
     "rollout": "tempsamp rollout serve",
-    "torchrun": "torch.distributed.run",
+    "learner": "tempsamp learner",
 }
 """In the command lines of the demo's own children; settings name other services too."""
-PARENTS: Mapping[Victim, Victim] = {"engine": "rollout", "rank": "torchrun"}
+PARENTS: Mapping[Victim, Victim] = {"engine": "rollout", "rank": "learner"}
 NO_ENGINE = "resource_tracker"
 """In the command line of the helper that Python starts beside other processes."""
 LISTENING: Mapping[Victim, str] = {"rollout": "rollout", "engine": "rollout", "reward": "reward"}
@@ -128,6 +128,8 @@ class Ring:
 
     def find(self, victim: Victim) -> list[psutil.Process]:
         """The processes of a role, oldest first; none while they are being started again."""
+        if victim == "rank" and self.ranks == 1:
+            return self.find("learner")  # it has no launcher
         if (above := PARENTS.get(victim)) is not None:
             return [
                 process

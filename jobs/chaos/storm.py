@@ -108,21 +108,20 @@ class Storm:
             StormError: it did not end in time.
         """
         asked: dict[int, int] = {}
-        """Process id of a rank → steps at its first sight, or that it was asked."""
+        """Process id of a learner → steps at its first sight, or that it was asked."""
         deadline_s = time.monotonic() + END_S
         while not self.ring.is_over:
             if time.monotonic() > deadline_s:
                 raise StormError(f"the demo did not end within {END_S:.0f} s: {self.ring.tail()}")
             self.ring.look()
-            rank = next(iter(self.ring.find("rank")), None)
+            learner = next(iter(self.ring.find("learner")), None)
             steps = self.ring.steps
-            # Its rank alone: torchrun itself would end with 1, whatever its ranks do.
             if (
-                rank is not None
-                and steps > asked.setdefault(rank.pid, steps)
-                and send(rank, signal.SIGTERM)
+                learner is not None
+                and steps > asked.setdefault(learner.pid, steps)
+                and send(learner, signal.SIGTERM)
             ):
-                asked[rank.pid] = NEVER
+                asked[learner.pid] = NEVER
             time.sleep(POLL_S)
         self.ring.look()
 

@@ -3,7 +3,7 @@
     Course + running Redis, reward and replicas -> runs/<run>/{summary.json, report.html}
 
 Who started the ring does not matter: `jobs.demo.run` does on one machine, `docker compose` in
-containers. The learner is started here, under torchrun, as its end is the end of the training.
+containers. The learner is started here, as its end is the end of the training.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ class Course:
     environ: Mapping[str, str]
     """Of the learner, beside this process's own."""
     ranks: int
-    """Learner processes under torchrun."""
+    """Processes of the learner."""
     resume: bool
     split: Split
     eval_queries: int | None
@@ -222,9 +222,8 @@ def _train(course: Course, children: Children, *, resume: bool) -> float:
     A finished run that is resumed brings its last weights to the replicas and ends.
     """
     started = time.monotonic()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    ranks = ["--nproc-per-node", str(course.ranks)]
-    command = [*torchrun, *ranks, "-m", "tempsamp", "learner", *course.settings]
+    command = [sys.executable, "-m", "tempsamp", "learner", *course.settings]
+    command += ["--ranks", str(course.ranks)]
     resumed = [*command, "--resume"]
     learner = children.start(
         "learner",

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import signal
 import subprocess
 import threading
@@ -44,10 +43,6 @@ PAUSE_S = 1.0
 POLL_S = 0.2
 REFUSED = 2
 """Exit code of our commands for a setting that is wrong: the same command fails the same way."""
-RANK_REFUSED = re.compile(r"^\s*exitcode\s*: 2 \(", re.MULTILINE)
-"""The same of a rank, as torchrun tells it; torchrun's own code is always 1."""
-OWN_WORDS = "tempsamp: "
-"""How our commands begin the line that says why they end; torchrun writes two screens below it."""
 
 T = TypeVar("T")
 
@@ -150,16 +145,13 @@ class Child:
 
     @property
     def tail(self) -> str:
-        """Its last lines, and before them why it ended, if that stands further up."""
-        lines = self.last_words.splitlines()
-        own = [line for line in lines[:-TAIL_LINES] if line.startswith(OWN_WORDS)]
-        return "\n".join([*own[-1:], *lines[-TAIL_LINES:]])
+        """Its last lines."""
+        return "\n".join(self.last_words.splitlines()[-TAIL_LINES:])
 
     @property
     def is_hopeless(self) -> bool:
         """A setting is wrong, and starting it again does not change that."""
-        code = self.process.poll()
-        return code == REFUSED or (code == 1 and bool(RANK_REFUSED.search(self.last_words)))
+        return self.process.poll() == REFUSED
 
     @property
     def mark(self) -> str:

@@ -2,7 +2,7 @@
 
 `spawn(command, environment) -> process`, `end` for a living one, `end_rest` for what a dead one
 left. Whoever a child started carries its mark in the environment, so even orphans that lead their
-own session (torchrun's ranks) are found; nothing without the mark is ever ended.
+own session are found; nothing without the mark is ever ended.
 """
 
 import contextlib

@@ -130,17 +130,24 @@ def is_rank() -> bool:
     return LAUNCHER in os.environ
 
 
-def launch(fleet: Fleet, command: Sequence[str], *, shutdown_timeout_s: float | None = None) -> int:
+def launch(
+    fleet: Fleet,
+    command: Sequence[str],
+    *,
+    shutdown_timeout_s: float | None = None,
+    stopped_code: int = 0,
+) -> int:
     """Run this node's ranks to their end.
 
     Args:
         command: each rank's, as words.
         shutdown_timeout_s: what ranks get after SIGTERM before they are killed; None: as long as
             they take.
+        stopped_code: exit code after a signal that all ranks obeyed, 0 to 255.
 
     Returns:
-        0 when all ranks ended with 0; else the code of the first that failed, 128 + the signal's
-        number for one that was killed, 1 when a rank of another node failed.
+        0, or `stopped_code`, when all ranks ended with 0; else the code of the first that failed,
+        128 + the signal's number for one that was killed, 1 when a rank of another node failed.
 
     Raises:
         ConfigError: torchrun has started this process, or the port of --meet is taken.
@@ -156,7 +163,8 @@ def launch(fleet: Fleet, command: Sequence[str], *, shutdown_timeout_s: float | 
             ranks.start(command, environment)
         where = {"node_rank": fleet.node_rank, "world_size": fleet.world_size}
         logger.info("ranks started", extra={"ranks": len(ranks), **where, "meet": f"{host}:{port}"})
-        return ranks.wait()
+        code = ranks.wait()
+        return stopped_code if code == 0 and ranks.was_asked else code
 
 
 @dataclass
@@ -170,6 +178,8 @@ class _Ranks:
     """Rank and code, in the order of their ends."""
     _asked: "queue.SimpleQueue[int]" = field(default_factory=queue.SimpleQueue)
     """Signals that came and are not passed on yet."""
+    was_asked: bool = False
+    """Whether a signal was passed on."""
     _kill_at_s: float = float("inf")
     _code: int | None = None
     _failed: bool = False
@@ -222,6 +232,7 @@ class _Ranks:
             name = signal.Signals(number).name
             logger.info("%s: passed on to the ranks", name, extra={"ranks": len(self)})
             self._send(number)
+            self.was_asked = True
             if self.shutdown_timeout_s is not None:
                 self._kill_within(self.shutdown_timeout_s)
 

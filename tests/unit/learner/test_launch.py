@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import pytest
@@ -24,8 +25,8 @@ LAUNCH = """
 import json, logging, sys
 from services.learner.launch import Fleet, launch
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-fleet, script, patience = Fleet(**json.loads(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
-sys.exit(launch(fleet, [sys.executable, "-c", script], shutdown_timeout_s=patience))
+fleet, how = Fleet(**json.loads(sys.argv[1])), json.loads(sys.argv[3])
+sys.exit(launch(fleet, [sys.executable, "-c", sys.argv[2]], **how))
 """
 MEET = """
 import os, datetime
@@ -47,10 +48,12 @@ READY = "say('ready', os.getpid())\n"
 class Launcher:
     """A launcher of two ranks that a script is; unless told, on a node that needs no torch."""
 
-    def __init__(self, script: str, *, patience_s: float | None = None, **fleet: object) -> None:
+    def __init__(
+        self, script: str, *, how: Mapping[str, float] = MappingProxyType({}), **fleet: object
+    ) -> None:
         described = json.dumps({"ranks": 2, **(fleet or ANOTHER_NODE)})
         self.process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, described, HEAD + script, json.dumps(patience_s)],
+            [sys.executable, "-c", LAUNCH, described, HEAD + script, json.dumps(dict(how))],
             cwd=ROOT,
             env={name: value for name, value in os.environ.items() if "TORCHELASTIC" not in name},
             stdout=subprocess.PIPE,
@@ -103,8 +106,17 @@ def test_a_signal_is_passed_on_and_its_ranks_good_end_is_its_own(number: signal.
     assert output.splitlines() == ["saved"] * 2
 
 
+@pytest.mark.parametrize("stops", [True, False])
+def test_who_takes_0_for_a_finished_run_hears_another_code_after_a_signal(stops: bool) -> None:
+    launcher = Launcher(LEAVES_WELL if stops else "pass", how={"stopped_code": 143})
+    if stops:
+        launcher.ranks()
+        launcher.process.terminate()
+    assert launcher.end()[0] == (143 if stops else 0)
+
+
 def test_ranks_that_take_too_long_are_killed_if_that_is_wanted() -> None:
-    launcher = Launcher(DEAF, patience_s=0.5)
+    launcher = Launcher(DEAF, how={"shutdown_timeout_s": 0.5})
     launcher.ranks()
     launcher.process.terminate()
     code, output = launcher.end()
@@ -184,9 +196,15 @@ def test_an_address_may_be_ipv6() -> None:
     assert fleet.address == ("fd00::1", 29500)
 
 
-def command_line(words: Sequence[str], **environ: str) -> subprocess.CompletedProcess[str]:
+MODULE = (sys.executable, "-m", "tempsamp")
+SCRIPT = (str(Path(sys.executable).with_name("tempsamp")),)
+
+
+def command_line(
+    words: Sequence[str], *, program: Sequence[str] = MODULE, **environ: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tempsamp", "learner", *words],
+        [*program, "learner", *words],
         cwd=ROOT,
         env={**os.environ, **environ},
         capture_output=True,
@@ -208,6 +226,22 @@ def test_a_mistake_is_said_once_and_before_anything_starts(tmp_path: Path) -> No
         assert len(lines) == 1
         assert said in lines[0]
         assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("program", [MODULE, SCRIPT], ids=["module", "script"])
+def test_ranks_are_the_command_that_was_called_and_one_of_them_refuses_it(
+    program: Sequence[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run/checkpoints/step-000001").mkdir(parents=True)
+    sets = (f"learner.run_dir={tmp_path / 'run'}", "shared.model=deploy/tiny-qwen3vl")
+    words = [word for item in sets for word in ("--set", item)]
+    config = ["--config", str(ROOT / "deploy/configs/demo.toml")]
+    found = command_line(["--ranks", "2", *config, *words], program=program)
+    assert found.returncode == 2, found.stderr
+    assert found.stderr.count("\ntempsamp: ") == 1
+    assert "--resume" in found.stderr
+    assert "rank 0 ended with code 2: ending the others" in found.stderr
+    assert "Traceback" not in found.stderr
 
 
 def test_one_launcher_is_enough() -> None:

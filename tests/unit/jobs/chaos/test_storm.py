@@ -63,10 +63,10 @@ def test_a_killed_replica_is_back_when_it_is_ready_and_a_step_was_made_after_tha
 
 
 def test_a_learner_s_place_has_to_be_taken_before_a_step_counts() -> None:
-    found, ring = recovery("rank"), MadeUp()
+    found, ring = recovery("learner"), MadeUp()
     ring.steps = 1
     assert took_s(found, ring, at_s=101) is None
-    ring.pids["rank"] = (9,)
+    ring.pids["learner"] = (9,)
     assert took_s(found, ring, at_s=102) is None
     ring.steps = 2
     assert took_s(found, ring, at_s=103) == 3
@@ -108,7 +108,7 @@ import os, subprocess, sys, time
 run_dir = sys.argv[1]
 os.makedirs(run_dir + "/logs", exist_ok=True)
 line = [sys.executable, "-c", "import time; time.sleep(600)"]
-names = ["tempsamp rollout serve --set shared.reward_url=x", "torch.distributed.run"]
+names = ["tempsamp rollout serve --set shared.reward_url=x", "tempsamp learner --ranks 1"]
 for name in names:
     subprocess.Popen([*line, *name.split()], start_new_session=True)
 with open(run_dir + "/logs/learner.log", "a") as log:
@@ -136,14 +136,14 @@ def test_who_is_left_when_the_demo_has_ended_is_an_orphan_and_is_ended(tmp_path:
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         with ring_of(tmp_path, "leaves") as ring:
-            left = wait_for(ring, "torchrun")
-            assert ring.find("rank") == []
+            left = wait_for(ring, "learner")
+            assert ring.find("rank")[0].pid == left.pid, "one rank has no launcher"
             assert ring.find("reward") == [], "the replica's settings name it too"
             wait_for(ring, "rollout").kill()
             ring.demo.wait(20)
             (orphan,) = ring.orphans()
             assert orphan.startswith(f"{left.pid} ")
-            assert "torch.distributed.run" in orphan
+            assert "tempsamp learner" in orphan
         assert not is_running(left)
         assert other.poll() is None, "nobody else is touched"
     finally:
@@ -156,7 +156,7 @@ def test_one_whose_environment_cannot_be_read_is_found_all_the_same(
     """vLLM's engine writes its name over it."""
     monkeypatch.setattr("jobs.chaos.ring.carriers", lambda mark: ())
     with ring_of(tmp_path, "leaves") as ring:
-        left = wait_for(ring, "torchrun")
+        left = wait_for(ring, "learner")
         ring.look()
         ring.demo.wait(20)
         assert ring.orphans()
@@ -173,13 +173,13 @@ def test_a_run_that_does_not_go_on_ends_it_and_the_frozen_go_on(
 ) -> None:
     monkeypatch.setattr(storm_module, "STUCK_S", 0.5)
     strikes = [
-        Strike(1, "torchrun", 1.0, pause_s=0.0, on_top=False),
+        Strike(1, "learner", 1.0, pause_s=0.0, on_top=False),
         Strike(2, "redis", 0.0, pause_s=0.0, on_top=True),
     ]
     with ring_of(tmp_path) as ring:
-        frozen = wait_for(ring, "torchrun")
+        frozen = wait_for(ring, "learner")
         storm = Storm(ring)
-        with pytest.raises(StormError, match="no sign of a step after torchrun was struck"):
+        with pytest.raises(StormError, match="no sign of a step after learner was struck"):
             storm.rage(strikes, seconds=60)
         assert (len(storm.recoveries), storm.missed) == (1, 1)
         assert frozen.status() != psutil.STATUS_STOPPED

@@ -20,8 +20,8 @@ def recovery(victim: Victim, took_s: float | None, frozen_s: float = 0.0) -> Rec
 
 RECOVERIES = [
     recovery("redis", 1.0),
-    recovery("rank", 8.04),
-    recovery("rank", 9.0),
+    recovery("learner", 8.04),
+    recovery("learner", 9.0),
     recovery("engine", None),
     recovery("reward", 2.0, frozen_s=4.0),
 ]
@@ -80,7 +80,7 @@ def test_a_run_that_went_well() -> None:
     with console.capture() as capture:
         console.print(table(found))
     rows = [line.split() for line in capture.get().splitlines()]
-    assert ["rank", "2", "8.5", "9.0", "0"] in rows
+    assert ["learner", "2", "8.5", "9.0", "0"] in rows
     assert ["all", "4", "8.0", "9.0", "1", "2.0", "2.0"] in rows
 
 
