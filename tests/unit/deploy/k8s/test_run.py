@@ -1,4 +1,4 @@
-"""The run inside the manifests: configuration, addresses, scaling, torchrun, probes."""
+"""The run inside the manifests: configuration, addresses, scaling, ranks, probes."""
 
 import copy
 import re
@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from torch.distributed.run import get_args_parser
 
 from common import config
 from common.config import Run
@@ -260,7 +259,8 @@ def test_four_pods_a_minute_up_one_in_five_minutes_down(overlay: str) -> None:
 def scattered_ranks(documents: Documents) -> list[str]:
     """What keeps the learner's pods from finding each other, or a restart from going on."""
     given = words(documents, "learner")
-    torchrun = get_args_parser().parse_args(given[1:])
+    option = dict(word[2:].split("=", 1) for word in given if re.match(r"--[a-z-]+=", word))
+    host, _, port = option["meet"].rpartition(":")
     spec = named(documents, "JobSet", "tempsamp-learner")["spec"]
     (job,) = spec["replicatedJobs"]
     template = job["template"]["spec"]
@@ -268,18 +268,20 @@ def scattered_ranks(documents: Documents) -> list[str]:
     first = f"tempsamp-learner-{job['name']}-0-0.{spec['network']['subdomain']}"
     ports = workload(documents, "learner").ports
     rules = {
-        "torchrun": (given[0], torchrun.training_script) == ("torchrun", "tempsamp"),
-        "nnodes": int(torchrun.nnodes)
+        "command": given[:2] == ["tempsamp", "learner"],
+        "nodes": int(option["nodes"])
         == template["parallelism"]
         == template["completions"]
         == nodes,
-        "ranks": torchrun.nproc_per_node == settings(documents)["NPROC_PER_NODE"],
+        "ranks": option["ranks"] == settings(documents)["NPROC_PER_NODE"],
         "indexed": template["completionMode"] == "Indexed" and job["replicas"] == 1,
-        "first pod": torchrun.master_addr == first,
-        "port": torchrun.master_port == ports["torchrun"],
+        "first pod": host == first,
+        "port": int(port) == ports["meet"],
         "names before readiness": spec["network"]["publishNotReadyAddresses"] is True
         and spec["network"]["enableDNSHostnames"] is True,
-        "resume": "--resume" in torchrun.training_script_args,
+        "resume": "--resume" in given,
+        # Or a drained learner would complete its Job.
+        "stopped is not finished": int(option.get("stopped-code", 0)) != 0,
         "one generation": spec["failurePolicy"]["restartStrategy"] == "BlockingRecreate"
         and template["backoffLimit"] == 0,
     }
@@ -298,18 +300,17 @@ def _job(documents: Documents) -> Document:
     return found
 
 
+def _swap(documents: Documents, word: str, other: str) -> None:
+    command = workload(documents, "learner").container["command"]
+    command[command.index(word)] = other
+
+
 @pytest.mark.parametrize(
     ("rule", "break_it"),
     [
-        ("nnodes", lambda d: _job(d)["template"]["spec"].update(completions=2)),
-        (
-            "ranks",
-            lambda d: (
-                workload(d, "learner")
-                .container["command"]
-                .remove("--nproc-per-node=$(NPROC_PER_NODE)")
-            ),
-        ),
+        ("nodes", lambda d: _job(d)["template"]["spec"].update(completions=2)),
+        ("ranks", lambda d: _swap(d, "--ranks=$(NPROC_PER_NODE)", "--ranks=1")),
+        ("stopped is not finished", lambda d: _swap(d, "--stopped-code=143", "--stopped-code=0")),
         ("indexed", lambda d: _job(d).update(replicas=2)),
         ("first pod", lambda d: _job(d).update(name="rank")),
         ("port", lambda d: workload(d, "learner").container["ports"][0].update(containerPort=1)),
