@@ -13,6 +13,7 @@ import yaml
 from common import config
 from common.rest.address import base_url, family_of, is_loopback
 from tests.fixtures.deploy.composed import docker
+from tests.fixtures.pages.command_lines import leaf, unknown_options
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAYS = ("compose.gpu.yml", "compose.node.yml")
@@ -115,22 +116,19 @@ def test_a_learner_of_any_run_file_can_be_scraped() -> None:
     assert base["services"]["learner"]["expose"] == [str(learner.metrics_port)]
 
 
-def torchrun_options(line: str) -> dict[str, str]:
+def options(line: str) -> dict[str, str]:
     """Options with a value, as words give them."""
     return dict(re.findall(r"--([a-z-]+) ([^-\s]\S*)", line))
 
 
 def test_ranks_have_time_for_a_checkpoint_and_rank_0_is_on_the_head() -> None:
     learner = overlay("compose.gpu.yml")["services"]["learner"]
-    patience_s = torchrun_options(learner["environment"]["LEARNER"])["shutdown-timeout"]
-    assert 30 < int(patience_s) < int(learner["stop_grace_period"].removesuffix("s"))
+    assert "tempsamp learner --ranks" in learner["environment"]["LEARNER"]
+    assert int(learner["stop_grace_period"].removesuffix("s")) >= 240
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
-    (line,) = re.findall(r"^# (torchrun .+)$", example, re.MULTILINE)
-    on_two_nodes = torchrun_options(line)
-    assert on_two_nodes["shutdown-timeout"] == patience_s
-    # A rendezvous that is not static gives rank 0 to whoever comes first.
-    assert on_two_nodes["master-addr"] == "HEAD"
-    assert "rdzv" not in line
+    (line,) = re.findall(r"^# (tempsamp learner .+)$", example, re.MULTILINE)
+    assert options(line) == {"nodes": "2", "node-rank": "0", "meet": "HEAD:29500", "ranks": "8"}
+    assert unknown_options(*leaf(line.split()[1:])) == set()
 
 
 def test_folders_of_new_volumes_exist_in_the_image() -> None:

@@ -1,8 +1,7 @@
-"""Two FSDP ranks under torchrun compute what one process computes."""
+"""Two FSDP ranks compute what one process computes."""
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from services.learner.model.policy import load_policy
 from services.learner.parallel import Ranks, shard_model, start_ranks
 from tests.fixtures.learner.groups import clip_ref, scored_group
 from tests.fixtures.learner.learner_rank import Case, case_gradients, write_cases
+from tests.fixtures.learner.ranks import as_ranks
 from tests.fixtures.learner.tiny_models import Architecture
 
 ROOT = Path(__file__).parents[3]
@@ -76,9 +76,8 @@ def two_ranks(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) 
     """Folder with the gradients that two ranks wrote."""
     folder = tmp_path_factory.mktemp("two_ranks")
     write_cases(folder, list(cases.values()))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     finished = subprocess.run(
-        [*launch, "-m", "tests.fixtures.learner.learner_rank", str(folder)],
+        as_ranks(2, "-m", "tests.fixtures.learner.learner_rank", str(folder)),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -111,7 +110,7 @@ def one_rank() -> Iterator[Ranks]:
     assert not dist.is_initialized()
 
 
-def test_without_torchrun_there_is_one_rank(one_rank: Ranks) -> None:
+def test_without_a_launcher_there_is_one_rank(one_rank: Ranks) -> None:
     assert (one_rank.rank, one_rank.world_size, one_rank.is_main) == (0, 1, True)
     assert one_rank.broadcast_json([1, "ä"]) == [1, "ä"]
     assert one_rank.gather_json({"a": "ä"}) == [{"a": "ä"}]
@@ -146,7 +145,7 @@ def test_bfloat16_computes_on_float32_masters(
     assert 0 < gap_nats < 0.5
 
 
-def test_a_rank_ends_with_the_torchrun_that_started_it(tmp_path: Path) -> None:
+def test_a_rank_ends_with_the_launcher_that_started_it(tmp_path: Path) -> None:
     rank = tmp_path / "rank.py"
     rank.write_text(
         "import pathlib, sys, time\n"
@@ -156,21 +155,20 @@ def test_a_rank_ends_with_the_torchrun_that_started_it(tmp_path: Path) -> None:
         "time.sleep(120)\n"
     )
     joined = tmp_path / "joined"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
-    torchrun = subprocess.Popen(
-        [*launch, str(rank), str(joined)],
+    launcher = subprocess.Popen(
+        as_ranks(2, str(rank), str(joined)),
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + DEADLINE_S
     while not joined.exists():
-        assert torchrun.poll() is None
+        assert launcher.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    ranks = psutil.Process(torchrun.pid).children(recursive=True)
-    torchrun.kill()
-    torchrun.wait()
-    assert ranks
+    ranks = psutil.Process(launcher.pid).children(recursive=True)
+    launcher.kill()
+    launcher.wait()
+    assert len(ranks) == 2
     _, alive = psutil.wait_procs(ranks, timeout=20)
     assert not alive
 

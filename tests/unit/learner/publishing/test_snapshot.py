@@ -1,7 +1,6 @@
 """What a capture takes from FSDP's shards is the policy, bit for bit."""
 
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from common.weights.layout import Layout, describe, num_bytes
 from services.learner.parallel import Ranks
 from services.learner.publishing import shards
 from services.learner.publishing.snapshot import Snapshot
+from tests.fixtures.learner.ranks import as_ranks
 from tests.fixtures.learner.tiny_models import Architecture
 
 ROOT = Path(__file__).parents[4]
@@ -30,11 +30,11 @@ def test_shards_of_three_ranks_are_put_together(
 ) -> None:
     """Tied heads, Qwen3.5's convolutions, decay and time-step parameters, and merged adapters."""
     launched = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node=3", "-m", "tests.fixtures.weights.capture_rank"),
+        as_ranks(
+            3,
+            *("-m", "tests.fixtures.weights.capture_rank"),
             *(str(tiny_model(name)) for name in ("qwen3_vl", "qwen3_5", "qwen2_5_vl")),
-        ],
+        ),
         cwd=ROOT,
         capture_output=True,
         text=True,
