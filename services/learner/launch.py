@@ -219,6 +219,9 @@ class _Ranks:
         while left:
             self._pass_on()
             self._kill_late()
+            if self._code is not None:
+                # Again and again: as long as a rank trains it takes one for a word to save.
+                self._send(signal.SIGTERM)
             with contextlib.suppress(queue.Empty):
                 rank, code = self._ended.get(timeout=POLL_S)
                 left -= 1
@@ -245,7 +248,6 @@ class _Ranks:
         self._code = code if code > 0 else 128 - code
         how = f"ended with code {code}" if code > 0 else f"died of {signal.Signals(-code).name}"
         logger.error("rank %s %s: ending the others", rank, how, extra={"exit_code": self._code})
-        self._send(signal.SIGTERM)
 
     def _kill_late(self) -> None:
         if time.monotonic() < self._kill_at_s:
