@@ -235,8 +235,7 @@ class Broker:
 
     async def unfinished_prompts(self) -> set[str]:
         """Ids of the prompts in the stream, claimed or not."""
-        entries = await self._connection.run("XRANGE", self._prompts, "-", "+")
-        return {fields.get("prompt_id", "") for _, fields in entries}
+        return set(await self._connection.evaluate(scripts.UNFINISHED, (self._prompts,)))
 
     # --- groups -------------------------------------------------------------------------------
 

@@ -248,6 +248,17 @@ redis.call('HDEL', KEYS[3], ARGV[2])
 return 1
 """
 
+UNFINISHED = """
+-- Ids alone: bodies are most of the stream, and who asks this reads none.
+local ids = {}
+for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+')) do
+  for place = 1, #entry[2], 2 do
+    if entry[2][place] == 'prompt_id' then table.insert(ids, entry[2][place + 1]) end
+  end
+end
+return ids
+"""
+
 # --- registry and run lease -----------------------------------------------------------------------
 
 ANNOUNCE = """
