@@ -99,7 +99,7 @@ class Replica:
             owned.push_async_callback(reward.close)
             weights = await self._load(owned)
             self.phase = "syncing"
-            await broker.wait_ready()
+            await self._reach(broker)
             self._worker = Worker(
                 broker=broker,
                 engine=self.engine,
@@ -123,6 +123,17 @@ class Replica:
                     self._is_over = True  # redis-py may swallow one cancellation
                     for task in watching:
                         task.cancel()
+
+    async def _reach(self, broker: Broker) -> None:
+        """Wait for Redis, however long; an engine that dies meanwhile ends the replica."""
+        waiting = asyncio.create_task(broker.wait_ready())
+        try:
+            while not waiting.done():
+                await self.engine.check_health()
+                await asyncio.wait([waiting], timeout=HEALTH_EVERY_S)
+        finally:
+            waiting.cancel()  # does nothing when it is done
+        await waiting
 
     async def _load(self, owned: contextlib.AsyncExitStack) -> Weights:
         if self.rollout.gpu == "claim":

@@ -99,9 +99,22 @@ def _environ() -> dict[str, str]:
     return dict(os.environ)
 
 
-@pytest.mark.parametrize(("how", "reason"), [("unloadable", "no memory"), ("dying", "CUDA error")])
-def test_a_replica_that_fails_ends_with_1_and_says_why_last(how: str, reason: str) -> None:
-    with replica(how, *ALONE) as running:
+NO_REDIS = ("shared.redis_url=redis://127.0.0.1:1/0",)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason", "settings"),
+    [
+        ("unloadable", "no memory", ALONE),
+        ("dying", "CUDA error", ALONE),
+        ("dying", "CUDA error", NO_REDIS),
+    ],
+    ids=["while it loads", "while it serves", "while it waits for Redis"],
+)
+def test_a_replica_that_fails_ends_with_1_and_says_why_last(
+    how: str, reason: str, settings: tuple[str, ...]
+) -> None:
+    with replica(how, *settings) as running:
         assert running.process.wait(30) == 1
     (line,) = running.lines("critical")
     assert (line["event"], line["error"]) == ("replica failed", reason)
