@@ -11,8 +11,8 @@ from typing import Literal, get_args
 
 Victim = Literal["redis", "reward", "rollout", "engine", "learner", "rank"]
 VICTIMS: tuple[Victim, ...] = get_args(Victim)
-"""rollout is the replica's own process, engine vLLM's below it, rank one of the learner's processes:
-of several below their launcher, or the learner itself."""
+"""rollout is the replica's own process, engine vLLM's below it, rank one of several
+below the learner's launcher, or the learner itself."""
 
 FROZEN_SHARE = 0.2
 LONG_SHARE = 0.25
