@@ -89,7 +89,9 @@ class Broker:
             groups=tuple(self._readers.items()),
             **connection,
         )
-        self.fence = RunFence(self._connection, prefix=prefix)
+        sweeps = (self._claimers, f"{self._claimers}:swept")
+        self._kept = (*self._readers, self._marks, *sweeps, self._dead, self._replicas)
+        self.fence = RunFence(self._connection, prefix=prefix, kept=self._kept)
         """The right to be this run's learner."""
         self._history_from: str | None = "0-0"
 
@@ -331,8 +333,9 @@ class Broker:
 
     async def announce(self, status: ReplicaStatus, *, ttl_s: float) -> None:
         """Show a replica to the learner for the next `ttl_s`, by Redis' clock."""
+        keys = (self._replicas, self._status_key(status.replica), *self._kept)
         await self._connection.evaluate(
-            *(scripts.ANNOUNCE, (self._replicas, self._status_key(status.replica))),
+            *(scripts.ANNOUNCE, keys),
             *(status.replica, status.model_dump_json(), round(ttl_s * 1000), FORGET_REPLICA_S),
         )
 

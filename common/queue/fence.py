@@ -31,10 +31,10 @@ class Hold:
 class RunFence:
     """One run's lease and epoch. Who never takes the run is of epoch 0, before any learner."""
 
-    def __init__(self, connection: Connection, *, prefix: str) -> None:
-        """`prefix`: of the run's keys."""
+    def __init__(self, connection: Connection, *, prefix: str, kept: Sequence[str]) -> None:
+        """`prefix`: of the run's keys; `kept`: those that a live learner keeps from expiring."""
         self._connection = connection
-        self._holder, self._epoch = f"{prefix}:learner", f"{prefix}:epoch"
+        self._holder, self._epoch, self._kept = f"{prefix}:learner", f"{prefix}:epoch", kept
         self.epoch = 0
         """What we write is refused after a later one's."""
 
@@ -59,7 +59,7 @@ class RunFence:
     ) -> bool:
         """Start the lease anew. False: another learner has the run, or has had it since."""
         arguments = (holder, epoch, round(ttl_s * 1000))
-        keys = (self._holder, self._epoch)
+        keys = (self._holder, self._epoch, *self._kept)
         return bool(
             await self._connection.evaluate(
                 scripts.RENEW_RUN, keys, *arguments, patience_s=patience_s
@@ -68,9 +68,8 @@ class RunFence:
 
     async def drop(self, holder: str, *, patience_s: float | None = None) -> None:
         """Give the run up, if `holder` has it."""
-        await self._connection.evaluate(
-            scripts.DROP_RUN, (self._holder,), holder, patience_s=patience_s
-        )
+        keys = (self._holder, self._epoch, *self._kept)
+        await self._connection.evaluate(scripts.DROP_RUN, keys, holder, patience_s=patience_s)
 
     async def run(self, *commands: Command) -> None:
         """Commands of the learner, in one script.

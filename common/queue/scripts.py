@@ -261,14 +261,22 @@ return ids
 
 # --- registry and run lease -----------------------------------------------------------------------
 
+KEEP_RUN_S = 7 * 24 * 3600
+"""So long after the last sign of a learner or replica, Redis forgets a run. One that is resumed
+later feeds again what is outstanding, as after any loss of Redis' data."""
+_KEEP = f"""
+for place = FIRST, #KEYS do redis.call('EXPIRE', KEYS[place], {KEEP_RUN_S}) end
+"""
+
 ANNOUNCE = """
+-- KEYS from the third on: those of the run, which a live replica keeps.
 local time = redis.call('TIME')
 local now_s = tonumber(time[1]) + time[2] / 1e6
 redis.call('ZADD', KEYS[1], now_s, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now_s - ARGV[4])
 redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
-return 0
 """
+ANNOUNCE += _KEEP.replace("FIRST", "3") + "return 0"
 HOLD_RUN = """
 -- Gives a free run, one whose learner is known to be dead, or one's own, a new epoch. At least the
 -- time in seconds: epochs grow also when Redis has lost the last one.
@@ -289,12 +297,12 @@ local last = tonumber(redis.call('GET', KEYS[2]) or '0')
 if last > tonumber(ARGV[2]) or (held and held ~= ARGV[1]) then return 0 end
 redis.call('SET', KEYS[2], ARGV[2])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
-return 1
 """
+RENEW_RUN += _KEEP.replace("FIRST", "2") + "return 1"
 DROP_RUN = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-return 0
 """
+DROP_RUN += _KEEP.replace("FIRST", "2") + "return 0"
 FENCED = """
 -- Runs commands (JSON) for a learner, unless there is a later one: then both epochs are said.
 local last, mine = tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1])
