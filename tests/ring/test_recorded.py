@@ -14,9 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from redis import Redis
 
 from common.queue.ledger import FILE, read_ledger
 from jobs.audit.findings import Audit, audit
+from jobs.local.redis import free_port
 from tests.fixtures.learner.recorded_learner import NUM_ROWS, LearnerProcess, RecordedRing
 from tests.fixtures.servers.redis_server import RedisServer
 
@@ -69,6 +71,25 @@ class TestSignals:
         learner.finish()
         assert learner.said("another rank was signalled: stopping with a checkpoint")
         assert_saved(ring, learner)
+
+    def test_one_of_two_nodes_is_enough(self, ring: RecordedRing) -> None:
+        meet = ("--nodes", "2", "--meet", f"127.0.0.1:{free_port()}")
+        first, second = (
+            ring.start(
+                options=(*meet, "--node-rank", str(node)),
+                log=f"node-{node}",
+                steps=10_000,
+                checkpoint_every=0,
+            )
+            for node in range(2)
+        )
+        first.wait_for("published", policy_version=2)
+        second.process.send_signal(signal.SIGTERM)
+        for node in (second, first):
+            node.finish()
+            assert len(node.said("ranks started")) == 1
+            assert "Traceback" not in node.text
+        assert_saved(ring, first)
 
     def test_below_torchrun_ranks_save_as_well_though_it_ends_with_1(
         self, ring: RecordedRing
@@ -260,6 +281,16 @@ class TestLedger:
         for group in json.loads(step)["groups"]:
             line = f"tempsamp: epoch 0 row {group['row_id']}: neither trained on nor listed\n"
             assert line in refused.stderr
+
+    def test_a_run_that_redis_has_forgotten_is_resumed_and_proven(self, ring: RecordedRing) -> None:
+        ring.start(steps=4, checkpoint_every=2).finish()
+        with Redis.from_url(ring.server.url, password=ring.server.password) as redis:
+            keys = redis.keys(f"tempsamp:{ring.run_id}:*")
+            assert len(keys) >= 4
+            redis.delete(*keys)
+        ring.start(steps=10, checkpoint_every=2, resume=True).finish()
+        found = audited(ring)
+        assert (found.step, found.num_unproven, found.violations) == (10, 0, [])
 
     def test_lines_after_the_checkpoint_are_cut_when_it_is_resumed(
         self, ring: RecordedRing
