@@ -1,4 +1,4 @@
-"""`[learner]` and its tables: optimizer, loss, advantage, validation."""
+"""`[learner]` and its tables: optimizer, validation; `objective.py` has loss and advantage."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from common.config.fields import Count, Host, Positive, PositiveInt, Section
 from common.config.lora import Lora
+from common.config.objective import Advantage, Loss
 from common.messages import Mode
 
 
@@ -19,40 +20,6 @@ class Optimizer(Section):
     warmup_steps: Count = 0
     """Linear warm-up; constant afterwards."""
     max_grad_norm: Positive = 1.0
-
-
-class Loss(Section):
-    """`[learner.loss]`: the policy loss (DESIGN: Learner; SPEC A7)."""
-
-    clip_low: Positive = 0.2
-    clip_high: Positive = 0.28
-    dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
-    level: Literal["token", "sequence"] = "token"
-    """Ratio per token (GRPO/DAPO), or per sequence (GSPO: answers are averaged, not tokens)."""
-    normalize: Literal["tokens", "constant"] = "tokens"
-    """Denominator: all trained tokens, or a constant per sequence (Dr.GRPO)."""
-    constant_tokens: PositiveInt = 256
-    """Tokens per sequence that the constant denominator assumes."""
-    kl_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the k3 estimate against a frozen start checkpoint; 0 keeps no copy. With
-    learner.lora the start checkpoint is the policy without its adapters."""
-    importance_cap: Positive | None = 2.0
-    """Truncation of the importance weight (learner over rollout) of policy rows; None: off."""
-
-
-class Advantage(Section):
-    """`[learner.advantage]`: rewards of a group → advantages (SPEC A7, B1)."""
-
-    scale_by_std: bool = True
-    """False: centre only (Dr.GRPO)."""
-    std_floor: Annotated[float, Field(ge=0)] = 0.0
-    """Lower bound on the std, so that near-ties are not blown up."""
-    downscale: Positive = 0.8
-    """strategy downscale: factor on the injected row's own reward, the largest there is."""
-    anchor: Positive = 1.2
-    """strategy anchor: A_GT = anchor x best policy advantage."""
-    anchor_floor: Annotated[float, Field(ge=0)] = 0.0
-    """strategy anchor: least A_GT; above 0, GT still teaches when all policy rewards tie."""
 
 
 class Validation(Section):

@@ -27,12 +27,12 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _sampling_fits_importance_sampling(self) -> Self:
-        if self.shared.sampling.top_p < 1 and self.learner.loss.importance_cap is not None:
+        if self.shared.sampling.top_p < 1 and self.learner.loss.correction != "off":
             raise ValueError(
                 f"shared.sampling.top_p: found {self.shared.sampling.top_p}, wanted 1.0 while "
-                f"learner.loss.importance_cap is {self.learner.loss.importance_cap}: truncated "
+                f"learner.loss.correction is {self.learner.loss.correction!r}: truncated "
                 "sampling is not the distribution of its log-probabilities; set top_p = 1.0, or "
-                'importance_cap = "none"'
+                'correction = "off"'
             )
         if self.shared.sampling.temperature != 1.0:
             raise ValueError(
@@ -152,7 +152,7 @@ def _none_from_word(value: Any) -> Any:
     """TOML has no null: the word "none" stands for it in the optional fields named here."""
     if isinstance(value, dict):
         optional = {
-            *("importance_cap", "dual_clip", "kv_cache_bytes"),
+            *("dual_clip", "kv_cache_bytes"),
             *("advertise_host", "replica", "gpu_wait_s"),
             *("max_clip_pixels", "max_clip_frames", "redis_user", "redis_ca"),
             "lora",

@@ -110,7 +110,19 @@ SERIES = (
         "learner/importance_weight_(?P<over>mean|max)",
         "tempsamp_learner_importance_weight",
         "gauge",
-        "Learner over rollout probability of policy tokens, truncated at importance_cap.",
+        "Learner over rollout probability of policy tokens, bounded by learner.loss.correction.",
+    ),
+    Series(
+        "learner/importance_effective_share",
+        "tempsamp_learner_importance_effective_share",
+        "gauge",
+        "Effective sample size of the importance weights before any bound, 1: all equal.",
+    ),
+    Series(
+        "learner/importance_masked_share",
+        "tempsamp_learner_importance_masked_share",
+        "gauge",
+        "Policy tokens that the correction gave weight 0.",
     ),
     Series(
         "learner/logprob_gap_(?P<over>mean|max)_nats",

@@ -113,5 +113,6 @@ class Stepper:
     def _over_ranks(self, stats: LossStats) -> LossStats:
         return LossStats(
             sums=self.ranks.all_reduce_sum(stats.sums),
+            moments=self.ranks.all_reduce_sum(stats.moments),
             maxima=self.ranks.all_reduce_max(stats.maxima),
         )

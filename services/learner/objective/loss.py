@@ -14,6 +14,11 @@ import torch
 from torch import Tensor
 
 from common import config
+from services.learner.objective.correction import (
+    Correction,
+    correction,
+    effective_sample_size,
+)
 
 MAX_LOG_RATIO = 20.0
 """Log ratios are clamped to ±20 before exp, as the public code does (SPEC A7)."""
@@ -52,7 +57,7 @@ def policy_loss(
 
         L  = 1/D Σ_tokens -w · max(min(r A, clip(r, 1 - low, 1 + high) A), dual · A if A < 0) + β k3
         r  = exp(log π_θ - log π_old)                  1 in injected rows (π_old = π_θ, detached)
-        w  = min(exp(log π_old - log π_rollout), cap)  1 in injected rows
+        w  = `correction` of exp(log π_old - log π_rollout)   1 in injected rows
         k3 = exp(log π_ref - log π_θ) - (log π_ref - log π_θ) - 1    0 in injected rows
         D  = `denominator`, the same on all ranks
 
@@ -90,11 +95,11 @@ def policy_loss(
     ratio_GSR = _ratio(logprobs_GSR - old_GSR, mask_GSR, level=settings.level)
     advantages_GS1 = advantages_GS[..., None].to(logprobs_GSR.dtype)
     surrogate_GSR, clipped_GSR = _surrogate(ratio_GSR, advantages_GS1, settings)
-    weight_GSR = _importance_weight(old_GSR - rollout_logprobs_GSR, policy_GSR, settings)
+    corrected = correction(old_GSR - rollout_logprobs_GSR, policy_GSR=policy_GSR, settings=settings)
     k3_GSR = torch.zeros_like(logprobs_GSR)
     if reference_logprobs_GSR is not None:
         k3_GSR = _k3(reference_logprobs_GSR.detach() - logprobs_GSR) * policy_GSR
-    terms_GSR = -weight_GSR * surrogate_GSR + settings.kl_coef * k3_GSR
+    terms_GSR = -corrected.weight_GSR * surrogate_GSR + settings.kl_coef * k3_GSR
     share_GSR = mask_GSR.to(logprobs_GSR.dtype)
     if settings.level == "sequence":
         share_GSR = share_GSR / mask_GSR.sum(-1, keepdim=True).clamp(min=1)
@@ -105,7 +110,7 @@ def policy_loss(
         loss=loss,
         clipped=clipped_GSR,
         entropy=entropy_GSR,
-        importance_weight=weight_GSR,
+        correction=corrected,
         logprob_gap=gap_GSR,
         kl=k3_GSR,
     )
@@ -136,15 +141,6 @@ def _surrogate(
     return surrogate_GSR, was_clipped_GSR
 
 
-def _importance_weight(log_weight_GSR: Tensor, policy_GSR: Tensor, settings: config.Loss) -> Tensor:
-    """min(π_old / π_rollout, cap), without gradient; 1 off policy rows and when switched off."""
-    if settings.importance_cap is None:
-        return torch.ones_like(log_weight_GSR)
-    log_weight_GSR = log_weight_GSR.masked_fill(~policy_GSR, 0.0)
-    weight_GSR = log_weight_GSR.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    return torch.where(policy_GSR, weight_GSR.clamp(max=settings.importance_cap), 1.0)
-
-
 def _k3(log_ratio_GSR: Tensor) -> Tensor:
     """Schulman's low-variance estimate of KL(π_θ, π_ref), >= 0."""
     clamped_GSR = log_ratio_GSR.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -155,6 +151,7 @@ MEANS = (
     "clip_fraction",
     "entropy_nats",
     "importance_weight_mean",
+    "importance_masked_share",
     "logprob_gap_mean_nats",
     "kl_nats",
 )
@@ -167,6 +164,8 @@ class LossStats:
 
     sums: Tensor
     """[2 + len(MEANS)] float64: loss, number of policy tokens, then sums over them."""
+    moments: Tensor
+    """[3] float64, of importance weights before any bound: number, sum, sum of squares."""
     maxima: Tensor
     """[len(MAXIMA)] float64, 0 without policy tokens."""
 
@@ -178,7 +177,7 @@ class LossStats:
         loss: Tensor,
         clipped: Tensor,
         entropy: Tensor,
-        importance_weight: Tensor,
+        correction: Correction,
         logprob_gap: Tensor,
         kl: Tensor,
     ) -> "LossStats":
@@ -187,11 +186,13 @@ class LossStats:
         def over_policy(values_GSR: Tensor) -> Tensor:
             return torch.where(policy_GSR, values_GSR.detach().to(torch.float64), 0.0)
 
-        averaged = [over_policy(v) for v in (clipped, entropy, importance_weight, logprob_gap, kl)]
+        weight, masked = correction.weight_GSR, correction.masked_GSR
+        averaged = [over_policy(v) for v in (clipped, entropy, weight, masked, logprob_gap, kl)]
         totals = [loss.detach().to(torch.float64), policy_GSR.sum().to(torch.float64)]
-        maxima = [over_policy(values).amax() for values in (importance_weight, logprob_gap)]
+        maxima = [over_policy(values).amax() for values in (weight, logprob_gap)]
         return cls(
             sums=torch.stack([*totals, *(values.sum() for values in averaged)]),
+            moments=correction.moments,
             maxima=torch.stack(maxima),
         )
 
@@ -201,6 +202,7 @@ class LossStats:
         parts = list(parts)
         return cls(
             sums=torch.stack([part.sums for part in parts]).sum(0),
+            moments=torch.stack([part.moments for part in parts]).sum(0),
             maxima=torch.stack([part.maxima for part in parts]).amax(0),
         )
 
@@ -211,4 +213,7 @@ class LossStats:
         named = zip(
             ("policy_loss", *MEANS, *MAXIMA), (loss, *means, *self.maxima.tolist()), strict=True
         )
-        return {f"learner/{name}": value for name, value in named}
+        size = effective_sample_size(*self.moments.tolist())
+        return {f"learner/{name}": value for name, value in named} | {
+            "learner/importance_effective_share": size
+        }

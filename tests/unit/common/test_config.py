@@ -119,14 +119,16 @@ class TestRefusals:
 
 class TestSamplingAndImportance:
     def test_truncated_sampling_with_importance_weights_is_refused(self, tmp_path: Path) -> None:
-        words = r"top_p: found 0\.85, wanted 1\.0 while learner\.loss\.importance_cap"
+        words = (
+            r"top_p: found 0\.85, wanted 1\.0 while learner\.loss\.correction is 'token_truncate'"
+        )
         with pytest.raises(ConfigError, match=words):
             load(tmp_path, MINIMAL, "shared.sampling.top_p=0.85")
 
     def test_truncated_sampling_without_them_is_allowed(self, tmp_path: Path) -> None:
-        overrides = ("shared.sampling.top_p=0.85", "learner.loss.importance_cap=none")
+        overrides = ("shared.sampling.top_p=0.85", "learner.loss.correction=off")
         run = load(tmp_path, MINIMAL, *overrides)
-        assert run.learner.loss.importance_cap is None
+        assert run.learner.loss.correction == "off"
 
     def test_temperature_other_than_one_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"temperature: found 0\.7, wanted 1\.0"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from common.config import Loss
 from services.learner.objective.loss import LossStats, denominator, policy_loss
 
-PLAIN = Loss(importance_cap=None)
+PLAIN = Loss(correction="off")
 
 
 def tensor(rows: list[list[float]]) -> Tensor:
@@ -61,7 +61,7 @@ def test_clipped_surrogate(advantage: float, ratio: float, objective: float) -> 
 
 def test_dual_clip_can_be_off() -> None:
     new, old = ratios([5.0])
-    settings = Loss(importance_cap=None, dual_clip=None)
+    settings = Loss(correction="off", dual_clip=None)
     minus = torch.tensor([[-1.0]])
     loss, _ = compute(new, old_logprobs_GSR=old, advantages_GS=minus, settings=settings)
     assert loss.item() == pytest.approx(5.0)
@@ -130,7 +130,7 @@ def test_injected_row_has_ratio_1_and_weight_1_whatever_old_and_rollout_say() ->
 
 
 def test_log_ratio_is_clamped() -> None:
-    settings = Loss(importance_cap=None, dual_clip=None)
+    settings = Loss(correction="off", dual_clip=None)
     logprobs, old = tensor([[0.0]]), tensor([[-500.0]])
     minus = torch.tensor([[-1.0]])
     loss, _ = compute(logprobs, old_logprobs_GSR=old, advantages_GS=minus, settings=settings)
@@ -139,7 +139,7 @@ def test_log_ratio_is_clamped() -> None:
 
 def test_sequence_ratio_is_the_geometric_mean_and_an_answer_one_term() -> None:
     new, old = ratios([1.2, 0.9])
-    settings = Loss(importance_cap=None, level="sequence")
+    settings = Loss(correction="off", level="sequence")
     new.requires_grad_()
     loss, _ = compute(new, old_logprobs_GSR=old, settings=settings)
     loss.backward()
@@ -151,7 +151,7 @@ def test_sequence_ratio_is_the_geometric_mean_and_an_answer_one_term() -> None:
 
 def test_sequence_length_leaves_out_padding() -> None:
     new, old = ratios([1.2, 7.0])
-    settings = Loss(importance_cap=None, level="sequence")
+    settings = Loss(correction="off", level="sequence")
     mask = torch.tensor([[[True, False]]])
     loss, _ = compute(new, old_logprobs_GSR=old, mask_GSR=mask, settings=settings)
     assert loss.item() == pytest.approx(-1.2)
@@ -165,7 +165,7 @@ def test_kl_is_k3_on_policy_rows_only() -> None:
         reference_logprobs_GSR=reference,
         advantages_GS=torch.zeros(1, 2, dtype=torch.float64),
         is_policy_GS=torch.tensor([[True, False]]),
-        settings=Loss(importance_cap=None, kl_coef=0.1),
+        settings=Loss(correction="off", kl_coef=0.1),
     )
     loss.backward()
     k3 = math.exp(-0.5) + 0.5 - 1

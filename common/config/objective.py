@@ -1,0 +1,85 @@
+"""`[learner.loss]` and `[learner.advantage]`: what a step minimises."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from common.config.fields import Positive, PositiveInt, Section
+
+Correction = Literal[
+    "off", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "icepop"
+]
+
+
+class Loss(Section):
+    """`[learner.loss]`: the policy loss (DESIGN: Learner; SPEC A7)."""
+
+    clip_low: Positive = 0.2
+    clip_high: Positive = 0.28
+    dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
+    level: Literal["token", "sequence"] = "token"
+    """Ratio per token (GRPO/DAPO), or per sequence (GSPO: answers are averaged, not tokens)."""
+    normalize: Literal["tokens", "constant"] = "tokens"
+    """Denominator: all trained tokens, or a constant per sequence (Dr.GRPO)."""
+    constant_tokens: PositiveInt = 256
+    """Tokens per sequence that the constant denominator assumes."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the k3 estimate against a frozen start checkpoint; 0 keeps no copy."""
+    correction: Correction = "token_truncate"
+    """Importance weight w (learner over rollout probability) of policy rows. truncate: at most
+    correction_high; mask: 0 above it; icepop: 0 outside correction_low to correction_high, per
+    token. sequence: the product over an answer's tokens is the weight of each. off: 1."""
+    correction_low: Positive = 0.5
+    """icepop: least weight that is trained on."""
+    correction_high: Positive = 2.0
+    """Largest weight."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_cap(cls, found: Any) -> Any:
+        if isinstance(found, dict) and "importance_cap" in found:
+            cap = found["importance_cap"]
+            instead = f'"token_truncate" with correction_high = {cap}'
+            raise ValueError(
+                f"learner.loss.importance_cap: found {cap!r}, but that knob is gone, wanted "
+                f"learner.loss.correction = {instead if cap not in (None, 'none') else repr('off')}"
+            )
+        return found
+
+    @model_validator(mode="after")
+    def _has_bounds_that_act(self) -> Self:
+        if self.correction == "off":
+            self._refuse_without_effect("correction_high", while_="learner.loss.correction = 'off'")
+        if self.correction != "icepop":
+            why = f"learner.loss.correction = {self.correction!r} (icepop alone has a lower bound)"
+            self._refuse_without_effect("correction_low", while_=why)
+        elif self.correction_low >= self.correction_high:
+            raise ValueError(
+                f"learner.loss.correction_low: found {self.correction_low}, wanted less than "
+                f"learner.loss.correction_high = {self.correction_high}"
+            )
+        return self
+
+    def _refuse_without_effect(self, name: str, *, while_: str) -> None:
+        """A knob that is turned and does nothing is a misunderstanding."""
+        found, default = getattr(self, name), type(self).model_fields[name].default
+        if found != default:
+            raise ValueError(
+                f"learner.loss.{name}: found {found!r}, which has no effect with {while_}; "
+                f"wanted {default!r}, its default"
+            )
+
+
+class Advantage(Section):
+    """`[learner.advantage]`: rewards of a group → advantages (SPEC A7, B1)."""
+
+    scale_by_std: bool = True
+    """False: centre only (Dr.GRPO)."""
+    std_floor: Annotated[float, Field(ge=0)] = 0.0
+    """Lower bound on the std, so that near-ties are not blown up."""
+    downscale: Positive = 0.8
+    """strategy downscale: factor on the injected row's own reward, the largest there is."""
+    anchor: Positive = 1.2
+    """strategy anchor: A_GT = anchor x best policy advantage."""
+    anchor_floor: Annotated[float, Field(ge=0)] = 0.0
+    """strategy anchor: least A_GT; above 0, GT still teaches when all policy rewards tie."""
