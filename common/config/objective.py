@@ -73,13 +73,42 @@ class Loss(Section):
 class Advantage(Section):
     """`[learner.advantage]`: rewards of a group → advantages (SPEC A7, B1)."""
 
-    scale_by_std: bool = True
-    """False: centre only (Dr.GRPO)."""
+    scale: Literal["group_std", "batch_std", "none"] = "group_std"
+    """What centred rewards are divided by: the std of their group, that of all rewards of the step,
+    or nothing (Dr.GRPO)."""
     std_floor: Annotated[float, Field(ge=0)] = 0.0
     """Lower bound on the std, so that near-ties are not blown up."""
+    zero_variance: Literal["keep", "skip"] = "keep"
+    """Groups whose advantages are all zero. keep: they are forwarded and their tokens count in the
+    denominator, as in the public code; skip: they are not, and a step of such groups alone changes
+    nothing."""
+    truncated: Literal["train", "drop"] = "train"
+    """Policy answers that ran out of tokens. drop: no gradient for them (DAPO's overlong
+    filtering); their rewards still count in their group's mean and std."""
     downscale: Positive = 0.8
-    """strategy downscale: factor on the injected row's own reward, the largest there is."""
+    """strategy downscale: the injected row's reward is this share of the group's largest."""
     anchor: Positive = 1.2
     """strategy anchor: A_GT = anchor x best policy advantage."""
     anchor_floor: Annotated[float, Field(ge=0)] = 0.0
     """strategy anchor: least A_GT; above 0, GT still teaches when all policy rewards tie."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_switch(cls, found: Any) -> Any:
+        if isinstance(found, dict) and "scale_by_std" in found:
+            switch = found["scale_by_std"]
+            instead = {True: "'group_std'", False: "'none'"}.get(switch, "'group_std' or 'none'")
+            raise ValueError(
+                f"learner.advantage.scale_by_std: found {switch!r}, but that knob is gone, wanted "
+                f"learner.advantage.scale = {instead}"
+            )
+        return found
+
+    @model_validator(mode="after")
+    def _has_a_floor_that_acts(self) -> Self:
+        if self.scale == "none" and self.std_floor > 0:
+            raise ValueError(
+                f"learner.advantage.std_floor: found {self.std_floor}, which has no effect with "
+                "learner.advantage.scale = 'none'; wanted 0.0, its default"
+            )
+        return self

@@ -58,6 +58,8 @@ class IntakeCounters(BaseModel):
     groups_unusable: int = 0
     """Unreadable, cut short, or of other frames than this learner decodes; fed again."""
     samples_unscored: int = 0
+    samples_aborted: int = 0
+    """Answers that their engine cut short: never trained on, their group is asked again."""
     prompts_dead: int = 0
     """Given up: listed in given_up_rows.jsonl."""
     prompts_lost: int = 0
@@ -229,7 +231,8 @@ class Intake:
             if not self._was_asked_again(group):
                 self._record("stale", group.prompt_id, fault)
                 self._feed.refeed(group.prompt_id, version=at)
-        elif any(sample.finish_reason == "abort" for sample in group.samples):
+        elif aborted := sum(sample.finish_reason == "abort" for sample in group.samples):
+            self.counters.samples_aborted += aborted
             self._refuse(entry, "the engine cut answers short", at=at)
             return False
         elif not self._has_verdicts(group):

@@ -150,6 +150,54 @@ SERIES = (
         "Steps whose gradient was not finite.",
     ),
     Series(
+        "learner/updates",
+        "tempsamp_learner_updates",
+        "sum",
+        "Optimizer updates that were applied.",
+    ),
+    Series(
+        "advantage/(?P<of>mean|std)_(?P<rows>group|policy)",
+        "tempsamp_learner_group_reward",
+        "gauge",
+        "Mean and std of rewards as they enter advantages, with the injected answer and without.",
+    ),
+    Series(
+        "advantage/contamination",
+        "tempsamp_learner_advantage_contamination",
+        "gauge",
+        "Distance of those two means in stds of the policy's rewards.",
+    ),
+    Series(
+        "advantage/sign_flip_share",
+        "tempsamp_learner_advantage_sign_flip_share",
+        "gauge",
+        "Policy answers above one of those means and below the other.",
+    ),
+    Series(
+        "advantage/groups_without_positive",
+        "tempsamp_learner_groups_without_positive",
+        "sum",
+        "Groups in which no policy answer has a positive advantage.",
+    ),
+    Series(
+        "advantage/groups_tied",
+        "tempsamp_learner_groups_tied",
+        "sum",
+        "Groups whose advantages were all zero.",
+    ),
+    Series(
+        "advantage/samples_truncated",
+        "tempsamp_learner_samples_truncated",
+        "sum",
+        "Policy answers that ran out of tokens.",
+    ),
+    Series(
+        "advantage/injected_abs_(?P<over>mean|max)",
+        "tempsamp_learner_injected_advantage",
+        "gauge",
+        "Absolute advantage of injected answers.",
+    ),
+    Series(
         "reward/best_of_group_iou",
         "tempsamp_learner_best_of_group_iou",
         "gauge",
@@ -192,6 +240,12 @@ SERIES = (
         "tempsamp_learner_samples_unscored",
         "counter",
         "Answers without a verdict.",
+    ),
+    Series(
+        "intake/samples_aborted",
+        "tempsamp_learner_samples_aborted",
+        "counter",
+        "Answers that their engine cut short: never trained on.",
     ),
     Series(
         "intake/prompts_dead",

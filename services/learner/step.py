@@ -62,8 +62,11 @@ class Stepper:
     def step(self, batch: TrainBatch, *, number: int) -> dict[str, float]:
         """One optimizer step; returns what the loss saw, over all ranks.
 
-        A step whose gradient norm is not finite is skipped and counted (SPEC A7).
+        A step whose gradient norm is not finite is skipped and counted (SPEC A7). One without
+        anything to train on changes nothing, the optimizer's moments included.
         """
+        if not batch.micro_batches:
+            return self._without_update(number)
         settings = self.run.learner.loss
         share = denominator(batch.num_tokens, batch.num_sequences, settings=settings)
         parts = []
@@ -91,9 +94,28 @@ class Stepper:
         stats = self._over_ranks(LossStats.merged(parts))
         return stats.metrics() | self._update(number)
 
+    def _lr(self, number: int) -> float:
+        settings = self.run.learner.optimizer
+        return settings.lr * min(1.0, number / max(1, settings.warmup_steps))
+
+    def _without_update(self, number: int) -> dict[str, float]:
+        if self.ranks.is_main:
+            settings = self.run.learner.advantage
+            logger.warning(
+                "nothing left to train on: this step changes no weights",
+                extra={"step": number}
+                | settings.model_dump(include={"zero_variance", "truncated"}),
+            )
+        return LossStats.of_nothing().metrics() | {
+            "learner/grad_norm": 0.0,
+            "learner/skipped_steps": 0.0,
+            "learner/updates": 0.0,
+            "learner/lr": self._lr(number),
+        }
+
     def _update(self, number: int) -> dict[str, float]:
         settings = self.run.learner.optimizer
-        lr = settings.lr * min(1.0, number / max(1, settings.warmup_steps))
+        lr = self._lr(number)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         clipped = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
@@ -107,6 +129,7 @@ class Stepper:
         return {
             "learner/grad_norm": norm if finite else -1.0,
             "learner/skipped_steps": float(not finite),
+            "learner/updates": float(finite),
             "learner/lr": lr,
         }
 

@@ -23,10 +23,11 @@ from common.messages import PACKED, ScoredGroup
 from common.model.folder import fetched
 from common.video.loader import ClipLoader
 from services.learner import metrics, parallel
-from services.learner.batching.batch import TrainBatch, collate, groups_of_rank
+from services.learner.batching.batch import NO_WORK, TrainBatch, collate, groups_of_rank
 from services.learner.desk import Desk
 from services.learner.model.policy import Policy, load_policy
-from services.learner.objective.advantage import sample_advantages
+from services.learner.objective.advantage import StepAdvantages, step_advantages
+from services.learner.objective.diagnostics import diagnostics
 from services.learner.parallel import Ranks, StopSignal
 from services.learner.probe import generate_probe, logprob_gap
 from services.learner.publishing.publisher import Publisher
@@ -130,20 +131,23 @@ class Learner:
     def _agreed_faults(self, groups: Sequence[ScoredGroup]) -> dict[str, str]:
         """Why groups cannot be trained on, by prompt id: the same on all ranks."""
         rank, world_size = self.ranks.rank, self.ranks.world_size
-        advantages = self._advantages(groups)
+        advantages = self._advantages(groups).by_group
         own = groups_of_rank(groups, advantages, rank=rank, world_size=world_size)
         found = self.policy.group_faults(own)
         return {key: fault for own in self.ranks.gather_json(found) for key, fault in own.items()}
 
-    def _advantages(self, groups: Sequence[ScoredGroup]) -> list[Sequence[float | None]]:
+    def _advantages(self, groups: Sequence[ScoredGroup]) -> StepAdvantages:
         strategy, settings = self.run.shared.strategy, self.run.learner.advantage
-        return [sample_advantages(group, strategy=strategy, settings=settings) for group in groups]
+        return step_advantages(groups, strategy=strategy, settings=settings)
 
     def collate(self, groups: Sequence[ScoredGroup]) -> TrainBatch:
-        """This rank's part of a step."""
+        """This rank's part of a step; without micro-batches, on all ranks, if nothing is left."""
+        advantages = self._advantages(groups)
+        if advantages.is_empty:
+            return NO_WORK
         return collate(
             groups,
-            self._advantages(groups),
+            advantages.by_group,
             micro_batch_groups=self.run.learner.micro_batch_groups,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
@@ -185,10 +189,11 @@ class Learner:
         gap = self._probe(version)
         if self.desk is None:
             return
-        self.desk.trained(groups, step=version, applied=not figures["learner/skipped_steps"])
+        self.desk.trained(groups, step=version, applied=figures["learner/updates"] > 0)
         line = {"step": version, "policy_version": version, **figures, **self.desk.figures()}
         line |= self.publisher.figures
         line |= metrics.group_metrics(groups, version=version - 1)
+        line |= diagnostics(self._advantages(groups))
         if gap is not None:
             line["learner/probe_logprob_gap_nats"] = gap
         metrics.append(self.run.learner.run_dir / "metrics.jsonl", line)

@@ -58,6 +58,10 @@ class TrainBatch:
     num_sequences: int
 
 
+NO_WORK = TrainBatch(micro_batches=(), num_tokens=0, num_sequences=0)
+"""A step in which nothing is left to train on."""
+
+
 class _Row(NamedTuple):
     sample: Sample
     advantage: float

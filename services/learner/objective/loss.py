@@ -197,6 +197,14 @@ class LossStats:
         )
 
     @classmethod
+    def of_nothing(cls) -> "LossStats":
+        """Those of a step without any token."""
+        sums, moments, maxima = (
+            torch.zeros(size, dtype=torch.float64) for size in (2 + len(MEANS), 3, len(MAXIMA))
+        )
+        return cls(sums=sums, moments=moments, maxima=maxima)
+
+    @classmethod
     def merged(cls, parts: Iterable["LossStats"]) -> "LossStats":
         """Statistics of several micro-batches as one."""
         parts = list(parts)

@@ -19,6 +19,7 @@ KEYS = [
     *("reward/iou", "reward/injected_iou", "val/r1_at_0.5", "queue/prompts_waiting"),
     *("rollout/answer_tokens_mean", "rollout/score_s_mean", "intake/staleness_steps_max"),
     *("intake/groups_stale", "learner/importance_weight_max", "learner/logprob_gap_max_nats"),
+    *("advantage/mean_group", "advantage/injected_abs_max"),
 ]
 """One of each series that has labels."""
 

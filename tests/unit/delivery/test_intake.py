@@ -445,6 +445,7 @@ class TestDrops:
         ring.answer()
         assert bad not in ring.take(at=0)
         assert bad in ring.feed.outstanding
+        assert ring.intake.counters.samples_aborted == 1
 
     def test_unreadable_group_is_asked_again(self, ring: Ring) -> None:
         ring.feed.top_up(0)
