@@ -11,20 +11,32 @@ Correction = Literal[
 ]
 
 
+OF_SEQUENCES = ("off", "sequence_truncate", "sequence_mask")
+"""Corrections with one weight an answer."""
+
+
 class Loss(Section):
     """`[learner.loss]`: the policy loss (DESIGN: Learner; SPEC A7)."""
 
+    surrogate: Literal["clip", "cispo"] = "clip"
+    """clip: PPO's pessimistic bound; cispo: the ratio, at most 1 + clip_high and without gradient,
+    weighs the log-probability, so that no token loses its gradient."""
     clip_low: Positive = 0.2
     clip_high: Positive = 0.28
+    """The ratio acts from 1 - clip_low to 1 + clip_high."""
     dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
+    """Bound on the ratio where the advantage is negative; None: off."""
     level: Literal["token", "sequence"] = "token"
-    """Ratio per token (GRPO/DAPO), or per sequence (GSPO: answers are averaged, not tokens)."""
+    """Ratio per token (GRPO/DAPO), or per sequence (GSPO: answers are averaged, not tokens; so is
+    the correction then)."""
     normalize: Literal["tokens", "constant"] = "tokens"
     """Denominator: all trained tokens, or a constant per sequence (Dr.GRPO)."""
     constant_tokens: PositiveInt = 256
     """Tokens per sequence that the constant denominator assumes."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the k3 estimate against a frozen start checkpoint; 0 keeps no copy."""
+    """Weight of the KL against the frozen start checkpoint; 0 keeps no copy."""
+    kl: Literal["k1", "k2", "k3", "k3_weighted"] = "k3"
+    """Its estimate: Schulman's k1, k2 or k3, or k3 times the ratio."""
     correction: Correction = "token_truncate"
     """Importance weight w (learner over rollout probability) of policy rows. truncate: at most
     correction_high; mask: 0 above it; icepop: 0 outside correction_low to correction_high, per
@@ -45,6 +57,37 @@ class Loss(Section):
                 f"learner.loss.correction = {instead if cap not in (None, 'none') else repr('off')}"
             )
         return found
+
+    @model_validator(mode="after")
+    def _has_parts_that_fit(self) -> Self:
+        if self.level == "sequence" and self.normalize == "constant":
+            raise ValueError(
+                "learner.loss.normalize: found 'constant', which has no effect with "
+                "learner.loss.level = 'sequence' (answers are averaged); wanted 'tokens'"
+            )
+        if self.level == "sequence" and self.correction not in OF_SEQUENCES:
+            raise ValueError(
+                f"learner.loss.correction: found {self.correction!r}, wanted one of "
+                f"{', '.join(map(repr, OF_SEQUENCES))} with learner.loss.level = 'sequence': "
+                "one weight an answer"
+            )
+        if self.level == "sequence" and self.surrogate == "cispo":
+            raise ValueError(
+                "learner.loss.surrogate: found 'cispo', wanted 'clip' with learner.loss.level = "
+                "'sequence': CISPO weighs tokens"
+            )
+        if self.normalize == "tokens":
+            self._refuse_without_effect(
+                "constant_tokens", while_="learner.loss.normalize = 'tokens'"
+            )
+        if self.surrogate == "cispo":
+            why = "learner.loss.surrogate = 'cispo' (it bounds ratios from above alone)"
+            self._refuse_without_effect("clip_low", while_=why)
+            if self.dual_clip is not None:
+                self._refuse_without_effect("dual_clip", while_=why)
+        if self.kl_coef == 0:
+            self._refuse_without_effect("kl", while_="learner.loss.kl_coef = 0")
+        return self
 
     @model_validator(mode="after")
     def _has_bounds_that_act(self) -> Self:

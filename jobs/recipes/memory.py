@@ -49,8 +49,8 @@ class RankMemory:
     temporaries: float
     """Of AdamW's foreach step: 4 B a trained parameter over all ranks. Not beside activations."""
     replicated: float
-    """The frozen tower in the compute dtype, and the whole reference model of a KL term; adapters
-    need none."""
+    """In the compute dtype: the frozen tower, and this rank's share of a KL term's reference model,
+    which has a whole tower of its own if the policy trains its; adapters need no reference."""
     root: float
     """Embedding and head stay gathered: weights and gradients in bfloat16, sums in float32. Below
     adapters, weights alone."""
@@ -125,7 +125,7 @@ def rank_memory(
     return RankMemory(
         states=(4 * FP32 * parameters + _below_adapters(architecture, learner, width)) / ranks,
         temporaries=FP32 * parameters / ranks,
-        replicated=_replicated(architecture, learner, width),
+        replicated=_replicated(architecture, learner, width, ranks),
         root=(2 * width + FP32 if reduced else width) * architecture.root_parameters,
         gathered=(GATHERED_LAYERS * width + REDUCED_LAYERS * FP32 * reduced) * layer,
         kept=groups
@@ -146,10 +146,10 @@ def _below_adapters(architecture: Architecture, learner: Learner, width: int) ->
     return width * (architecture.language_parameters + tower)
 
 
-def _replicated(architecture: Architecture, learner: Learner, width: int) -> float:
-    tower = architecture.tower_parameters if learner.freeze_vision else 0
-    kept = learner.loss.kl_coef > 0 and learner.lora is None
-    reference = architecture.parameters if kept else 0
+def _replicated(architecture: Architecture, learner: Learner, width: int, ranks: int) -> float:
+    has_reference = learner.loss.kl_coef > 0 and learner.lora is None
+    tower = architecture.tower_parameters if learner.freeze_vision or has_reference else 0
+    reference = architecture.language_parameters / ranks if has_reference else 0
     return float(width * (tower + reference))
 
 

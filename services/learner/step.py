@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor
 
 from common.config import Run
 from services.learner.batching.batch import MicroBatch, TrainBatch
-from services.learner.model.policy import Policy, TokenScores, load_policy
+from services.learner.model.policy import Policy, TokenScores
+from services.learner.model.reference import load_reference
 from services.learner.model.vision import LoadFrames
 from services.learner.objective.loss import LossStats, denominator, policy_loss
 from services.learner.parallel import Ranks
@@ -54,9 +55,9 @@ class Stepper:
             reference = policy.unadapted
         elif run.learner.loss.kl_coef > 0:
             dtype = getattr(torch, run.shared.dtype)
-            reference = load_policy(
-                start, dtype=dtype, device=ranks.device, load_frames=load_frames
-            ).requires_grad_(False)
+            reference = load_reference(
+                policy, start=start, dtype=dtype, ranks=ranks, load_frames=load_frames
+            )
         return cls(run, ranks, policy, reference, optimizer)
 
     def step(self, batch: TrainBatch, *, number: int) -> dict[str, float]:

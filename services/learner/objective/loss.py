@@ -55,19 +55,21 @@ def policy_loss(
 ) -> tuple[Tensor, "LossStats"]:
     """This micro-batch's part of the step's loss, to be summed over micro-batches and ranks.
 
-        L  = 1/D Σ_tokens -w · max(min(r A, clip(r, 1 - low, 1 + high) A), dual · A if A < 0) + β k3
+        L  = 1/D Σ_tokens -w · J + β k
+        J  = max(min(r A, clip(r, 1 - low, 1 + high) A), dual · A if A < 0)    surrogate = "clip"
+        J  = sg(min(r, 1 + high)) A log π_θ                                    surrogate = "cispo"
         r  = exp(log π_θ - log π_old)                  1 in injected rows (π_old = π_θ, detached)
         w  = `correction` of exp(log π_old - log π_rollout)   1 in injected rows
-        k3 = exp(log π_ref - log π_θ) - (log π_ref - log π_θ) - 1    0 in injected rows
+        k  = an estimate of KL(π_θ, π_ref), see `_kl`         0 in injected rows
         D  = `denominator`, the same on all ranks
 
-    With `level = "sequence"` (GSPO) r is the geometric mean over an answer's tokens and an answer
-    counts as one term. With one update a batch π_old is π_θ detached: r is 1 in value everywhere
-    and the clips only act when a batch is used twice.
+    With `level = "sequence"` (GSPO) r is the geometric mean over an answer's tokens, w one number
+    an answer, and an answer counts as one term. With one update a batch π_old is π_θ detached: r is
+    1 in value everywhere and the clips are inert; they act from the second update of a batch on.
 
     Left out: an entropy bonus (the paper has none; injection keeps exploration alive), importance
     weights toward whoever wrote an injected row (its policy is unknown: its gradient is
-    advantage-weighted SFT, SPEC A7), k3 there (it estimates a KL from the policy's own samples
+    advantage-weighted SFT, SPEC A7), a KL there (it is estimated from the policy's own samples
     only), and weighting by group size or answer length (one global denominator, no mean of means).
 
     Args:
@@ -94,12 +96,17 @@ def policy_loss(
     old_GSR = torch.where(policy_GSR, old_logprobs_GSR.detach(), logprobs_GSR.detach())
     ratio_GSR = _ratio(logprobs_GSR - old_GSR, mask_GSR, level=settings.level)
     advantages_GS1 = advantages_GS[..., None].to(logprobs_GSR.dtype)
-    surrogate_GSR, clipped_GSR = _surrogate(ratio_GSR, advantages_GS1, settings)
+    if settings.surrogate == "cispo":
+        surrogate_GSR, clipped_GSR = _cispo(logprobs_GSR, ratio_GSR, advantages_GS1, settings)
+    else:
+        surrogate_GSR, clipped_GSR = _surrogate(ratio_GSR, advantages_GS1, settings)
     corrected = correction(old_GSR - rollout_logprobs_GSR, policy_GSR=policy_GSR, settings=settings)
-    k3_GSR = torch.zeros_like(logprobs_GSR)
+    kl_GSR = torch.zeros_like(logprobs_GSR)
     if reference_logprobs_GSR is not None:
-        k3_GSR = _k3(reference_logprobs_GSR.detach() - logprobs_GSR) * policy_GSR
-    terms_GSR = -corrected.weight_GSR * surrogate_GSR + settings.kl_coef * k3_GSR
+        log_ratio_GSR = reference_logprobs_GSR.detach() - logprobs_GSR
+        token_ratio_GSR = _ratio(logprobs_GSR - old_GSR, mask_GSR, level="token")
+        kl_GSR = _kl(log_ratio_GSR, token_ratio_GSR, estimate=settings.kl) * policy_GSR
+    terms_GSR = -corrected.weight_GSR * surrogate_GSR + settings.kl_coef * kl_GSR
     share_GSR = mask_GSR.to(logprobs_GSR.dtype)
     if settings.level == "sequence":
         share_GSR = share_GSR / mask_GSR.sum(-1, keepdim=True).clamp(min=1)
@@ -112,7 +119,7 @@ def policy_loss(
         entropy=entropy_GSR,
         correction=corrected,
         logprob_gap=gap_GSR,
-        kl=k3_GSR,
+        kl=kl_GSR,
     )
     return loss, stats
 
@@ -141,10 +148,31 @@ def _surrogate(
     return surrogate_GSR, was_clipped_GSR
 
 
-def _k3(log_ratio_GSR: Tensor) -> Tensor:
-    """Schulman's low-variance estimate of KL(π_θ, π_ref), >= 0."""
-    clamped_GSR = log_ratio_GSR.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return clamped_GSR.exp() - clamped_GSR - 1
+def _cispo(
+    logprobs_GSR: Tensor, ratio_GSR: Tensor, advantages_GS1: Tensor, settings: config.Loss
+) -> tuple[Tensor, Tensor]:
+    """CISPO's objective, and where the ratio was cut (which keeps its gradient there)."""
+    bound = 1 + settings.clip_high
+    cut_GSR = ratio_GSR.detach().clamp(max=bound)
+    return cut_GSR * advantages_GS1 * logprobs_GSR, ratio_GSR > bound
+
+
+def _kl(log_ratio_GSR: Tensor, token_ratio_GSR: Tensor, *, estimate: str) -> Tensor:
+    """Schulman's estimates of KL(π_θ, π_ref) from the policy's own tokens, d = log π_ref - log π_θ.
+
+    - k1 = r · sg(-d): unbiased, of either sign. As it stands -d has the gradient ∇log π_θ, whose
+      mean is zero: it would hold nothing back. This has the gradient -d ∇log π_θ, the KL's own.
+    - k2 = d² / 2, >= 0: biased, its gradient is the KL's own.
+    - k3 = exp(d) - d - 1, >= 0: unbiased; its gradient is that of KL(π_ref, π_θ) at r = 1.
+    - k3_weighted = r · k3: k3's low variance with the KL's own gradient, also off policy.
+    """
+    d_GSR = log_ratio_GSR.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    if estimate == "k1":
+        return token_ratio_GSR * -d_GSR.detach()
+    if estimate == "k2":
+        return d_GSR.square() / 2
+    k3_GSR = d_GSR.exp() - d_GSR - 1
+    return token_ratio_GSR * k3_GSR if estimate == "k3_weighted" else k3_GSR
 
 
 MEANS = (

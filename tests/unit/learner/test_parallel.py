@@ -28,6 +28,7 @@ DEADLINE_S = 120
 CASES = (
     *("frozen_tower", "trained_tower", "checkpointed", "empty_rank", "linear_attention"),
     *("adapters", "adapted_tower", "adapted_linear_attention"),
+    *("reference", "reference_with_tower"),
 )
 
 
@@ -67,6 +68,8 @@ def cases(
         case("adapters", adapters=True, gradient_checkpointing=True),
         case("adapted_tower", adapters=True, freeze_vision=False),
         case("adapted_linear_attention", "qwen3_5", adapters=True),
+        case("reference", kl=True),
+        case("reference_with_tower", kl=True, freeze_vision=False),
     ]
     return {one.name: one for one in made}
 

@@ -10,11 +10,12 @@ from transformers import AutoConfig
 
 from common import config
 from common.config import Run
-from common.messages import ScoredGroup
+from common.messages import ClipRef, ScoredGroup
 from common.video.frames import load_frames
 from services.learner import parallel
 from services.learner.batching.batch import NO_WORK, TrainBatch, collate
 from services.learner.model.policy import load_policy
+from services.learner.model.vision import LoadFrames
 from services.learner.parallel import Ranks
 from services.learner.step import Stepper
 from tests.fixtures.learner.groups import clip_ref, scored_group
@@ -50,7 +51,9 @@ def groups(model: Path, clip_paths: tuple[Path, Path]) -> list[ScoredGroup]:
     ]
 
 
-def stepper(model: Path, ranks: Ranks, **learner: Any) -> Stepper:
+def stepper(
+    model: Path, ranks: Ranks, *, load_frames: LoadFrames = load_frames, **learner: Any
+) -> Stepper:
     """lr .01: one update is felt."""
     document = {
         "shared": {"run_id": "a", "model": str(model)},
@@ -63,7 +66,7 @@ def stepper(model: Path, ranks: Ranks, **learner: Any) -> Stepper:
         },
     }
     run: Run = config.parse(document, environ={})
-    policy = load_policy(model)
+    policy = load_policy(model, freeze_vision=run.learner.freeze_vision, load_frames=load_frames)
     return Stepper.of(run, policy, start=model, ranks=ranks, load_frames=load_frames)
 
 
@@ -89,3 +92,34 @@ def test_a_step_without_work_changes_nothing_and_says_so(
     assert "nothing left to train on" in caplog.text
     usual = made.step(batch_of(groups), number=3)
     assert figures.keys() == usual.keys(), "a step's line has the same keys"
+
+
+def test_policy_and_reference_decode_and_encode_each_clip_once(
+    model: Path, ranks: Ranks, groups: list[ScoredGroup]
+) -> None:
+    decoded = []
+
+    def counted(clip: ClipRef) -> Any:
+        decoded.append(clip.uri)
+        return load_frames(clip)
+
+    made = stepper(model, ranks, load_frames=counted, loss={"kl_coef": 0.1})
+    assert made.reference is not None
+    encoded = []
+    tower = made.policy.tower
+    tower.register_forward_hook(lambda *_: encoded.append(1))
+    first = made.step(batch_of(groups), number=1)
+    second = made.step(batch_of(groups), number=2)
+    assert len(decoded) == len(encoded) == len(groups)
+    assert made.reference.tower is tower, "one tower in memory"
+    assert first["learner/kl_nats"] == pytest.approx(0.0, abs=1e-7)
+    assert second["learner/kl_nats"] > 1e-4, "the policy has left its start"
+
+
+def test_the_reference_of_a_trained_tower_has_its_own(
+    model: Path, ranks: Ranks, groups: list[ScoredGroup]
+) -> None:
+    made = stepper(model, ranks, loss={"kl_coef": 0.1}, freeze_vision=False)
+    assert made.reference is not None
+    assert made.reference.tower is not made.policy.tower
+    assert not any(p.requires_grad for p in made.reference.parameters())

@@ -65,18 +65,22 @@ def test_ranks_share_states_and_keep_activations() -> None:
     assert (four.kept, four.inside, four.root) == (one.kept, one.inside, one.root)
 
 
-def test_a_reference_model_stands_whole_on_each_rank() -> None:
+@pytest.mark.parametrize("freeze", [True, False])
+def test_ranks_share_a_reference_model_and_its_tower_is_the_policy_s_if_frozen(
+    freeze: bool,
+) -> None:
     found = [
         rank_memory(
             SHARED,
-            learner=learner(loss={"kl_coef": kl}),
+            learner=learner(loss={"kl_coef": kl}, freeze_vision=freeze),
             architecture=QWEN3_VL,
             tokens=TOKENS,
             ranks=8,
         ).replicated
         for kl in (0.0, 0.04)
     ]
-    assert found[1] - found[0] == 2 * QWEN3_VL.parameters
+    tower = 0 if freeze else 2 * QWEN3_VL.tower_parameters
+    assert found[1] - found[0] == 2 * QWEN3_VL.language_parameters / 8 + tower
 
 
 def test_a_trained_tower_is_sharded_instead_of_replicated() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from common.config import Loss
@@ -186,7 +187,7 @@ def test_kl_without_reference_is_refused() -> None:
     [
         (Loss(), 70.0),
         (Loss(normalize="constant", constant_tokens=32), 160.0),
-        (Loss(level="sequence"), 5.0),
+        (Loss(level="sequence", correction="off"), 5.0),
     ],
 )
 def test_denominator(settings: Loss, wanted: float) -> None:
@@ -208,7 +209,8 @@ def test_gradient_equals_finite_differences(level: Any) -> None:
         "mask_GSR": torch.rand(shape, generator=generator) < 0.8,
         "denominator": 17.0,
     }
-    settings = Loss(level=level, kl_coef=0.05)
+    correction = "sequence_truncate" if level == "sequence" else "token_truncate"
+    settings = Loss(level=level, correction=correction, kl_coef=0.05)
 
     def loss_of(values: Tensor) -> Tensor:
         return compute(values, settings=settings, **fixed)[0]
@@ -235,3 +237,119 @@ def test_two_micro_batches_add_up_to_one() -> None:
     assert sum(loss.item() for loss, _ in halves) == pytest.approx(whole.item(), abs=1e-12)
     merged = LossStats.merged([part for _, part in halves])
     assert merged.metrics() == pytest.approx(stats.metrics(), abs=1e-12)
+
+
+def test_cispo_keeps_the_gradient_of_a_token_whose_ratio_it_cuts() -> None:
+    new, old = ratios([1.1, 5.0, 0.5])
+    new.requires_grad_()
+    settings = Loss(correction="off", surrogate="cispo")
+    minus_two = torch.tensor([[-2.0]], dtype=torch.float64)
+    loss, stats = compute(new, old_logprobs_GSR=old, advantages_GS=minus_two, settings=settings)
+    loss.backward()
+    assert new.grad is not None
+    assert new.grad[0, 0].tolist() == pytest.approx([2.2, 2.56, 1.0])
+    assert loss.item() == pytest.approx(
+        2 * sum(r * n for r, n in zip((1.1, 1.28, 0.5), new[0, 0].tolist(), strict=True))
+    )
+    assert stats.metrics()["learner/clip_fraction"] == pytest.approx(1 / 3)
+
+
+def test_cispo_and_clip_have_the_same_gradient_at_ratio_1() -> None:
+    gradients = []
+    for surrogate in ("clip", "cispo"):
+        logprobs = tensor([[-1.0, -2.0], [-3.0, -4.0]]).requires_grad_()
+        advantages = torch.tensor([[2.0, -1.0]], dtype=torch.float64)
+        settings = Loss(correction="off", surrogate=surrogate)  # type: ignore[arg-type]
+        compute(logprobs, advantages_GS=advantages, settings=settings)[0].backward()
+        gradients.append(logprobs.grad)
+    assert gradients[0] is not None
+    assert gradients[1] is not None
+    assert torch.equal(gradients[0], gradients[1])
+
+
+D = 0.5
+"""log π_θ - log π_ref below."""
+
+
+@pytest.mark.parametrize(
+    ("estimate", "ratio", "value", "gradient"),
+    [
+        ("k1", 1.0, D, D),
+        ("k1", 1.2, 1.2 * D, 1.2 * D),
+        ("k2", 1.2, D**2 / 2, D),
+        ("k3", 1.2, math.exp(-D) + D - 1, 1 - math.exp(-D)),
+        ("k3_weighted", 1.0, math.exp(-D) + D - 1, D),
+        ("k3_weighted", 1.2, 1.2 * (math.exp(-D) + D - 1), 1.2 * D),
+    ],
+)
+def test_kl_estimates(estimate: Any, ratio: float, value: float, gradient: float) -> None:
+    new, old = ratios([ratio])
+    new.requires_grad_()
+    loss, stats = compute(
+        new,
+        old_logprobs_GSR=old,
+        reference_logprobs_GSR=new.detach() - D,
+        advantages_GS=torch.zeros(1, 1, dtype=torch.float64),
+        settings=Loss(correction="off", kl_coef=0.1, kl=estimate),
+    )
+    loss.backward()
+    assert loss.item() == pytest.approx(0.1 * value)
+    assert new.grad is not None
+    assert new.grad.item() == pytest.approx(0.1 * gradient)
+    assert stats.metrics()["learner/kl_nats"] == pytest.approx(value)
+
+
+@pytest.mark.parametrize("estimate", ["k1", "k2", "k3_weighted"])
+def test_estimates_have_the_gradient_of_the_kl_itself(estimate: Any) -> None:
+    """Summed over all tokens of a small vocabulary, each weighed by its probability."""
+    logits = torch.tensor([0.3, -0.2, 1.0], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([0.0, 0.5, -0.5], dtype=torch.float64).log_softmax(-1)
+    policy = logits.log_softmax(-1)
+    (exact,) = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits)
+    logprobs = logits.log_softmax(-1)
+    total = torch.zeros((), dtype=torch.float64)
+    for token, probability in enumerate(policy.exp().tolist()):
+        loss, _ = compute(
+            logprobs[token].reshape(1, 1, 1),
+            reference_logprobs_GSR=reference[token].reshape(1, 1, 1),
+            advantages_GS=torch.zeros(1, 1, dtype=torch.float64),
+            settings=Loss(correction="off", kl_coef=1.0, kl=estimate),
+        )
+        total = total + probability * loss
+    (found,) = torch.autograd.grad(total, logits)
+    assert found.tolist() == pytest.approx(exact.tolist(), abs=1e-12)
+
+
+def test_gspo_has_one_weight_an_answer() -> None:
+    logprobs = tensor([[-1.0, -1.0], [-1.0, -1.0]]).requires_grad_()
+    rollout = logprobs.detach() - tensor([[1.5, 0.8], [4.0, 3.0]]).log()
+    settings = Loss(level="sequence", correction="sequence_truncate")
+    compute(logprobs, rollout_logprobs_GSR=rollout, settings=settings)[0].backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad[0].tolist() == [
+        pytest.approx([-0.6, -0.6]),  # 1.5 x .8 = 1.2, over two tokens
+        pytest.approx([-1.0, -1.0]),  # 12, at most 2
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"level": "sequence"}, r"loss\.correction: found 'token_truncate', .*'sequence_mask'"),
+        (
+            {"level": "sequence", "correction": "off", "normalize": "constant"},
+            r"loss\.normalize: found 'constant', .*no effect .*level = 'sequence'",
+        ),
+        (
+            {"level": "sequence", "correction": "off", "surrogate": "cispo"},
+            r"loss\.surrogate: found 'cispo', wanted 'clip' with learner\.loss\.level",
+        ),
+        ({"constant_tokens": 512}, r"constant_tokens: found 512, .*normalize = 'tokens'"),
+        ({"surrogate": "cispo", "clip_low": 0.1}, r"clip_low: found 0\.1, .*'cispo'"),
+        ({"surrogate": "cispo", "dual_clip": 4.0}, r"dual_clip: found 4\.0, .*'cispo'"),
+        ({"kl": "k1"}, r"loss\.kl: found 'k1', .*kl_coef = 0"),
+    ],
+)
+def test_settings_without_effect_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Loss(**settings)
