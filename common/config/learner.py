@@ -56,6 +56,10 @@ class Learner(Section):
     device: Literal["cpu", "cuda"] = "cpu"
     steps: PositiveInt
     groups_per_step: PositiveInt = 16
+    updates_per_batch: PositiveInt = 1
+    """Optimizer updates on each step's groups, before the new weights are published. From the
+    second on, ratios are taken to the policy before the first and loss.clip_low, clip_high and
+    dual_clip act; with 1 ratios are 1 and they are inert. lr and warm-up count steps."""
     modes: tuple[Mode, ...] = ("answer",)
     """Mode of each epoch; the last one repeats. ("answer", "think") is the paper's hybrid CoT."""
     max_staleness: Count = 1

@@ -110,7 +110,7 @@ def step_times(
         answer=tokens.answer,
         scored=tokens.answers * tokens.answer,
     )
-    passes = 4 if learner.gradient_checkpointing else 3
+    passes = learner.updates_per_batch * (4 if learner.gradient_checkpointing else 3)
     work = passes * forward + tower_flop(architecture, tokens)
     groups = math.ceil(learner.groups_per_step / fleet.learner_gpus)
     travels = BF16 * trained(architecture, learner).changing

@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches → gradients over all ranks → AdamW.
+"""One step: micro-batches → gradients over all ranks → AdamW, once or several times a batch.
 
 `batching` gives the step's work, `objective` says what is minimised, `train.py` calls.
 """
@@ -8,9 +8,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from common.config import Run
@@ -61,26 +62,49 @@ class Stepper:
         return cls(run, ranks, policy, reference, optimizer)
 
     def step(self, batch: TrainBatch, *, number: int) -> dict[str, float]:
-        """One optimizer step; returns what the loss saw, over all ranks.
+        """One batch: `learner.updates_per_batch` updates, all at the step's learning rate.
 
-        A step whose gradient norm is not finite is skipped and counted (SPEC A7). One without
-        anything to train on changes nothing, the optimizer's moments included.
+        Returns what the first update saw, over all ranks, but for the clip fraction, which is over
+        all of them: before the first update nothing can be clipped.
+
+        An update whose gradient norm is not finite is skipped with those that would follow, and the
+        step counted (SPEC A7). A step without anything to train on changes nothing, the optimizer's
+        moments included.
         """
         if not batch.micro_batches:
             return self._without_update(number)
+        before: list[_Before] = []
+        seen, updates = [], []
+        for _ in range(self.run.learner.updates_per_batch):
+            seen.append(self._backward(batch, before))
+            updates.append(self._update(number))
+            if updates[-1]["learner/skipped_steps"]:
+                break
+        clipped = LossStats.merged(seen).metrics()["learner/clip_fraction"]
+        num_updates = sum(update["learner/updates"] for update in updates)
+        return {
+            **seen[0].metrics(),
+            **updates[-1],
+            "learner/clip_fraction": clipped,
+            "learner/updates": num_updates,
+        }
+
+    def _backward(self, batch: TrainBatch, before: list["_Before"]) -> LossStats:
+        """Gradients of one update; `before` is filled by a batch's first one, read by the rest."""
         settings = self.run.learner.loss
         share = denominator(batch.num_tokens, batch.num_sequences, settings=settings)
         parts = []
-        for micro_batch in batch.micro_batches:
+        for index, micro_batch in enumerate(batch.micro_batches):
             micro_batch = micro_batch.to(self.ranks.device)
-            reference = None
-            if self.reference is not None:
-                with torch.no_grad():
-                    reference = self.reference(micro_batch).logprobs_GSR
+            is_first = index == len(before)
+            # Before the policy's own pass: nothing may be resharded between that and its backward.
+            start_GSR = self._at_start(micro_batch) if is_first else None
             scores = self.policy(micro_batch)
+            if is_first:
+                before.append(_Before(scores.logprobs_GSR.detach(), start_GSR))
             loss, stats = policy_loss(
                 scores.logprobs_GSR,
-                old_logprobs_GSR=scores.logprobs_GSR,
+                old_logprobs_GSR=before[index].old_GSR,
                 rollout_logprobs_GSR=micro_batch.rollout_logprobs_GSR,
                 advantages_GS=micro_batch.advantages_GS,
                 mask_GSR=micro_batch.answer_mask_GSR,
@@ -88,12 +112,19 @@ class Stepper:
                 entropy_GSR=scores.entropy_GSR,
                 denominator=share,
                 settings=settings,
-                reference_logprobs_GSR=reference,
+                reference_logprobs_GSR=before[index].reference_GSR,
             )
             loss.backward()  # type: ignore[no-untyped-call]
             parts.append(stats)
-        stats = self._over_ranks(LossStats.merged(parts))
-        return stats.metrics() | self._update(number)
+        return self._over_ranks(LossStats.merged(parts))
+
+    def _at_start(self, micro_batch: MicroBatch) -> Tensor | None:
+        """Log-probabilities by the reference, if there is one."""
+        if self.reference is None:
+            return None
+        with torch.no_grad():
+            logprobs_GSR: Tensor = self.reference(micro_batch).logprobs_GSR
+        return logprobs_GSR
 
     def _lr(self, number: int) -> float:
         settings = self.run.learner.optimizer
@@ -140,3 +171,11 @@ class Stepper:
             moments=self.ranks.all_reduce_sum(stats.moments),
             maxima=self.ranks.all_reduce_max(stats.maxima),
         )
+
+
+class _Before(NamedTuple):
+    """Of a micro-batch, when its batch's first update had not been made."""
+
+    old_GSR: Tensor
+    """Log-probabilities by the policy, nats, without gradient."""
+    reference_GSR: Tensor | None

@@ -25,6 +25,15 @@ def steps_of(ring: RecordedRing) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def test_a_batch_used_twice_is_published_once_and_its_clips_act(ring: RecordedRing) -> None:
+    learner = ring.start(steps=3, updates_per_batch=2)
+    learner.finish()
+    lines = steps_of(ring)
+    assert [line["learner/updates"] for line in lines] == [2.0, 2.0, 2.0]
+    assert [line["policy_version"] for line in learner.said("published")] == [0, 1, 2, 3]
+    assert any(line["learner/clip_fraction"] > 0 for line in lines), lines
+
+
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.chaos)])
 def test_steps_in_which_all_groups_tie_go_on_without_an_update(
     ring: RecordedRing, ranks: int

@@ -1,5 +1,6 @@
 """Optimizer steps of a tiny model: what changes weights, and what does not."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from common import config
 from common.config import Run
 from common.messages import ClipRef, ScoredGroup
 from common.video.frames import load_frames
-from services.learner import parallel
+from services.learner import parallel, step
 from services.learner.batching.batch import NO_WORK, TrainBatch, collate
 from services.learner.model.policy import load_policy
 from services.learner.model.vision import LoadFrames
+from services.learner.objective.loss import policy_loss
 from services.learner.parallel import Ranks
 from services.learner.step import Stepper
 from tests.fixtures.learner.groups import clip_ref, scored_group
@@ -92,6 +94,68 @@ def test_a_step_without_work_changes_nothing_and_says_so(
     assert "nothing left to train on" in caplog.text
     usual = made.step(batch_of(groups), number=3)
     assert figures.keys() == usual.keys(), "a step's line has the same keys"
+
+
+def test_with_one_update_a_batch_the_clips_are_inert(
+    model: Path, ranks: Ranks, groups: list[ScoredGroup]
+) -> None:
+    figures = stepper(model, ranks).step(batch_of(groups), number=1)
+    assert figures["learner/updates"] == 1.0
+    assert figures["learner/clip_fraction"] == 0.0
+
+
+def test_from_the_second_update_on_ratios_are_to_the_policy_before_the_first(
+    model: Path, ranks: Ranks, groups: list[ScoredGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def recorded(logprobs_GSR: torch.Tensor, **arguments: Any) -> Any:
+        calls.append((logprobs_GSR.detach().clone(), arguments["old_logprobs_GSR"].clone()))
+        return policy_loss(logprobs_GSR, **arguments)
+
+    monkeypatch.setattr(step, "policy_loss", recorded)
+    batch = batch_of(groups)
+    figures = stepper(model, ranks, updates_per_batch=3).step(batch, number=1)
+    assert figures["learner/updates"] == 3.0
+    assert 0 < figures["learner/clip_fraction"] < 1
+    count = len(batch.micro_batches)
+    first, second, third = calls[:count], calls[count : 2 * count], calls[2 * count :]
+    for before, *later in zip(first, second, third, strict=True):
+        assert torch.equal(before[0], before[1])
+        for new, old in later:
+            assert torch.equal(old, before[0])
+            assert not torch.equal(new, old)
+
+
+def test_the_first_of_several_updates_is_that_of_a_batch_used_once(
+    model: Path, ranks: Ranks, groups: list[ScoredGroup]
+) -> None:
+    """Figures are of the first one; the learning rate is the step's in all of them."""
+    optimizer = {"lr": 0.01, "warmup_steps": 4}
+    once, twice = (
+        stepper(model, ranks, updates_per_batch=count, optimizer=optimizer) for count in (1, 2)
+    )
+    first, second = (made.step(batch_of(groups), number=2) for made in (once, twice))
+    assert first["learner/lr"] == second["learner/lr"] == 0.005
+    of_all = {"learner/clip_fraction", "learner/updates", "learner/grad_norm"}
+    assert {k: v for k, v in first.items() if k not in of_all} == {
+        k: v for k, v in second.items() if k not in of_all
+    }
+    before, after = weights(once), weights(twice)
+    assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_an_update_that_is_not_finite_ends_its_step(
+    model: Path, ranks: Ranks, groups: list[ScoredGroup]
+) -> None:
+    made = stepper(model, ranks, updates_per_batch=3)
+    advantages = [[math.inf, 0.5, 1.0]] * len(groups)
+    before = weights(made)
+    figures = made.step(collate(groups, advantages, micro_batch_groups=1), number=1)
+    assert figures["learner/updates"] == 0.0
+    assert figures["learner/skipped_steps"] == 1.0
+    assert figures["learner/grad_norm"] == -1.0
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(made), strict=True))
 
 
 def test_policy_and_reference_decode_and_encode_each_clip_once(

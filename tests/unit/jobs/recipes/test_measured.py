@@ -176,3 +176,22 @@ def test_a_version_travels_beside_the_next_step_or_between_steps(
     assert whole.publish_s == pytest.approx(2 * QWEN3_VL.language_parameters / 3.9e9)
     assert delta.publish_s == pytest.approx(0.04 * whole.publish_s)
     assert whole.step_s == work_s + (whole.publish_s if how == "between" else 0.0)
+
+
+def test_each_update_of_a_batch_takes_its_time() -> None:
+    """The vision tower's part is taken once."""
+    fleet = Fleet(
+        learner_gpus=8, rollout_gpus=8, gpu_memory_gb=96, gpu_tflops=148, gpu_bandwidth_gbs=4000
+    )
+    once, twice, thrice = (
+        step_times(
+            learner=learner(updates_per_batch=count),
+            rollout=Rollout(),
+            architecture=QWEN3_VL,
+            tokens=TOKENS,
+            fleet=fleet,
+        ).learner_s
+        for count in (1, 2, 3)
+    )
+    assert once < twice < 2 * once
+    assert thrice - twice == pytest.approx(twice - once)
