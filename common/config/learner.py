@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from common.config.fields import Count, Host, Positive, PositiveInt, Section
 from common.config.lora import Lora
 from common.config.objective import Advantage, Loss
+from common.config.preset import Preset
 from common.messages import Mode
 
 
@@ -41,6 +42,9 @@ class Validation(Section):
 class Learner(Section):
     """`[learner]`: data, steps, publishing, checkpoints."""
 
+    preset: Preset | None = None
+    """seed: what this run file does not state itself, of [shared] too, is as in the public
+    TempSamp-R1 code (`common.config.preset`)."""
     rows: Path
     """Trainer rows, JSONL (SPEC A1.1)."""
     run_dir: Path

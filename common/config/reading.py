@@ -11,6 +11,7 @@ from pydantic import BaseModel, SecretStr, ValidationError, model_validator
 
 from common.config.fields import Section
 from common.config.learner import Learner
+from common.config.preset import with_preset
 from common.config.services import Reward, Rollout
 from common.config.shared import Shared
 from common.errors import ConfigError
@@ -24,6 +25,11 @@ class Run(Section):
     rollout: Rollout = Rollout()
     reward: Reward = Reward()
     learner: Learner
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stands_on_its_preset(cls, found: Any) -> Any:
+        return with_preset(found) if isinstance(found, dict) else found
 
     @model_validator(mode="after")
     def _sampling_fits_importance_sampling(self) -> Self:

@@ -30,6 +30,7 @@ MAY_CHANGE = {
     "shared.video.downloads": "a place",
     "shared.video.cache": "a place: cached frames are the decoded ones",
     "shared.video.cache_mode": "what a missing cache entry means",
+    "learner.preset": "a name for values that are compared themselves",
     "learner.rows": "a place: the file's digest is compared",
     "learner.run_dir": "a place",
     "learner.host": "an address",
