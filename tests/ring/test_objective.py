@@ -34,6 +34,22 @@ def test_a_batch_used_twice_is_published_once_and_its_clips_act(ring: RecordedRi
     assert any(line["learner/clip_fraction"] > 0 for line in lines), lines
 
 
+@pytest.mark.chaos
+def test_a_reference_spread_over_two_ranks_is_that_of_one(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    figures = {}
+    for ranks in (1, 2):
+        with RecordedRing(
+            redis_server, run_id=f"kl-{ranks}-{tmp_path.name}", folder=tmp_path / str(ranks)
+        ) as ring:
+            ring.start(steps=3, ranks=ranks, updates_per_batch=2, **{"loss.kl_coef": 0.1}).finish()
+            figures[ranks] = [line["learner/kl_nats"] for line in steps_of(ring)]
+    assert figures[1][0] == pytest.approx(0.0, abs=1e-6)
+    assert figures[1][2] > 0
+    assert figures[2] == pytest.approx(figures[1], rel=1e-2, abs=1e-6)
+
+
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.chaos)])
 def test_steps_in_which_all_groups_tie_go_on_without_an_update(
     ring: RecordedRing, ranks: int

@@ -18,7 +18,7 @@ from services.learner.batching.batch import NO_WORK, TrainBatch, collate
 from services.learner.model.policy import load_policy
 from services.learner.model.vision import LoadFrames
 from services.learner.objective.loss import policy_loss
-from services.learner.parallel import Ranks
+from services.learner.parallel import Ranks, shard_model
 from services.learner.step import Stepper
 from tests.fixtures.learner.groups import clip_ref, scored_group
 from tests.fixtures.learner.tiny_models import Architecture
@@ -54,11 +54,16 @@ def groups(model: Path, clip_paths: tuple[Path, Path]) -> list[ScoredGroup]:
 
 
 def stepper(
-    model: Path, ranks: Ranks, *, load_frames: LoadFrames = load_frames, **learner: Any
+    model: Path,
+    ranks: Ranks,
+    *,
+    load_frames: LoadFrames = load_frames,
+    dtype: str = "float32",
+    **learner: Any,
 ) -> Stepper:
     """lr .01: one update is felt."""
     document = {
-        "shared": {"run_id": "a", "model": str(model)},
+        "shared": {"run_id": "a", "model": str(model), "dtype": dtype},
         "learner": {
             "rows": "r",
             "run_dir": "d",
@@ -69,6 +74,7 @@ def stepper(
     }
     run: Run = config.parse(document, environ={})
     policy = load_policy(model, freeze_vision=run.learner.freeze_vision, load_frames=load_frames)
+    shard_model(policy, ranks=ranks, compute_dtype=getattr(torch, dtype))
     return Stepper.of(run, policy, start=model, ranks=ranks, load_frames=load_frames)
 
 
@@ -187,3 +193,12 @@ def test_the_reference_of_a_trained_tower_has_its_own(
     assert made.reference is not None
     assert made.reference.tower is not made.policy.tower
     assert not any(p.requires_grad for p in made.reference.parameters())
+
+
+def test_in_bfloat16_policy_and_reference_agree_before_the_first_update(
+    model: Path, ranks: Ranks, groups: list[ScoredGroup]
+) -> None:
+    """The policy computes in bfloat16 from float32 masters, the reference is bfloat16 itself."""
+    made = stepper(model, ranks, dtype="bfloat16", loss={"kl_coef": 0.1})
+    assert made.step(batch_of(groups), number=1)["learner/kl_nats"] < 1e-6
+    assert made.step(batch_of(groups), number=2)["learner/kl_nats"] > 1e-4

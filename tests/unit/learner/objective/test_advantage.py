@@ -229,6 +229,18 @@ def test_truncated_answers_are_dropped_on_demand_and_still_count_in_mean_and_std
     assert trained.num_truncated == 1
     dropped = of_step(rewards, cut=(0, 3), truncated="drop")
     assert list(dropped.by_group[0]) == [None, *wanted[1:]]
+    assert not dropped.is_empty
+    assert of_step(rewards, cut=(0, 1, 2), strategy="sft", truncated="drop").by_group == (
+        (None, None, None, 1.0),
+    )
+
+
+def test_a_step_of_truncated_answers_alone_is_empty_if_they_are_dropped() -> None:
+    cut = policy_sample([1]).model_copy(update={"finish_reason": "length"})
+    group = ScoredGroup.model_construct(samples=(cut, cut), verdicts=(scored(0.0), scored(1.0)))
+    for truncated, is_empty in (("train", False), ("drop", True)):
+        settings = Advantage(truncated=truncated)  # type: ignore[arg-type]
+        assert step_advantages([group], strategy="none", settings=settings).is_empty == is_empty
 
 
 @pytest.mark.parametrize(
