@@ -31,6 +31,7 @@ from common.messages import (
     Sampling,
     VersionSpan,
 )
+from common.model.expected import refuse_unfit_model
 from common.model.folder import fetched
 from common.video.frames import processor_metadata
 from services.rollout.weight_link import Action, WorkerLinks
@@ -109,6 +110,7 @@ class Engine:
         # Before the environment is prepared: the engine that loads has no business with a hub.
         folder = fetched(shared.model, knob="shared.model").path
         _prepare_environment(rollout)
+        refuse_unfit_model(folder)
         from transformers import AutoConfig, AutoTokenizer
         from vllm.v1.engine.async_llm import AsyncLLM
 

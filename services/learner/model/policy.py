@@ -21,6 +21,7 @@ from common import torchvision_cpu
 from common.config import Lora
 from common.errors import EngineError, VideoError
 from common.messages import ScoredGroup
+from common.model.expected import ARCHITECTURES, refuse_unfit_model
 from common.video.frames import load_frames
 from services.learner.batching.batch import MicroBatch
 from services.learner.model import lora, prefix, vision
@@ -28,11 +29,6 @@ from services.learner.model.positions import prompt_positions
 
 logger = logging.getLogger(__name__)
 
-ARCHITECTURES = (
-    "Qwen3VLForConditionalGeneration",
-    "Qwen3_5ForConditionalGeneration",
-    "Qwen2_5_VLForConditionalGeneration",
-)
 MAX_LOGITS = 2**27
 """Logits held at once, 0.5 GiB in float32: 900 tokens of a vocabulary of 152k."""
 
@@ -266,7 +262,8 @@ def load_policy(
 
     Raises:
         ValueError: the checkpoint's architecture is not one of ARCHITECTURES.
-        ConfigError: adapters for layers that it lacks.
+        ConfigError: its tensors are not those of its config.json, or adapters for layers that it
+            lacks.
     """
     torchvision_cpu.install()
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -277,6 +274,7 @@ def load_policy(
             f"{path}: found architecture {architectures[0]}, wanted one of "
             f"{', '.join(ARCHITECTURES)}: set shared.model"
         )
+    refuse_unfit_model(Path(path))
     model = AutoModelForImageTextToText.from_pretrained(
         path, dtype=dtype, attn_implementation=attention or _default_attention(torch.device(device))
     )
