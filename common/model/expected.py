@@ -6,6 +6,7 @@ takes a second or two and no memory, at any size.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,13 @@ def expected_of(config: Any) -> Expected:
             for name, tensor in everywhere.items()
             if names.get(id(tensor), name) != name
         },
-        renamed=_of_qwen2_5_vl if architecture.startswith("Qwen2_5_VL") else str,
+        renamed=renamed_of(architecture),
     )
+
+
+def renamed_of(architecture: str) -> Callable[[str], str]:
+    """Name of a tensor in a file → its name in a model of this architecture."""
+    return _of_qwen2_5_vl if architecture.startswith("Qwen2_5_VL") else str
 
 
 def empty_model(config: Any, **settings: Any) -> Any:

@@ -301,6 +301,8 @@ def shard_model(policy: Policy, *, ranks: Ranks, compute_dtype: torch.dtype) -> 
 def _lower_losslessly(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
     """Keep what is not trained in `dtype` if that is the same numbers; a bfloat16 checkpoint is."""
     for parameter in parameters:
+        if parameter.is_meta:  # `model.start` has seen to it
+            continue
         lower = parameter.data.to(dtype)
         if not parameter.requires_grad and torch.equal(lower.to(parameter.dtype), parameter.data):
             parameter.data = lower

@@ -25,7 +25,8 @@ from common.video.loader import ClipLoader
 from services.learner import metrics, parallel
 from services.learner.batching.batch import NO_WORK, TrainBatch, collate, groups_of_rank
 from services.learner.desk import Desk
-from services.learner.model.policy import Policy, load_policy
+from services.learner.model.policy import Policy
+from services.learner.model.start import start_policy
 from services.learner.objective.advantage import StepAdvantages, step_advantages
 from services.learner.objective.diagnostics import diagnostics
 from services.learner.parallel import Ranks, StopSignal
@@ -299,17 +300,14 @@ def open_learner(
         if not resume:
             refuse_existing(settings.run_dir)
         loader = ClipLoader.of(run.shared.video)
-        policy = parallel.shard_model(
-            load_policy(
-                start,
-                device=ranks.device,
-                freeze_vision=settings.freeze_vision,
-                adapters=settings.lora,
-                gradient_checkpointing=settings.gradient_checkpointing,
-                load_frames=loader.load,
-            ),
+        policy = start_policy(
+            start,
             ranks=ranks,
             compute_dtype=getattr(torch, run.shared.dtype),
+            freeze_vision=settings.freeze_vision,
+            adapters=settings.lora,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            load_frames=loader.load,
         )
         stepper = Stepper.of(run, policy, start=start, ranks=ranks, load_frames=loader.load)
         checkpoints = Checkpoints(

@@ -21,7 +21,7 @@ from common import torchvision_cpu
 from common.config import Lora
 from common.errors import EngineError, VideoError
 from common.messages import ScoredGroup
-from common.model.expected import ARCHITECTURES, refuse_unfit_model
+from common.model.expected import ARCHITECTURES, empty_model, refuse_unfit_model
 from common.video.frames import load_frames
 from services.learner.batching.batch import MicroBatch
 from services.learner.model import lora, prefix, vision
@@ -245,6 +245,7 @@ def load_policy(
     gradient_checkpointing: bool = False,
     attention: Attention | None = None,
     load_frames: vision.LoadFrames = load_frames,
+    empty: bool = False,
 ) -> Policy:
     """Load a checkpoint to train it.
 
@@ -259,6 +260,7 @@ def load_policy(
         attention: kernel of the vision tower; default flash_attention_2 on CUDA if importable, else
             sdpa. The language model always uses PyTorch's sdpa, which brings FlashAttention-2.
         load_frames: where the frames of a clip come from.
+        empty: on the meta device instead, for `start.py` to give it memory and values.
 
     Raises:
         ValueError: the checkpoint's architecture is not one of ARCHITECTURES.
@@ -268,16 +270,19 @@ def load_policy(
     torchvision_cpu.install()
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    architectures = AutoConfig.from_pretrained(path).architectures or ["(none)"]
+    config = AutoConfig.from_pretrained(path)
+    architectures = config.architectures or ["(none)"]
     if architectures[0] not in ARCHITECTURES:
         raise ValueError(
             f"{path}: found architecture {architectures[0]}, wanted one of "
             f"{', '.join(ARCHITECTURES)}: set shared.model"
         )
     refuse_unfit_model(Path(path))
-    model = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=dtype, attn_implementation=attention or _default_attention(torch.device(device))
-    )
+    kernels = {"attn_implementation": attention or _default_attention(torch.device(device))}
+    if empty:
+        model, device = empty_model(config, dtype=dtype, **kernels), "meta"
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, **kernels)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.to(device).train()

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ class ClipEncoder:
         self._model = model
         self._processor = video_processor
         self._cache = FeatureCache(max_bytes=max_bytes)
-        self._tower = digest(model.visual) if frozen else None
+        self._frozen = frozen
         self._decoding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clips")
         self._ahead: OrderedDict[object, Future[Tensor]] = OrderedDict()
 
@@ -216,6 +217,11 @@ class ClipEncoder:
             ClipFeatures(embeds, tuple(level[index] for level in levels))
             for index, embeds in enumerate(output.pooler_output)
         ]
+
+    @cached_property
+    def _tower(self) -> str | None:
+        """Digest of a frozen tower; when first asked for: a tower may get its values late."""
+        return digest(self._model.visual) if self._frozen else None
 
     def _key(self, clip: ClipRef) -> object:
         return self._tower, clip.sha256, clip.sampling, clip.frame_hw, clip.frame_indices

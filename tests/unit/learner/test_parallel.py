@@ -21,12 +21,12 @@ from services.learner.parallel import Ranks, shard_model, start_ranks
 from tests.fixtures.learner.groups import clip_ref, scored_group
 from tests.fixtures.learner.learner_rank import Case, case_gradients, write_cases
 from tests.fixtures.learner.ranks import as_ranks
-from tests.fixtures.learner.tiny_models import Architecture
+from tests.fixtures.learner.tiny_models import Architecture, tied_copy
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 120
 CASES = (
-    *("frozen_tower", "trained_tower", "checkpointed", "empty_rank", "linear_attention"),
+    *("frozen_tower", "trained_tower", "checkpointed", "empty_rank", "linear_attention", "tied"),
     *("adapters", "adapted_tower", "adapted_linear_attention"),
     *("reference", "reference_with_tower"),
 )
@@ -34,7 +34,9 @@ CASES = (
 
 @pytest.fixture(scope="module")
 def cases(
-    tiny_model: Callable[[Architecture], Path], clip_paths: tuple[Path, Path]
+    tiny_model: Callable[[Architecture], Path],
+    clip_paths: tuple[Path, Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Case]:
     """Three groups of different lengths for two ranks: one of them has an idle micro-batch."""
 
@@ -56,7 +58,7 @@ def cases(
     def case(name: str, architecture: Architecture = "qwen3_vl", **changed: object) -> Case:
         settings = {"freeze_vision": True, "gradient_checkpointing": False, **changed}
         count = int(settings.pop("count", 3))
-        folder = str(tiny_model(architecture))
+        folder = str(settings.pop("model", tiny_model(architecture)))
         return Case(name=name, model=folder, groups=groups(architecture, count), **settings)
 
     made = [
@@ -70,6 +72,7 @@ def cases(
         case("adapted_linear_attention", "qwen3_5", adapters=True),
         case("reference", kl=True),
         case("reference_with_tower", kl=True, freeze_vision=False),
+        case("tied", model=tied_copy(tiny_model("qwen3_vl"), tmp_path_factory.mktemp("tied"))),
     ]
     return {one.name: one for one in made}
 
