@@ -18,6 +18,7 @@ class Optimizer(Section):
     lr: Positive = 1e-6
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Of matrices; norms, biases and other vectors are not decayed."""
     warmup_steps: Count = 0
     """Linear warm-up; constant afterwards."""
     max_grad_norm: Positive = 1.0

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from common.config import Run
 from services.learner.batching.batch import MicroBatch, TrainBatch
+from services.learner.model.optimizer import adamw
 from services.learner.model.policy import Policy, TokenScores
 from services.learner.model.reference import load_reference
 from services.learner.model.vision import LoadFrames
@@ -44,13 +45,7 @@ class Stepper:
         cls, run: Run, policy: Policy, *, start: Path, ranks: Ranks, load_frames: LoadFrames
     ) -> Self:
         """An optimizer for `policy`, sharded already; the reference is loaded from `start`."""
-        settings = run.learner.optimizer
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in policy.parameters() if parameter.requires_grad],
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-        )
+        optimizer = adamw(policy, run.learner.optimizer)
         reference: Scorer | None = None
         if run.learner.loss.kl_coef > 0 and policy.adapters is not None:
             reference = policy.unadapted

@@ -139,11 +139,12 @@ class Checkpoints:
         folder = self._folder / name
         tensors = self._tensors()
         load_sharded(tensors, checkpoint_id=folder / "shards")
+        _, ours = get_state_dict(self._policy, self._optimizer)
         set_state_dict(
             self._policy,
             self._optimizer,
             model_state_dict=tensors["model"],
-            optim_state_dict=tensors["optimizer"],
+            optim_state_dict=ours | tensors["optimizer"],
             options=StateDictOptions(strict=True),
         )
         state = RunState.model_validate_json((folder / "run_state.json").read_bytes())
@@ -214,8 +215,9 @@ class Checkpoints:
         return None
 
     def _tensors(self) -> dict[str, Any]:
+        """By parameter name; groups of parameters are settings (`compatible.py`), not state."""
         model, optimizer = get_state_dict(self._policy, self._optimizer)
-        return {"model": model, "optimizer": optimizer}
+        return {"model": model, "optimizer": {"state": optimizer["state"]}}
 
     def _gathered(self) -> dict[str, Any]:
         """The whole weights on rank 0; a collective."""

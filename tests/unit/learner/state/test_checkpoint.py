@@ -9,11 +9,10 @@ import torch
 
 from common import config
 from common.errors import RunLostError
-from services.learner.feed import FeedState
-from services.learner.intake import IntakeState
 from services.learner.model.policy import load_policy
 from services.learner.parallel import Ranks, start_ranks
-from services.learner.state.checkpoint import Checkpoints, RunState, carry_over, rng_state
+from services.learner.state.checkpoint import Checkpoints, carry_over
+from tests.fixtures.learner.checkpoint_rank import run_state as state
 from tests.fixtures.learner.tiny_models import Architecture
 
 
@@ -51,19 +50,6 @@ def checkpoints(
     optimizer = torch.optim.AdamW(trained)
     run = config.parse(document, environ={})
     return Checkpoints(run, start=start, policy=policy, optimizer=optimizer, ranks=ranks)
-
-
-def state(step: int) -> RunState:
-    feed = FeedState(
-        tag="t",
-        rows_sha256="0",
-        epoch=0,
-        cursor=0,
-        next_sequence=1,
-        outstanding=(),
-        rejected=(),
-    )
-    return RunState(step=step, feed=feed, intake=IntakeState(), ledger_bytes=0, rng=rng_state())
 
 
 def test_every_file_and_folder_is_on_the_disk_before_the_rename_and_that_before_it_returns(
