@@ -63,7 +63,7 @@ class StepLine(_Line):
     learner_epoch: int
     """Fencing epoch of the learner that did it."""
     applied: bool
-    """False: the gradient was not finite, and weights stayed as they were."""
+    """False: weights stayed as they were: a gradient not finite, or nothing to learn."""
     groups: tuple[TrainedGroup, ...]
 
 

@@ -89,7 +89,12 @@ def _show(found: Audit, *, limit: int | None) -> None:
     for epoch in found.epochs:
         given_up = [f"{row}: {'; '.join(why)}" for row, why in epoch.given_up.items()]
         _list(console, f"epoch {epoch.number}, given up", given_up, limit)
-        _list(console, f"epoch {epoch.number}, in a step that was skipped", epoch.unapplied, limit)
+        _list(
+            console,
+            f"epoch {epoch.number}, in a step that changed no weights",
+            epoch.unapplied,
+            limit,
+        )
     _list(console, "rejected", [f"{row}: {why}" for row, why in found.rejected.items()], limit)
     again = ", ".join(f"{count} {fate}" for fate, count in sorted(found.asked_again.items()))
     console.print(f"asked again: {again or 'none'}")

@@ -35,7 +35,7 @@ class Epoch:
     given_up: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """Row → why it was not trained on; two are one too many."""
     unapplied: list[str] = field(default_factory=list)
-    """Rows of steps whose gradient was not finite."""
+    """Rows of steps that changed no weights: a gradient not finite, or nothing to learn."""
     in_flight: set[str] = field(default_factory=set)
 
     @property

@@ -181,10 +181,10 @@ def test_each_violation_is_named(run: Run, lines: list[Line], said: list[str]) -
     assert "not proven" in output
 
 
-def test_rows_of_a_skipped_step_are_listed(run: Run) -> None:
+def test_rows_of_a_step_that_changed_no_weights_are_listed(run: Run) -> None:
     code, output, _ = run(with_line(2, step(1, group(1), group(2), applied=False)))
     assert code == 0
-    assert "epoch 0, in a step that was skipped:\n  row 1\n  row 2\n" in output
+    assert "epoch 0, in a step that changed no weights:\n  row 1\n  row 2\n" in output
 
 
 def test_without_a_checkpoint_nothing_is_proven(run: Run) -> None:
