@@ -5,6 +5,7 @@ Each rank builds the model without memory (`policy.load_policy(empty=True)`), sh
 time, and every rank keeps its rows. A single rank has the whole model anyway and loads it directly.
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -54,7 +55,7 @@ def start_policy(
 
 
 def _without_values(policy: Policy, path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Adapters join the rest on the meta device; returns their values, equal on all ranks.
+    """Values of the adapters, which no file has: equal on all ranks, whose seed is the same.
 
     What they stand beside is frozen, and kept in `dtype` where the file has it so.
     """
@@ -67,12 +68,18 @@ def _without_values(policy: Policy, path: Path, dtype: torch.dtype) -> dict[str,
             name = f"{module_name}.{own_name}"
             file_name = hugging_face_name(name)
             if file_name is None:
-                drawn[name] = parameter.detach().clone()
-                empty = torch.empty_like(parameter, device="meta")
-                setattr(module, own_name, nn.Parameter(empty, parameter.requires_grad))
+                drawn[name] = _drawn(name, parameter.shape)
             elif file_name in files and DTYPES[files[file_name][1].dtype] == dtype:
                 parameter.data = parameter.data.to(dtype)
     return drawn
+
+
+def _drawn(name: str, shape: torch.Size) -> Tensor:
+    """As PEFT begins: A like the weights of a linear layer, B at 0."""
+    values = torch.zeros(shape)
+    if ".lora_A." in name:
+        nn.init.kaiming_uniform_(values, a=math.sqrt(5))
+    return values
 
 
 def _files(policy: Policy, path: Path) -> dict[str, tuple[str, Stored]]:

@@ -81,6 +81,6 @@ def test_what_is_given_memory_is_filled(number: int, models: list[Path], one_ran
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(parameter.isnan().all() for parameter in policy.parameters())
-    start._fill(policy, models[number], ranks=one_rank)
+    start._fill(policy, models[number], {}, ranks=one_rank)
     named = [*policy.named_parameters(), *policy.named_buffers()]
     assert [name for name, value in named if value.isnan().any()] == []
