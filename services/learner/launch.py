@@ -109,7 +109,11 @@ class Fleet:
 
     def environment(self, local_rank: int, *, host: str, port: int) -> dict[str, str]:
         """What makes a process a rank, over this process's own environment."""
-        shared = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.ranks))}
+        cores = len(os.sched_getaffinity(0))
+        unless_set = {
+            "OMP_NUM_THREADS": str(max(1, cores // self.ranks)),
+            "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",  # as torchrun does: a hung collective ends
+        }
         names: dict[str, object] = {
             "RANK": self.node_rank * self.ranks + local_rank,
             "LOCAL_RANK": local_rank,
@@ -122,7 +126,7 @@ class Fleet:
             "TORCHELASTIC_USE_AGENT_STORE": True,
             LAUNCHER: os.getpid(),
         }
-        return {**shared, **os.environ, **{name: str(value) for name, value in names.items()}}
+        return {**unless_set, **os.environ, **{name: str(value) for name, value in names.items()}}
 
 
 def is_rank() -> bool:
@@ -157,7 +161,9 @@ def launch(
             f"--ranks, --nodes: found {fleet.world_size} ranks in a rank of torchrun, "
             "wanted one launcher: leave out torchrun, or these options"
         )
-    with fleet.open() as (host, port), _Ranks(shutdown_timeout_s) as ranks:
+    # Signals first: the store takes seconds to import, and a container's first process is sent
+    # nothing that it does not listen to.
+    with _Ranks(shutdown_timeout_s) as ranks, fleet.open() as (host, port):
         for local_rank in range(fleet.ranks):
             environment = fleet.environment(local_rank, host=host, port=port)
             ranks.start(command, environment)
@@ -258,6 +264,8 @@ class _Ranks:
             # Without a failure it is SIGTERM that they had time for.
             knob = {} if self._failed else {"knob": "--shutdown-timeout"}
             logger.error("ranks have not ended in time: killed", extra={"ranks": late, **knob})
+        if self._failed and self._code is None:
+            self._code = 1  # not that of those who are killed now
         self._send(signal.SIGKILL)
 
     def _kill_within(self, seconds: float) -> None:

@@ -141,13 +141,36 @@ def test_the_first_that_fails_of_itself_gives_the_code(script: str, wanted: int)
     assert "Traceback" not in output
 
 
-def test_a_rank_that_does_not_hear_is_killed_when_another_has_failed() -> None:
-    launcher = Launcher(codes(DEAF, "time.sleep(1); sys.exit(4)"))
+@pytest.mark.parametrize(("ends_with", "wanted"), [(4, 4), (OTHER_RANK_FAILED, 1)])
+def test_a_rank_that_does_not_hear_is_killed_when_another_has_failed(
+    ends_with: int, wanted: int
+) -> None:
+    launcher = Launcher(codes(DEAF, f"time.sleep(1); sys.exit({ends_with})"))
     began = time.monotonic()
     code, output = launcher.end()
-    assert code == 4, output
+    assert code == wanted, output
     assert 8 < time.monotonic() - began < 40
     assert output.count("ranks have not ended in time: killed") == 1
+
+
+def test_a_signal_before_there_are_ranks_is_kept_for_them() -> None:
+    launcher = Launcher(SLEEP, nodes=1)
+    process = psutil.Process(launcher.process.pid)
+    deadline = time.monotonic() + PATIENCE_S
+    while not hears(process, signal.SIGTERM):
+        assert time.monotonic() < deadline
+    assert not process.children()
+    launcher.process.terminate()
+    code, output = launcher.end()
+    assert code == 128 + signal.SIGTERM, "they had nothing to save"
+    assert "SIGTERM: passed on to the ranks" in output
+
+
+def hears(process: psutil.Process, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def test_ranks_of_two_nodes_meet_where_node_0_is() -> None:
