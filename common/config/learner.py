@@ -70,6 +70,9 @@ class Learner(Section):
     max_staleness: Count = 1
     """Policy versions a group may lag behind when it is trained on."""
     freeze_vision: bool = True
+    shard_within: Literal["all", "node"] | PositiveInt = "all"
+    """Which ranks share one copy of what is trained: all, those of a node, or so many in turn. The
+    others hold copies (HSDP): between nodes only gradients travel, for more memory on each rank."""
     gradient_checkpointing: bool = False
     micro_batch_groups: PositiveInt = 8
     """Groups of equal prompt shape forwarded together."""

@@ -17,6 +17,8 @@ from jobs.recipes.tokens import GroupTokens
 
 BF16, FP32 = 2, 4
 Place = Literal["device", "host"]
+NODE_GPUS = 8
+"""Of a node, for learner.shard_within = "node". Assumed."""
 GATHERED_LAYERS = 3
 """The layer in work, the next one prefetched, the last one being freed."""
 REDUCED_LAYERS = 2
@@ -44,10 +46,12 @@ class RankMemory:
     """One learner rank, bytes."""
 
     states: float
-    """Float32 masters, gradients and both AdamW states: 16 B a trained parameter over all ranks.
-    Below adapters, the frozen weights too, in the compute dtype."""
+    """Float32 masters, gradients and both AdamW states: 16 B a trained parameter over the ranks
+    that share a copy (learner.shard_within). Below adapters, the frozen weights too, in the compute
+    dtype."""
     temporaries: float
-    """Of AdamW's foreach step: 4 B a trained parameter over all ranks. Not beside activations."""
+    """Of AdamW's step: 4 B a trained parameter over those ranks, as measured before it was fused;
+    fused it should need none. Not beside activations."""
     replicated: float
     """In the compute dtype: the frozen tower, and this rank's share of a KL term's reference model,
     which has a whole tower of its own if the policy trains its; adapters need no reference."""
@@ -66,7 +70,7 @@ class RankMemory:
     learner.weight_staging = "host" its device buckets alone. Beside it the buckets in which ranks
     meet and, with learner.publish = "delta", a delta and the bucket that it is found in."""
     start: float
-    """The whole model in float32, before it is sharded."""
+    """A single rank: the whole model in float32; several: a share and the largest tensor."""
 
     @property
     def backward(self) -> float:
@@ -115,6 +119,7 @@ def rank_memory(
     """One rank's share with the longest groups, `micro_batch_groups` of them at a time."""
     parameters, changing = trained(architecture, learner)
     width = BF16 if shared.dtype == "bfloat16" else FP32
+    sharing = _ranks_of_a_copy(learner, ranks)
     layer = architecture.decoder_parameters / architecture.layers
     groups = learner.micro_batch_groups
     kept = _kept_bytes(architecture, tokens, width)
@@ -123,9 +128,9 @@ def rank_memory(
     logits = min(MAX_LOGITS, groups * tokens.answers * tokens.answer * architecture.vocabulary)
     reduced = learner.lora is None
     return RankMemory(
-        states=(4 * FP32 * parameters + _below_adapters(architecture, learner, width)) / ranks,
-        temporaries=FP32 * parameters / ranks,
-        replicated=_replicated(architecture, learner, width, ranks),
+        states=(4 * FP32 * parameters + _below_adapters(architecture, learner, width)) / sharing,
+        temporaries=FP32 * parameters / sharing,
+        replicated=_replicated(architecture, learner, width, sharing),
         root=(2 * width + FP32 if reduced else width) * architecture.root_parameters,
         gathered=(GATHERED_LAYERS * width + REDUCED_LAYERS * FP32 * reduced) * layer,
         kept=groups
@@ -134,8 +139,16 @@ def rank_memory(
         inside=groups * inside,
         logits=LOGITS_BYTES * logits,
         snapshot=_snapshot(architecture, learner, changing=changing, width=width, ranks=ranks),
-        start=FP32 * architecture.parameters,
+        start=FP32 * architecture.parameters
+        if ranks == 1
+        else FP32 * (parameters / sharing + architecture.root_parameters),
     )
+
+
+def _ranks_of_a_copy(learner: Learner, ranks: int) -> int:
+    known = {"all": ranks, "node": min(ranks, NODE_GPUS)}
+    within = learner.shard_within
+    return within if isinstance(within, int) else known[within]
 
 
 def _below_adapters(architecture: Architecture, learner: Learner, width: int) -> int:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
+from common.errors import ConfigError
 from services.learner.launch import LAUNCHER, OTHER_RANK_FAILED
 from services.learner.model.policy import Policy
 
@@ -53,6 +54,7 @@ class Ranks:
     device: torch.device
     """Where this rank computes."""
     mesh: DeviceMesh
+    """(world_size,), or (copies, ranks that share one) when not all share one."""
     store: Store | None = None
     """Of all ranks; None for a single one."""
 
@@ -208,12 +210,18 @@ def will_be_main() -> bool:
     return not dist.is_torchelastic_launched() or os.environ["RANK"] == "0"
 
 
-def start_ranks(device: str, *, timeout_s: float) -> Ranks:
+def start_ranks(
+    device: str, *, timeout_s: float, shard_within: Literal["all", "node"] | int = "all"
+) -> Ranks:
     """Join the process group that the environment describes, or be the only rank.
 
     Args:
         device: `cpu` or `cuda`.
         timeout_s: deadline of each collective; a rank that misses it fails with an error.
+        shard_within: which ranks share one copy of what is trained; `learner.shard_within`.
+
+    Raises:
+        ConfigError: the ranks cannot be divided so.
     """
     timeout = datetime.timedelta(seconds=timeout_s)
     store = None
@@ -240,7 +248,25 @@ def start_ranks(device: str, *, timeout_s: float) -> Ranks:
         torch.cuda.set_device(place)
     if rank != 0:
         logging.getLogger().setLevel(logging.WARNING)
-    return Ranks(rank, world_size, place, init_device_mesh(device, (world_size,)), store)
+    sharing = _ranks_of_a_copy(shard_within, world_size)
+    if sharing == world_size:
+        mesh = init_device_mesh(device, (world_size,))
+    else:
+        shape = (world_size // sharing, sharing)
+        mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
+    return Ranks(rank, world_size, place, mesh, store)
+
+
+def _ranks_of_a_copy(shard_within: Literal["all", "node"] | int, world_size: int) -> int:
+    """The ranks of a node are numbered in a row, so each copy stays on as few as can be."""
+    known = {"all": world_size, "node": int(os.environ.get("LOCAL_WORLD_SIZE", world_size))}
+    sharing = shard_within if isinstance(shard_within, int) else known[shard_within]
+    if world_size % sharing:
+        raise ConfigError(
+            f"learner.shard_within: found {shard_within!r} ({sharing} ranks for a copy) with "
+            f"{world_size} ranks, wanted a number that divides them"
+        )
+    return sharing
 
 
 @contextlib.contextmanager
@@ -270,7 +296,7 @@ def _end_with(launcher: int) -> None:
 
 
 def shard_model(policy: Policy, *, ranks: Ranks, compute_dtype: torch.dtype) -> Policy:
-    """Spread the trained parameters over all ranks with FSDP2, in place; parameters stay float32.
+    """Spread the trained parameters over the ranks' mesh with FSDP2, in place, as float32.
 
     One shard unit per decoder layer (and tower block, if trained) and one for the rest. A frozen
     tower is replicated instead: ranks meet cached clips at different times, so its calls are not in

@@ -287,7 +287,11 @@ def open_learner(
     start = fetched(run.shared.model, knob="shared.model").path
     torch.manual_seed(run.shared.seed)
     with contextlib.ExitStack() as owned:
-        ranks = parallel.start_ranks(settings.device, timeout_s=settings.collective_timeout_s)
+        ranks = parallel.start_ranks(
+            settings.device,
+            timeout_s=settings.collective_timeout_s,
+            shard_within=settings.shard_within,
+        )
         owned.push(ranks.leave)
         # Not before: a signal would wait for ranks that never come.
         owned.enter_context(stop.installed())

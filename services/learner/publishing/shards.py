@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from common.errors import WeightError
 from common.weights.layout import Layout, dtype_of
@@ -32,10 +32,12 @@ class Part:
 def parts(
     layout: Layout, tensors: Sequence[Tensor], *, world_size: int
 ) -> list[dict[int, list[Part]]]:
-    """For each bucket: rank → the parts it owns, in order. A tensor that is whole is rank 0's.
+    """For each bucket: rank → the parts it owns, in order.
+
+    A tensor that is whole is rank 0's; of several copies (HSDP) the one that rank 0 shares travels.
 
     Raises:
-        WeightError: a tensor is spread in another way than by rows over all ranks.
+        WeightError: a tensor is spread in another way than by rows over all ranks of a copy.
     """
     shares = [_shares(tensor, world_size) for tensor in tensors]
     found = []
@@ -135,13 +137,16 @@ def _shares(tensor: Tensor, world_size: int) -> list[tuple[int, int]]:
     """Each rank's values of a tensor, counted flat."""
     if not isinstance(tensor, DTensor):
         return [(0, tensor.numel())]
-    if tensor.placements != (Shard(0),) or tensor.device_mesh.size() != world_size:
+    mesh = tensor.device_mesh
+    by_rows = tensor.placements in ((Shard(0),), (Replicate(), Shard(0)))
+    if not by_rows or mesh.size() != world_size:
         raise WeightError(
-            f"found a parameter spread as {tensor.placements} over {tensor.device_mesh.size()} "
-            f"ranks, wanted rows over all {world_size}"
+            f"found a parameter spread as {tensor.placements} over {mesh.size()} "
+            f"ranks, wanted rows over all {world_size}, or over those of each copy"
         )
-    rows = tensor.shape[0]
+    rows, sharing = tensor.shape[0], mesh.size(-1)
     row = tensor.numel() // rows if rows else 0
-    chunk = -(-rows // world_size)
+    chunk = -(-rows // sharing)
+    # The first copy is that of ranks 0, 1, ...: torchrun numbers those of a node in a row.
     edges = [min(rank * chunk, rows) * row for rank in range(world_size + 1)]
     return list(pairwise(edges))

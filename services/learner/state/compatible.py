@@ -52,6 +52,7 @@ MAY_CHANGE = {
     "learner.weight_staging": "how weights travel",
     "learner.max_unusable_in_a_row": "when a run gives up",
     "learner.max_without_verdict_s": "when a run gives up",
+    "learner.shard_within": "who holds what: the same sum, in another order",
     "learner.gradient_checkpointing": "memory for time: gradients are the same bits",
     "learner.micro_batch_groups": "memory: the same sum, in another order",
 }

@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from common.errors import ConfigError
 from common.messages import ScoredGroup
 from services.learner import parallel
 from services.learner.batching.batch import collate
@@ -81,9 +83,14 @@ def cases(
 def two_ranks(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the gradients that two ranks wrote."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    write_cases(folder, list(cases.values()))
+    return gradients_of(2, "learner_rank", list(cases.values()), folder=folder)
+
+
+def gradients_of(count: int, fixture: str, cases: list[Case], *, folder: Path) -> Path:
+    """Folder with what `count` ranks of a fixture wrote."""
+    write_cases(folder, cases)
     finished = subprocess.run(
-        as_ranks(2, "-m", "tests.fixtures.learner.learner_rank", str(folder)),
+        as_ranks(count, "-m", f"tests.fixtures.learner.{fixture}", str(folder)),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -98,11 +105,26 @@ def two_ranks(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) 
 def test_two_ranks_equal_one_in_loss_and_gradients(
     name: str, cases: dict[str, Case], two_ranks: Path
 ) -> None:
-    found, wanted = load_file(two_ranks / f"{name}.safetensors"), case_gradients(cases[name])
+    assert_as_one_process(cases[name], two_ranks)
+
+
+def test_two_copies_of_two_ranks_equal_one_and_publish_whole_weights(
+    cases: dict[str, Case], tmp_path: Path
+) -> None:
+    """HSDP: three groups for four ranks, so one of them is idle."""
+    chosen = [cases["frozen_tower"], cases["tied"]]
+    gradients_of(4, "copies_rank", chosen, folder=tmp_path)
+    for case in chosen:
+        assert_as_one_process(case, tmp_path)
+
+
+def assert_as_one_process(case: Case, folder: Path) -> None:
+    """Loss and gradients that ranks wrote are those of a single process."""
+    found, wanted = load_file(folder / f"{case.name}.safetensors"), case_gradients(case)
     assert found.keys() == wanted.keys()
-    if cases[name].adapters:
+    if case.adapters:
         assert all(".lora_" in key for key in found.keys() - {"loss"})
-    assert any("visual" in key for key in found) != cases[name].freeze_vision
+    assert any("visual" in key for key in found) != case.freeze_vision
     assert found["loss"].item() == pytest.approx(wanted["loss"].item(), rel=1e-5)
     for key, gradient in wanted.items():
         assert torch.allclose(found[key], gradient, rtol=1e-4, atol=1e-6), key
@@ -149,6 +171,21 @@ def test_bfloat16_computes_on_float32_masters(
     }
     gap_nats = (scores[0] - scores[1]).abs().max().item()
     assert 0 < gap_nats < 0.5
+
+
+@pytest.mark.parametrize(("shard_within", "local"), [(3, "4"), ("node", "3"), (8, "4")])
+def test_ranks_that_cannot_be_divided_are_refused(
+    shard_within: Literal["node"] | int, local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    with pytest.raises(ConfigError, match=r"learner\.shard_within: found .* with 4 ranks, wanted"):
+        parallel._ranks_of_a_copy(shard_within, 4)
+
+
+def test_a_copy_is_a_nodes_or_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    found = [parallel._ranks_of_a_copy(within, 16) for within in ("all", "node", 4)]  # type: ignore[arg-type]
+    assert found == [16, 8, 4]
 
 
 def test_a_rank_ends_with_the_launcher_that_started_it(tmp_path: Path) -> None:
