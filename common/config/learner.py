@@ -95,6 +95,10 @@ class Learner(Section):
     checkpoint_every: Count = 50
     """Steps between checkpoints; 0: only at the end."""
     keep_checkpoints: PositiveInt = 2
+    """The newest ones."""
+    keep_best: bool = True
+    """With validation: also save and keep the version with the highest mean IoU on held-out rows,
+    which checkpoints/best.json names."""
     probe_every: Count = 20
     """Versions between probe groups, generated and re-scored at one version; 0: never."""
     max_returns: PositiveInt = 3

@@ -32,6 +32,7 @@ from services.learner.objective.diagnostics import diagnostics
 from services.learner.parallel import Ranks, StopSignal
 from services.learner.probe import generate_probe, logprob_gap
 from services.learner.publishing.publisher import Publisher
+from services.learner.state.best import is_best
 from services.learner.state.checkpoint import Checkpoints, refuse_existing, rng_state
 from services.learner.status import Status, serving
 from services.learner.step import Stepper
@@ -82,7 +83,8 @@ def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
             learner.validate(version)
             clock.lap("learner/validate_s")
             learner.report(groups, version=version, figures=figures | clock.laps)
-            if run.learner.checkpoint_every and version % run.learner.checkpoint_every == 0:
+            due = run.learner.checkpoint_every and version % run.learner.checkpoint_every == 0
+            if due or learner.is_best:
                 learner.save(version)
         learner.save(version)
         learner.raise_failure()
@@ -103,6 +105,8 @@ class Learner:
     first_version: int
     saved_version: int | None
     stop: StopSignal
+    is_best: bool = False
+    """Whether this version answered the held-out rows better than any before; on every rank."""
     failure: TempSampError | None = None
     """Rank 0: why there are no more groups."""
     last_order_s: float = field(default_factory=time.monotonic)
@@ -172,16 +176,18 @@ class Learner:
         """
         learner = self.run.learner
         due = version == learner.steps or version % learner.validation.every == 0
+        self.is_best = False
         if not self.validates or not due:
             return
         if self.desk is None:
-            self._follow()
+            self.is_best = self._follow()["is_best"]
             return
         self.publisher.settle()
         self.desk.validate(
             version, urls=self.publisher.member_urls, on_idle=self._welcome_strangers
         )
-        self._order("go on")
+        self.is_best = learner.keep_best and is_best(learner.run_dir, version)
+        self._order("go on", is_best=self.is_best)
 
     def report(
         self, groups: Sequence[ScoredGroup], *, version: int, figures: Mapping[str, float]

@@ -220,6 +220,8 @@ def test_killed_learner_resumes_to_bit_identical_weights(ring: Ring, run_dir: Pa
         "learner__validation__rows": str(ring.folder / "clips/train/rows.jsonl"),
         "learner__validation__every": 3,
         "learner__validation__limit": 6,
+        # It would save version 3 by itself, and nothing had to be repeated.
+        "learner__keep_best": False,
     }
     first = LearnerProcess(ring, **settings)
     first.wait_for_version(3)
@@ -313,6 +315,7 @@ def test_both_sides_train_from_the_cache_when_the_videos_are_gone(
     assert [line["step"] for line in steps] == [1, 2]
     assert all(line["learner/probe_logprob_gap_nats"] < 1e-4 for line in steps)
     assert [line["val/queries"] for line in validations(run_dir)] == [24, 24]
+    assert json.loads((run_dir / "checkpoints/best.json").read_text())["step"] == 2
     assert cache_hits(ring) >= hits + 8
 
 

@@ -41,6 +41,7 @@ from services.learner.intake import IntakeState
 from services.learner.launch import OTHER_RANK_FAILED
 from services.learner.model.policy import Policy
 from services.learner.parallel import Ranks, whole_weights
+from services.learner.state.best import best_so_far, name_best
 from services.learner.state.compatible import refuse_changes
 from services.learner.state.durable import sync, sync_tree
 from services.learner.state.manifest import fault_of, write_manifest
@@ -86,7 +87,7 @@ class Checkpoints:
         self._folder = run.learner.run_dir / "checkpoints"
 
     def save(self, state: RunState | None, *, confirm: Callable[[], None] = lambda: None) -> None:
-        """Write a checkpoint and drop the oldest ones beyond `keep_checkpoints`; a collective.
+        """Write a checkpoint and drop the oldest ones that are not to be kept; a collective.
 
         Args:
             state: rank 0's run state; the others pass None.
@@ -118,8 +119,7 @@ class Checkpoints:
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
                 sync(self._folder)
-                for old in list_checkpoints(self._folder)[: -self._run.learner.keep_checkpoints]:
-                    shutil.rmtree(old)
+                self._drop_old()
                 logger.info("checkpoint", extra={"step": state.step, "path": str(final)})
 
     def restore(self) -> RunState | None:
@@ -223,6 +223,16 @@ class Checkpoints:
         """The whole weights on rank 0; a collective."""
         dtype = getattr(torch, self._run.shared.dtype)
         return dict(whole_weights(self._policy, dtype=dtype, ranks=self._ranks))
+
+    def _drop_old(self) -> None:
+        """Rank 0: all but the newest ones, and the best one on held-out rows."""
+        best = best_so_far(self._run.learner.run_dir) if self._run.learner.keep_best else None
+        if best is not None:
+            name_best(self._folder, best)
+        kept = None if best is None else f"step-{best.step:06d}"
+        for old in list_checkpoints(self._folder)[: -self._run.learner.keep_checkpoints]:
+            if old.name != kept:
+                shutil.rmtree(old)
 
     def _complete(self, partial: Path, state: RunState, whole: dict[str, Any]) -> None:
         """Rank 0: everything beside the shards, and all of it on the disk."""

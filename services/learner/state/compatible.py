@@ -40,6 +40,7 @@ MAY_CHANGE = {
     "learner.steps": "how far, not which way",
     "learner.checkpoint_every": "what is kept of a run",
     "learner.keep_checkpoints": "what is kept of a run",
+    "learner.keep_best": "what is kept of a run",
     "learner.probe_every": "a measurement",
     "learner.validation": "a measurement",
     "learner.collective_timeout_s": "a deadline",
