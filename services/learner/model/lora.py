@@ -211,8 +211,10 @@ def _rows(weight: Tensor) -> slice:
     """Which rows of a weight this rank holds."""
     if not isinstance(weight, DTensor):
         return slice(None)
-    chunk = -(-weight.shape[0] // weight.device_mesh.size())
-    first = min(weight.device_mesh.get_local_rank() * chunk, weight.shape[0])
+    mesh = weight.device_mesh
+    sharing = mesh.ndim - 1  # of several copies (HSDP), the dimension that shares one
+    chunk = -(-weight.shape[0] // mesh.size(sharing))
+    first = min(mesh.get_local_rank(sharing) * chunk, weight.shape[0])
     return slice(first, first + weight.to_local().shape[0])
 
 
