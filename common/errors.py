@@ -8,6 +8,7 @@
     ├── WeightError   a weight transfer did not reach its receivers
     │   └── GroupError   because of the group: some other member is at fault, maybe
     ├── StalledError  the ring gives the learner nothing that it can use
+    ├── ParityError   engine and learner disagree about one and the same weights
     ├── CheckpointError  a checkpoint could not be written, or none is whole
     └── RunLostError  another learner has taken the run
     ConfigError(ValueError)   the run's TOML is wrong
@@ -46,6 +47,10 @@ class GroupError(WeightError):
 
 class StalledError(TempSampError):
     """The ring gives the learner nothing that it can use."""
+
+
+class ParityError(TempSampError):
+    """Engine and learner give the same tokens other log-probabilities at the same weights."""
 
 
 class CheckpointError(TempSampError):

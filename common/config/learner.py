@@ -100,7 +100,13 @@ class Learner(Section):
     """With validation: also save and keep the version with the highest mean IoU on held-out rows,
     which checkpoints/best.json names."""
     probe_every: Count = 20
-    """Versions between probe groups, generated and re-scored at one version; 0: never."""
+    """Versions between probe groups, generated and re-scored at one version; the first version
+    gets one before any prompt is fed. 0: never."""
+    probe_max_gap_nats: Positive | None = None
+    """Largest distance of a token's log-probability, engine against learner, in a probe; beyond it
+    the run stops with a checkpoint. None: 0.01 in float32, 1 in bfloat16 (shared.dtype)."""
+    probe_mean_gap_nats: Positive | None = None
+    """The same for the mean over the probe's tokens. None: 0.001 in float32, 0.1 in bfloat16."""
     max_returns: PositiveInt = 3
     """A prompt whose answers came back unusable so often, while others were usable, is given up for
     this epoch."""

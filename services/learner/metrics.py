@@ -137,6 +137,12 @@ SERIES = (
         "Largest such distance at equal weights, from the last probe.",
     ),
     Series(
+        "learner/probe_logprob_gap_mean_nats",
+        "tempsamp_learner_probe_logprob_gap_mean_nats",
+        "gauge",
+        "Mean such distance at equal weights, from the last probe.",
+    ),
+    Series(
         "learner/grad_norm",
         "tempsamp_learner_grad_norm",
         "gauge",

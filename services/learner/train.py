@@ -30,7 +30,7 @@ from services.learner.model.start import start_policy
 from services.learner.objective.advantage import StepAdvantages, step_advantages
 from services.learner.objective.diagnostics import diagnostics
 from services.learner.parallel import Ranks, StopSignal
-from services.learner.probe import generate_probe, logprob_gap
+from services.learner.probe import bounds_of, disagreement, generate_probe, logprob_gap
 from services.learner.publishing.publisher import Publisher
 from services.learner.state.best import is_best
 from services.learner.state.checkpoint import Checkpoints, refuse_existing, rng_state
@@ -65,9 +65,12 @@ def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
         if stop.agree(learner.ranks):
             return
         learner.publish(version)
+        learner.probe(version)
+        # Nothing is trained yet: no prompt for engines that disagree, and nothing to save.
+        learner.raise_failure()
         learner.top_up(version)
         learner.validate(version)
-        while version < run.learner.steps:
+        while version < run.learner.steps and learner.failure is None:
             clock = _Clock()
             groups = learner.next_groups(version)
             if groups is None:
@@ -108,7 +111,9 @@ class Learner:
     is_best: bool = False
     """Whether this version answered the held-out rows better than any before; on every rank."""
     failure: TempSampError | None = None
-    """Rank 0: why there are no more groups."""
+    """Why the run ends early: no more groups (rank 0 alone), or engines that disagree."""
+    has_probed: bool = False
+    """Whether engine and learner were compared since this process started."""
     last_order_s: float = field(default_factory=time.monotonic)
     offered: Sequence[ScoredGroup] = ()
     """What rank 0 showed last: the groups of the next step, unless any rank objects."""
@@ -193,7 +198,7 @@ class Learner:
         self, groups: Sequence[ScoredGroup], *, version: int, figures: Mapping[str, float]
     ) -> None:
         """Log a step and append it to metrics.jsonl; now and then probe the engines' agreement."""
-        gap = self._probe(version)
+        gap = self.probe(version)
         if self.desk is None:
             return
         self.desk.trained(groups, step=version, applied=figures["learner/updates"] > 0)
@@ -201,8 +206,7 @@ class Learner:
         line |= self.publisher.figures
         line |= metrics.group_metrics(groups, version=version - 1)
         line |= diagnostics(self._advantages(groups))
-        if gap is not None:
-            line["learner/probe_logprob_gap_nats"] = gap
+        line |= gap
         metrics.append(self.run.learner.run_dir / "metrics.jsonl", line)
         self.desk.status.stepped(line)
         logger.info("step", extra=line)
@@ -218,9 +222,9 @@ class Learner:
         self.saved_version = version
 
     def raise_failure(self) -> None:
-        """Rank 0: what ended the run early, now that its steps are saved."""
+        """What ended the run early, now that its steps are saved; rank 0 says it."""
         if self.failure is not None:
-            raise self.failure
+            raise self.failure if self.desk is not None else SystemExit(1)
 
     def _take(self, desk: Desk, version: int) -> Sequence[ScoredGroup] | None:
         try:
@@ -255,10 +259,15 @@ class Learner:
         if self.ranks.world_size > 1 and time.monotonic() - self.last_order_s > HEARTBEAT_S:
             self._order("wait")
 
-    def _probe(self, version: int) -> float | None:
+    def probe(self, version: int) -> dict[str, float]:
+        """Compare engine and learner where that is due; a collective.
+
+        The first version is due, and goes on to be while no replica answers. Beyond the bounds
+        `failure` says so on all ranks.
+        """
         every = self.run.learner.probe_every
-        if every == 0 or version % every != 0:
-            return None
+        if every == 0 or (self.has_probed and version % every != 0):
+            return {}
         group = None
         if self.desk is not None:
             self.publisher.settle()
@@ -268,8 +277,17 @@ class Learner:
             )
         body = self.ranks.broadcast_json(group.model_dump(mode="json") if group else None)
         if body is None:
-            return None
-        return logprob_gap(self.policy, ScoredGroup.model_validate(body), ranks=self.ranks)
+            return {}
+        self.has_probed = True
+        group = ScoredGroup.model_validate(body)
+        max_nats, _ = bounds_of(self.run)
+        gap = logprob_gap(self.policy, group, ranks=self.ranks, max_nats=max_nats)
+        self.failure = self.failure or disagreement(
+            gap, run=self.run, version=version, replica=group.replica
+        )
+        facts = {"policy_version": version, "num_tokens": gap.num_tokens, **gap.figures}
+        logger.info("engine and learner compared", extra=facts)
+        return gap.figures
 
 
 def _watched(run: Run) -> contextlib.AbstractContextManager[Status | None]:

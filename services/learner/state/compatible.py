@@ -42,6 +42,8 @@ MAY_CHANGE = {
     "learner.keep_checkpoints": "what is kept of a run",
     "learner.keep_best": "what is kept of a run",
     "learner.probe_every": "a measurement",
+    "learner.probe_max_gap_nats": "when a run gives up",
+    "learner.probe_mean_gap_nats": "when a run gives up",
     "learner.validation": "a measurement",
     "learner.collective_timeout_s": "a deadline",
     "learner.publish_timeout_s": "a deadline",
