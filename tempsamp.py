@@ -177,6 +177,14 @@ def drain() -> Command:
     return command
 
 
+@app.command("replay", cls=Leaf, rich_help_panel=SERVICES)
+def replay() -> Command:
+    """Recompute a dumped step, and name what differs."""
+    from services.learner.watching.command import command
+
+    return command
+
+
 @app.command("demo", cls=Leaf, rich_help_panel=JOBS)
 def demo() -> Command:
     """Run the whole ring on this machine: clips, services, training, report."""

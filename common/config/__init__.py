@@ -13,10 +13,12 @@ from common.config.objective import Advantage, Loss
 from common.config.reading import SECRETS, Run, SectionName, bearer, dump, load, load_reward, parse
 from common.config.services import Reward, Rollout
 from common.config.shared import Scoring, Shared, Video
+from common.config.watching import DumpSteps
 
 __all__ = [
     "SECRETS",
     "Advantage",
+    "DumpSteps",
     "Learner",
     "Lora",
     "Loss",

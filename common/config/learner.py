@@ -9,6 +9,7 @@ from common.config.fields import Count, Host, Positive, PositiveInt, Section
 from common.config.lora import Lora
 from common.config.objective import Advantage, Loss
 from common.config.preset import Preset
+from common.config.watching import DumpSteps
 from common.messages import Mode
 
 
@@ -122,6 +123,7 @@ class Learner(Section):
     validation: Validation = Validation()
     lora: Lora | None = None
     """Train adapters; None: all weights."""
+    dump_steps: DumpSteps = DumpSteps()
 
     @property
     def overlaps_publish(self) -> bool:

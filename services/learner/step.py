@@ -22,6 +22,7 @@ from services.learner.model.reference import load_reference
 from services.learner.model.vision import LoadFrames
 from services.learner.objective.loss import LossStats, denominator, policy_loss
 from services.learner.parallel import Ranks
+from services.learner.watching.dump import StepDumps, StepRecord
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Stepper:
     """The start checkpoint, when the loss has a KL term: a frozen copy, or the policy without its
     adapters."""
     optimizer: torch.optim.Optimizer
+    dumps: StepDumps
 
     @classmethod
     def of(
@@ -54,7 +56,7 @@ class Stepper:
             reference = load_reference(
                 policy, start=start, dtype=dtype, ranks=ranks, load_frames=load_frames
             )
-        return cls(run, ranks, policy, reference, optimizer)
+        return cls(run, ranks, policy, reference, optimizer, StepDumps(run, rank=ranks.rank))
 
     def step(self, batch: TrainBatch, *, number: int) -> dict[str, float]:
         """One batch: `learner.updates_per_batch` updates, all at the step's learning rate.
@@ -66,15 +68,18 @@ class Stepper:
         step counted (SPEC A7). A step without anything to train on changes nothing, the optimizer's
         moments included.
         """
+        record = self.dumps.step(number)
         if not batch.micro_batches:
+            record.write()
             return self._without_update(number)
         before: list[_Before] = []
         seen, updates = [], []
         for _ in range(self.run.learner.updates_per_batch):
-            seen.append(self._backward(batch, before))
+            seen.append(self._backward(batch, before, record))
             updates.append(self._update(number))
             if updates[-1]["learner/skipped_steps"]:
                 break
+        record.write()
         clipped = LossStats.merged(seen).metrics()["learner/clip_fraction"]
         num_updates = sum(update["learner/updates"] for update in updates)
         return {
@@ -84,10 +89,12 @@ class Stepper:
             "learner/updates": num_updates,
         }
 
-    def _backward(self, batch: TrainBatch, before: list["_Before"]) -> LossStats:
+    def _backward(
+        self, batch: TrainBatch, before: list["_Before"], record: StepRecord
+    ) -> LossStats:
         """Gradients of one update; `before` is filled by a batch's first one, read by the rest."""
         settings = self.run.learner.loss
-        share = denominator(batch.num_tokens, batch.num_sequences, settings=settings)
+        share = record.noting(denominator)(batch.num_tokens, batch.num_sequences, settings=settings)
         parts = []
         for index, micro_batch in enumerate(batch.micro_batches):
             micro_batch = micro_batch.to(self.ranks.device)
@@ -97,7 +104,7 @@ class Stepper:
             scores = self.policy(micro_batch)
             if is_first:
                 before.append(_Before(scores.logprobs_GSR.detach(), start_GSR))
-            loss, stats = policy_loss(
+            loss, stats = record.noting(policy_loss, micro_batch)(
                 scores.logprobs_GSR,
                 old_logprobs_GSR=before[index].old_GSR,
                 rollout_logprobs_GSR=micro_batch.rollout_logprobs_GSR,

@@ -85,6 +85,7 @@ def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
             clock.lap("learner/publish_s")
             learner.validate(version)
             clock.lap("learner/validate_s")
+            learner.dump(groups, step=version, figures=figures)
             learner.report(groups, version=version, figures=figures | clock.laps)
             due = run.learner.checkpoint_every and version % run.learner.checkpoint_every == 0
             if due or learner.is_best:
@@ -210,6 +211,19 @@ class Learner:
         metrics.append(self.run.learner.run_dir / "metrics.jsonl", line)
         self.desk.status.stepped(line)
         logger.info("step", extra=line)
+
+    def dump(
+        self, groups: Sequence[ScoredGroup], *, step: int, figures: Mapping[str, float]
+    ) -> None:
+        """Rank 0: complete what the ranks noted of a step, if its dump is due."""
+        if self.desk is not None:
+            self.stepper.dumps.finish(
+                step,
+                groups=groups,
+                advantages=self._advantages(groups).by_group,
+                figures=figures,
+                world_size=self.ranks.world_size,
+            )
 
     def save(self, version: int) -> None:
         """Checkpoint, then acknowledge the groups it contains; a collective."""

@@ -57,6 +57,7 @@ def test_every_command_is_in_the_tree() -> None:
         "ground",
         "learner",
         "plan",
+        "replay",
         "reward",
         "reward serve",
         "rollout",
