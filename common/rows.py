@@ -69,6 +69,8 @@ class Row:
     """The row's whole instruction, `<video>` included; None when only the query is given."""
     query: str | None
     target: SpansTarget | HighlightsTarget
+    difficulty: float | None = None
+    """As annotated, 0 (easy) to 1."""
 
     @property
     def task(self) -> str:
@@ -216,6 +218,7 @@ class TrainerRow(BaseModel):
             problem=self.problem,
             query=self.query,
             target=self.target,
+            difficulty=self.difficulty,
         )
         if row.problem is not None:
             row.messages("answer")

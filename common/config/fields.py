@@ -1,12 +1,8 @@
 """What the sections of a run file are made of: bounded numbers, hosts, named choices."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-
-Strategy = Literal["none", "mixed", "downscale", "anchor", "shaping", "sft"]
-"""How GT enters a group (SPEC B1): none = GRPO, shaping = TempSamp-R1, sft = GT answers alone."""
-ThinkInjection = Literal["bare", "splice", "none"]
 
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]

@@ -1,10 +1,11 @@
 """`[learner]` and its tables: optimizer, validation; `objective.py` has loss and advantage."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.config.curriculum import EarlyStop, Phase, Pool, refuse_modes
 from common.config.fields import Count, Host, Positive, PositiveInt, Section
 from common.config.lora import Lora
 from common.config.objective import Advantage, Loss
@@ -66,8 +67,6 @@ class Learner(Section):
     """Optimizer updates on each step's groups, before the new weights are published. From the
     second on, ratios are taken to the policy before the first and loss.clip_low, clip_high and
     dual_clip act; with 1 ratios are 1 and they are inert. lr and warm-up count steps."""
-    modes: tuple[Mode, ...] = ("answer",)
-    """Mode of each epoch; the last one repeats. ("answer", "think") is the paper's hybrid CoT."""
     max_staleness: Count = 1
     """Policy versions a group may lag behind when it is trained on."""
     freeze_vision: bool = True
@@ -124,12 +123,30 @@ class Learner(Section):
     lora: Lora | None = None
     """Train adapters; None: all weights."""
     dump_steps: DumpSteps = DumpSteps()
+    phases: tuple[Phase, ...] = ()
+    """One after the other; none: the whole run asks for answers alone."""
+    early_stop: EarlyStop = EarlyStop()
+    pool: Pool = Pool()
 
     @property
     def overlaps_publish(self) -> bool:
         """Whether a step may run while its predecessor's weights travel."""
         wanted = {"auto": self.device == "cuda" and self.max_staleness > 0}
         return wanted.get(self.overlap_publish, self.overlap_publish == "on")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_phases_instead_of_modes(cls, settings: Any) -> Any:
+        return refuse_modes(settings)
+
+    @model_validator(mode="after")
+    def _can_stop_early(self) -> Self:
+        if self.early_stop.patience is not None and self.validation.rows is None:
+            raise ValueError(
+                f"learner.early_stop.patience: found {self.early_stop.patience}, wanted "
+                "learner.validation.rows with it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_overlap(self) -> Self:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, SecretStr, ValidationError, model_validator
 
+from common.config.curriculum import check_phases
 from common.config.fields import Section
 from common.config.learner import Learner
 from common.config.preset import with_preset
@@ -46,6 +47,13 @@ class Run(Section):
                 f"found {self.shared.sampling.temperature}, wanted 1.0: "
                 "log-probabilities are those of the raw policy"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Self:
+        learner = self.learner
+        validates = learner.validation.rows is not None
+        check_phases(learner.phases, shared=self.shared, validates=validates)
         return self
 
 

@@ -5,8 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from common.config.fields import Count, PositiveInt, Section, Strategy, ThinkInjection
-from common.messages import Sampling
+from common.config.fields import Count, PositiveInt, Section
+from common.messages import Sampling, Strategy, ThinkInjection
 from common.secrets import REDIS_PASSWORD, TOKEN, TOKEN_OF, Tokens, has_credentials
 from common.video.sampling import VideoSampling
 

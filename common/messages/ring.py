@@ -18,6 +18,9 @@ SCHEMA_VERSION: Literal[4] = 4
 
 Mode = Literal["answer", "think"]
 Task = str
+Strategy = Literal["none", "mixed", "downscale", "anchor", "shaping", "sft"]
+"""How GT enters a group (SPEC B1): none = GRPO, shaping = TempSamp-R1, sft = GT answers alone."""
+ThinkInjection = Literal["bare", "splice", "none"]
 Provenance = Literal["policy", "injected"]
 FinishReason = Literal["stop", "length", "abort"]
 Decoder = Literal["decord", "pyav"]
@@ -128,6 +131,18 @@ class Sampling(Message):
     seed: int | None = None
 
 
+class Grading(Message):
+    """How a prompt's answers are judged in its phase, where a run has phases (learner.phases)."""
+
+    strategy: Strategy
+    format_weight: Annotated[float, Field(ge=0)]
+    think_injection: ThinkInjection
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class PromptRequest(Message):
     """A prompt to answer `num_samples` times; the learner's feed makes it, a replica claims it."""
 
@@ -147,6 +162,8 @@ class PromptRequest(Message):
     sampling: Sampling
     min_version: Annotated[int, Field(ge=0)]
     """Oldest policy version whose samples would still be fresh when they are trained on."""
+    grading: Annotated[Grading | None, Field(exclude_if=_is_none)] = None
+    """Only of runs with phases: it does not travel without."""
 
 
 # --- rollout → reward → rollout ---------------------------------------------------------------
@@ -238,6 +255,8 @@ class ScoredGroup(Message):
     verdicts: tuple[Verdict, ...]
     replica: str
     timings: Timings
+    strategy: Annotated[Strategy | None, Field(exclude_if=_is_none)] = None
+    """Of its prompt's grading; None, and then it does not travel: the run's, shared.strategy."""
 
     @model_validator(mode="after")
     def _one_verdict_a_sample(self) -> "ScoredGroup":

@@ -85,6 +85,16 @@ class RejectedLine(_Line):
     reason: str
 
 
+class LeftOutLine(_Line):
+    """Rows that the pool (learner.pool) does not ask."""
+
+    kind: Literal["left_out"] = "left_out"
+    epoch: int | None
+    """None: in all epochs."""
+    rows: dict[str, str]
+    """Row → why."""
+
+
 class CheckpointLine(_Line):
     """Everything above is part of a checkpoint."""
 
@@ -98,7 +108,7 @@ class CheckpointLine(_Line):
     """Fed and not trained on."""
 
 
-Line = RunLine | StepLine | FateLine | RejectedLine | CheckpointLine
+Line = RunLine | StepLine | FateLine | RejectedLine | LeftOutLine | CheckpointLine
 _LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind")])
 
 

@@ -81,10 +81,12 @@ def _rows(path: Path) -> tuple[list[str], str]:
 def _show(found: Audit, *, limit: int | None) -> None:
     console = Console(highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("epoch", "", "rows", "trained", "given up", "rejected", "in flight", "to come"):
+    has_pool = bool(found.left_out or any(epoch.left_out for epoch in found.epochs))
+    names = ["epoch", "", "rows", "trained", "given up", "rejected", "in flight", "to come"]
+    for name in [*names, *(["left out"] if has_pool else [])]:
         table.add_column(name, justify="left" if not name else "right")
     for epoch in found.epochs:
-        table.add_row(*_cells(epoch, found))
+        table.add_row(*_cells(epoch, found, has_pool=has_pool))
     console.print(table)
     for epoch in found.epochs:
         given_up = [f"{row}: {'; '.join(why)}" for row, why in epoch.given_up.items()]
@@ -95,6 +97,10 @@ def _show(found: Audit, *, limit: int | None) -> None:
             epoch.unapplied,
             limit,
         )
+        left_out = [f"{row}: {why}" for row, why in epoch.left_out.items()]
+        _list(console, f"epoch {epoch.number}, left out", left_out, limit)
+    left_out = [f"{row}: {why}" for row, why in found.left_out.items()]
+    _list(console, "left out of all epochs", left_out, limit)
     _list(console, "rejected", [f"{row}: {why}" for row, why in found.rejected.items()], limit)
     again = ", ".join(f"{count} {fate}" for fate, count in sorted(found.asked_again.items()))
     console.print(f"asked again: {again or 'none'}")
@@ -103,16 +109,18 @@ def _show(found: Audit, *, limit: int | None) -> None:
     console.print(f"{verdict} up to the checkpoint of step {found.step}{later}")
 
 
-def _cells(epoch: Epoch, found: Audit) -> list[str]:
+def _cells(epoch: Epoch, found: Audit, *, has_pool: bool) -> list[str]:
     done = epoch.steps.keys() | epoch.given_up.keys() | epoch.in_flight
-    rejected = found.rejected.keys() - done
+    left_out = (found.left_out.keys() | epoch.left_out.keys()) - done
+    rejected = found.rejected.keys() - done - left_out
     counts = [
         found.num_rows,
         len(epoch.steps),
         len(epoch.given_up),
         len(rejected),
         len(epoch.in_flight),
-        max(0, found.num_rows - len(done) - len(rejected)),
+        max(0, found.num_rows - len(done) - len(rejected) - len(left_out)),
+        *([len(left_out)] if has_pool else []),
     ]
     state = "finished" if epoch.is_finished else "at work"
     return [str(epoch.number), state, *(f"{count:,}" for count in counts)]

@@ -5,13 +5,14 @@ once, or is listed with what became of it.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.queue.ledger import (
     GIVEN_UP,
     CheckpointLine,
     FateLine,
+    LeftOutLine,
     Line,
     RejectedLine,
     RunLine,
@@ -37,6 +38,8 @@ class Epoch:
     unapplied: list[str] = field(default_factory=list)
     """Rows of steps that changed no weights: a gradient not finite, or nothing to learn."""
     in_flight: set[str] = field(default_factory=set)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Row → why the pool did not ask it in this epoch."""
 
     @property
     def trained_twice(self) -> list[str]:
@@ -68,6 +71,8 @@ class Audit:
     num_rows: int
     epochs: list[Epoch]
     rejected: dict[str, str]
+    left_out: dict[str, str]
+    """Row → why the pool asks it in no epoch."""
     asked_again: Counter[str]
     """Prompts that were asked again, by reason: stale or lost."""
     num_unproven: int
@@ -107,6 +112,7 @@ def audit(lines: Sequence[Line], *, rows: Sequence[str], rows_sha256: str) -> Au
         num_rows=len(rows),
         epochs=[Epoch(number, is_fed=number < last.epoch) for number in range(last.epoch + 1)],
         rejected={line.row_id: line.reason for line in proven if isinstance(line, RejectedLine)},
+        left_out={},
         asked_again=Counter(line.fate for line in _fates(proven) if line.fate not in GIVEN_UP),
         num_unproven=len(lines) - len(proven),
         violations=[],
@@ -114,12 +120,15 @@ def audit(lines: Sequence[Line], *, rows: Sequence[str], rows_sha256: str) -> Au
     found.epochs[-1].num_fed = last.fed
     found.violations += _of_the_run(proven, rows_sha256)
     found.violations += _of_steps(proven, last.step)
+    _leave_out(found, proven)
     found.violations += _fill(found.epochs, proven, last)
     for epoch in found.epochs:
         if epoch.is_fed:
-            done = epoch.done | found.rejected.keys()
+            listed = found.rejected.keys() | found.left_out.keys() | epoch.left_out.keys()
+            done = epoch.done | listed
             epoch.missing = [row_id for row_id in rows if row_id not in done]
         found.violations += _of_rows(epoch, rows=rows)
+        found.violations += _of_left_out(epoch, found.left_out)
     return found
 
 
@@ -152,6 +161,20 @@ def _of_steps(lines: Sequence[Line], last: int) -> Iterator[str]:
         yield f"step {step}: missing, wanted all up to {last}"
     for step in sorted(set(found) - set(range(1, last + 1))):
         yield f"step {step}: found before the checkpoint of step {last}"
+
+
+def _leave_out(found: Audit, lines: Sequence[Line]) -> None:
+    for line in (line for line in lines if isinstance(line, LeftOutLine)):
+        if line.epoch is None:
+            found.left_out |= line.rows
+        elif line.epoch < len(found.epochs):
+            found.epochs[line.epoch].left_out |= line.rows
+
+
+def _of_left_out(epoch: Epoch, always: Mapping[str, str]) -> Iterator[str]:
+    for row_id, why in {**always, **epoch.left_out}.items():
+        if row_id in epoch.done:
+            yield f"epoch {epoch.number} row {row_id}: asked, and left out ({why})"
 
 
 def _fill(epochs: list[Epoch], lines: Sequence[Line], last: CheckpointLine) -> Iterator[str]:

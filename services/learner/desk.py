@@ -20,6 +20,7 @@ from common.messages import ClipRef, PromptRequest, ReplicaStatus, ScoredGroup
 from common.queue.broker import Broker
 from common.queue.ledger import FILE, Fate
 from services.learner import metrics
+from services.learner.curriculum.plateau import Plateau
 from services.learner.feed import Feed
 from services.learner.intake import Intake
 from services.learner.parallel import StopSignal
@@ -96,12 +97,14 @@ class Desk:
             ConfigError: no usable row, or the rows are not those of `state`.
         """
         shared, learner = self._run.shared, self._run.learner
+        self._plateau = Plateau(learner.run_dir / "validation.jsonl", learner.early_stop)
         self.feed = Feed(
             self._broker,
             shared=shared,
             learner=learner,
             runner=self._runner,
             state=state.feed if state else None,
+            has_plateaued=self._plateau.reached,
         )
         self.intake = Intake(
             self._broker,
@@ -115,6 +118,7 @@ class Desk:
         if state is None:
             self._runner.run(self._broker.reset_run())
             self._ledger.begin(run_id=shared.run_id, rows=learner.rows, feed=self.feed.state())
+            self._ledger.left_out(None, self.feed.pool.fixed)
         metrics.keep_until(self.metrics_path, step=state.step if state else 0)
         if self._validate is not None:
             self._validator = Validator(
@@ -196,6 +200,17 @@ class Desk:
         self._said_s = time.monotonic()
         self._validator.run(version, urls=urls, on_idle=idle, should_stop=lambda: self._stop.asked)
 
+    def stops_early(self, version: int) -> bool:
+        """Whether validations up to `version` stopped to improve in the last phase."""
+        phases = self.feed.phases
+        found = phases.is_last and self._plateau.stops(
+            since=phases.state.since_version, before=version + 1
+        )
+        if found:
+            patience = self._run.learner.early_stop.patience
+            logger.info("early stop", extra={"policy_version": version, "patience": patience})
+        return found
+
     def top_up(self, version: int) -> list[ClipRef]:
         """Feed prompts until the bound on outstanding ones is reached; returns their clips.
 
@@ -217,6 +232,7 @@ class Desk:
 
     def trained(self, groups: Sequence[ScoredGroup], *, step: int, applied: bool) -> None:
         """Enter a step into the ledger; `applied`: the weights have changed."""
+        self.feed.judge(groups)
         self._ledger.rejected(self.feed.rejected)
         self._ledger.step(groups, step=step, learner_epoch=self.epoch, applied=applied)
 
@@ -253,6 +269,7 @@ class Desk:
         """Queue depths, unless Redis is away, and what became of the groups so far."""
         counters = self.intake.counters.model_dump()
         counted = {f"intake/{name}": float(count) for name, count in counters.items()}
+        counted["learner/phase"] = float(self.feed.phases.state.index + 1)
         try:
             depths = self._runner.run(self._broker.depths())
         except QueueError as error:

@@ -10,17 +10,19 @@ import hashlib
 import logging
 import random
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from common.config import Learner, Shared
 from common.errors import ConfigError, VideoError
-from common.messages import Mode, PromptRequest, Sampling
+from common.messages import PromptRequest, Sampling, ScoredGroup
 from common.queue.broker import Broker
 from common.rows import Row, UnusableRowError
 from common.video.loader import ClipLoader
+from services.learner.curriculum.phases import HasPlateaued, Phases, PhaseState, never
+from services.learner.curriculum.pool import PoolState, RowPool
 from services.learner.rows import GivenUp, GivenUpRows, RejectedRows, Rejection, load_rows
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ class FeedState(BaseModel):
     rejected: tuple[Rejection, ...]
     given_up: tuple[GivenUp, ...] = ()
     """Fed and never trained on: each row of each epoch once at most."""
+    phase: PhaseState = PhaseState()
+    pool: PoolState = PoolState()
 
 
 class Feed:
@@ -58,6 +62,7 @@ class Feed:
         learner: Learner,
         runner: asyncio.Runner,
         state: FeedState | None = None,
+        has_plateaued: HasPlateaued = never,
     ) -> None:
         """Read the rows; start at the first epoch, or where `state` stood.
 
@@ -87,6 +92,14 @@ class Feed:
             outstanding=(),
             rejected=(),
         )
+        self.phases = Phases(shared, learner, state=state.phase, has_plateaued=has_plateaued)
+        self.pool = RowPool(learner.pool, self._rows, seed=shared.seed, state=state.pool)
+        self._usable = [row for row in self._rows if row.row_id not in self.pool.fixed]
+        if not self._usable:
+            raise ConfigError(
+                f"learner.pool: found none of {len(self._rows)} usable rows in it, wanted one: "
+                "widen min_difficulty and max_difficulty"
+            )
         self._restore(state)
 
     @property
@@ -125,6 +138,8 @@ class Feed:
             outstanding=tuple(self._outstanding.values()),
             rejected=self._rejected.all,
             given_up=self._given_up.all,
+            phase=self.phases.state,
+            pool=self.pool.state,
         )
 
     def top_up(self, version: int) -> list[PromptRequest]:
@@ -141,16 +156,23 @@ class Feed:
         """
         fed = []
         while len(self._outstanding) < self.capacity:
-            row, epoch = self._next_row()
+            self.phases.look(version)
+            row, epoch = self._next_row(version)
             try:
                 request = self._request(row, epoch=epoch, version=version)
             except UnusableRowError as error:
                 self._reject(row, error)
                 continue
             self._next_sequence += 1
+            self.phases.fed()
             self._add(request)
             fed.append(request)
         return fed
+
+    def judge(self, groups: Sequence[ScoredGroup]) -> None:
+        """What answers of trained groups came to decides what later epochs ask."""
+        for group in groups:
+            self.pool.judge(group)
 
     def consumed(self, prompt_id: str) -> None:
         """The prompt is done with: trained on."""
@@ -199,7 +221,7 @@ class Feed:
 
     def probe_request(self) -> PromptRequest:
         """The first usable row as a prompt outside the ring: it is not fed and counts nowhere."""
-        for row in self._rows:
+        for row in self._usable:
             try:
                 return self._request(row, epoch=0, version=0)
             except UnusableRowError as error:
@@ -224,21 +246,25 @@ class Feed:
         self._order = self._shuffled()
 
     def _shuffled(self) -> list[int]:
+        """The rows that this epoch asks; what it leaves out moves no other."""
         order = list(range(len(self._rows)))
         random.Random(f"{self._shared.seed}:{self._epoch}").shuffle(order)
-        return order
+        asks, epoch = self.pool.asks, self._epoch
+        return [number for number in order if asks(self._rows[number].row_id, epoch=epoch)]
 
     def _num_fed(self) -> int:
         passed = (self._rows[number].row_id for number in self._order[: self._cursor])
         return sum(row_id not in self._rejected for row_id in passed)
 
-    def _next_row(self) -> tuple[Row, int]:
+    def _next_row(self, version: int) -> tuple[Row, int]:
         """The next row of this epoch that is not rejected, and its epoch."""
         while True:
             if self._cursor == len(self._order):
-                if all(row.row_id in self._rejected for row in self._rows):
+                if all(row.row_id in self._rejected for row in self._usable):
                     raise ConfigError(self._nothing_left())
                 self._epoch, self._cursor = self._epoch + 1, 0
+                self.phases.epoch_ended(version)
+                self.pool.begin(self._epoch, mode=self.phases.asked.mode)
                 self._order = self._shuffled()
             row = self._rows[self._order[self._cursor]]
             self._cursor += 1
@@ -246,8 +272,8 @@ class Feed:
                 return row, self._epoch
 
     def _request(self, row: Row, *, epoch: int, version: int) -> PromptRequest:
-        mode = self._mode(epoch)
-        messages = row.messages(mode)
+        asked = self.phases.asked
+        messages = row.messages(asked.mode)
         try:
             clip = self._loader.sample(row.video)
         except VideoError as error:
@@ -259,23 +285,20 @@ class Feed:
             sequence=sequence,
             row_id=row.row_id,
             epoch=epoch,
-            mode=mode,
+            mode=asked.mode,
             task=row.task,
             clip=clip,
             messages=messages,
             target=row.target,
-            num_samples=self._shared.num_policy_samples,
-            sampling=self._sampling_of(sequence),
+            num_samples=asked.num_samples,
+            sampling=self._sampling_of(sequence, max_tokens=asked.max_tokens),
             min_version=self._min_version(version),
+            grading=asked.grading,
         )
 
-    def _mode(self, epoch: int) -> Mode:
-        modes = self._learner.modes
-        return modes[min(epoch, len(modes) - 1)]
-
-    def _sampling_of(self, sequence: int) -> Sampling:
+    def _sampling_of(self, sequence: int, *, max_tokens: int) -> Sampling:
         """A fixed seed gives each prompt seeds of its own, one a sample."""
-        sampling = self._shared.sampling
+        sampling = self._shared.sampling.model_copy(update={"max_tokens": max_tokens})
         if sampling.seed is None:
             return sampling
         return sampling.model_copy(
@@ -293,7 +316,7 @@ class Feed:
         return request.model_copy(
             update={
                 "sequence": sequence,
-                "sampling": self._sampling_of(sequence),
+                "sampling": self._sampling_of(sequence, max_tokens=request.sampling.max_tokens),
                 "min_version": self._min_version(version),
             }
         )

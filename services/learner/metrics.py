@@ -8,6 +8,7 @@ passes for the policy's (the public code mixed them, SPEC A7). Names are `hop/qu
 
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +87,12 @@ SERIES = (
         "tempsamp_learner_validate_seconds",
         "sum",
         "Time waiting for held-out answers.",
+    ),
+    Series(
+        "learner/phase",
+        "tempsamp_learner_phase",
+        "gauge",
+        "Phase of learner.phases that prompts are fed in, from 1.",
     ),
     Series("learner/policy_loss", "tempsamp_learner_policy_loss", "gauge", "Loss of the step."),
     Series(
@@ -361,6 +368,20 @@ def group_metrics(groups: Sequence[ScoredGroup], *, version: int) -> dict[str, f
         "rollout/score_s_mean": fmean(group.timings.score_s for group in groups),
     }
     return figures
+
+
+class Clock:
+    """Seconds between laps, by metric name."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Everything since the last lap is called `name`."""
+        now = time.monotonic()
+        self.laps[name] = now - self._last
+        self._last = now
 
 
 def append(path: Path, figures: Mapping[str, float | int]) -> None:

@@ -71,7 +71,7 @@ def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
         learner.top_up(version)
         learner.validate(version)
         while version < run.learner.steps and learner.failure is None:
-            clock = _Clock()
+            clock = metrics.Clock()
             groups = learner.next_groups(version)
             if groups is None:
                 break
@@ -241,6 +241,8 @@ class Learner:
             raise self.failure if self.desk is not None else SystemExit(1)
 
     def _take(self, desk: Desk, version: int) -> Sequence[ScoredGroup] | None:
+        if desk.stops_early(version):
+            return None
         try:
             groups = desk.take(version, on_idle=self._welcome_strangers, faults_of=self._offer)
         except (QueueError, RewardError) as error:
@@ -397,17 +399,3 @@ def _take_run(desk: Desk | None, *, ranks: Ranks, stop: StopSignal) -> None:
     while not ranks.broadcast_json(desk.try_take_run(HEARTBEAT_S) if desk else None):
         if stop.agree(ranks):
             raise SystemExit(0)
-
-
-class _Clock:
-    """Seconds between laps, by metric name."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        """Everything since the last lap is called `name`."""
-        now = time.monotonic()
-        self.laps[name] = now - self._last
-        self._last = now

@@ -18,6 +18,7 @@ import httpx
 from common.config import Rollout, Shared
 from common.errors import RewardError
 from common.messages import (
+    Grading,
     HighlightsTarget,
     PromptRequest,
     SpansTarget,
@@ -108,6 +109,11 @@ class GroupScorer:
 
     def _body(self, request: PromptRequest, texts: Sequence[str]) -> ScoreRequest:
         scoring = self._shared.scoring
+        grading = request.grading or Grading(
+            strategy=self._shared.strategy,
+            format_weight=scoring.format_weight,
+            think_injection=scoring.think_injection,
+        )
         return ScoreRequest(
             items=(
                 ScoreItem(
@@ -120,16 +126,16 @@ class GroupScorer:
             ),
             # downscale and anchor act on advantages, in the learner; here only rewards are bent.
             shaping=Shaping(
-                kind="nonlinear" if self._shared.strategy == "shaping" else "none",
+                kind="nonlinear" if grading.strategy == "shaping" else "none",
                 threshold=scoring.threshold,
                 alpha1=scoring.alpha1,
                 alpha2=scoring.alpha2,
             ),
             parser=scoring.parser,
-            format_weight=scoring.format_weight,
-            injection=self._shared.injects,
+            format_weight=grading.format_weight,
+            injection=grading.strategy != "none",
             decimals=scoring.answer_decimals,
-            think_injection=scoring.think_injection,
+            think_injection=grading.think_injection,
         )
 
     async def _result(self, body: ScoreRequest, prompt_id: str) -> ItemResult:

@@ -13,6 +13,7 @@ from common.errors import RewardError
 from common.messages import (
     ChatMessage,
     ClipRef,
+    Grading,
     PromptRequest,
     Sampling,
     Scored,
@@ -63,6 +64,21 @@ def request() -> PromptRequest:
 
 def scorer(settings: Shared, app: FastAPI) -> GroupScorer:
     return GroupScorer(settings, rollout=Rollout(), transport=httpx.ASGITransport(app))
+
+
+async def test_a_prompt_of_a_phase_is_graded_as_its_phase_says() -> None:
+    grading = Grading(strategy="mixed", format_weight=0.5, think_injection="none")
+    asked = request().model_copy(update={"grading": grading})
+    scoring = await scorer(shared(), create_app()).score(asked, texts=[PERFECT])
+    (good,) = scoring.verdicts
+    assert isinstance(good, Scored)
+    assert good.reward == pytest.approx(1.5), "not shaped, and another weight"
+    assert scoring.injected is not None
+    thinking = asked.model_copy(update={"mode": "think"})
+    assert (await scorer(shared(), create_app()).score(thinking, texts=[PERFECT])).injected is None
+    plain = grading.model_copy(update={"strategy": "none"})
+    asked = request().model_copy(update={"grading": plain})
+    assert (await scorer(shared(), create_app()).score(asked, texts=[PERFECT])).injected is None
 
 
 async def test_shaped_verdicts_and_the_injected_answer_come_back() -> None:

@@ -82,14 +82,22 @@ def step_advantages(
 
     Truncated answers (finish reason length) that are not trained on still count in mean and std, as
     in DAPO's overlong filtering: what the others earned is compared with all there was.
+
+    Args:
+        groups: of the step.
+        strategy: of the run; a group of a phase with its own says so.
+        settings: scales and floors.
     """
-    rows = tuple(Rows.of(group, strategy=strategy, settings=settings) for group in groups)
-    batch_std = _std([r for row in rows for r in _entering(row, strategy)])
+    strategies = [group.strategy or strategy for group in groups]
+    rows = tuple(
+        Rows.of(group, strategy=own, settings=settings)
+        for group, own in zip(groups, strategies, strict=True)
+    )
+    entering = map(_entering, rows, strategies)
+    batch_std = _std([reward for group_rewards in entering for reward in group_rewards])
     by_group = [
-        sample_advantages(
-            group, strategy=strategy, settings=settings, batch_std=batch_std, rows=row
-        )
-        for group, row in zip(groups, rows, strict=True)
+        sample_advantages(group, strategy=own, settings=settings, batch_std=batch_std, rows=row)
+        for group, own, row in zip(groups, strategies, rows, strict=True)
     ]
     tied = [_is_tied(advantages) for advantages in by_group]
     truncated = [

@@ -41,6 +41,7 @@ MAY_CHANGE = {
     "learner.checkpoint_every": "what is kept of a run",
     "learner.keep_checkpoints": "what is kept of a run",
     "learner.keep_best": "what is kept of a run",
+    "learner.early_stop.patience": "how far, not which way",
     "learner.probe_every": "a measurement",
     "learner.probe_max_gap_nats": "when a run gives up",
     "learner.probe_mean_gap_nats": "when a run gives up",

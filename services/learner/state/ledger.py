@@ -6,7 +6,7 @@ resumed run cuts the file there. Rank 0 alone writes.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.messages import PromptRequest, Scored, ScoredGroup
@@ -14,6 +14,7 @@ from common.queue.ledger import (
     CheckpointLine,
     Fate,
     FateLine,
+    LeftOutLine,
     Line,
     Prompt,
     RejectedLine,
@@ -44,7 +45,8 @@ class Ledger:
                 "the ledger lacks lines that the checkpoint contains: an audit will name rows",
                 extra={"path": str(path), "found_bytes": found, "wanted_bytes": size},
             )
-        lines = read_ledger(path) if size else ()
+        lines = list(read_ledger(path)) if size else []
+        self._epochs = {line.epoch for line in lines if isinstance(line, LeftOutLine)}
         self._rejected = {line.row_id for line in lines if isinstance(line, RejectedLine)}
 
     def begin(self, *, run_id: str, rows: Path, feed: FeedState) -> None:
@@ -74,9 +76,17 @@ class Ledger:
                 self._rejected.add(rejection.row_id)
                 self._write(RejectedLine(row_id=rejection.row_id, reason=rejection.reason))
 
+    def left_out(self, epoch: int | None, rows: Mapping[str, str]) -> None:
+        """Rows that an epoch does not ask, None: all epochs; an epoch that stands here stays."""
+        if rows and epoch not in self._epochs:
+            self._epochs.add(epoch)
+            self._write(LeftOutLine(epoch=epoch, rows=dict(rows)))
+
     def seal(self, step: int, feed: FeedState) -> int:
         """What stands here is about to be part of a checkpoint; returns its size in bytes."""
         self.rejected(feed.rejected)
+        for epoch, rows in feed.pool.left_out.items():
+            self.left_out(epoch, rows)
         outstanding = tuple(_prompt(request) for request in feed.outstanding)
         self._write(
             CheckpointLine(step=step, epoch=feed.epoch, fed=feed.fed, outstanding=outstanding)

@@ -182,6 +182,7 @@ class Worker:
                 generate_s=generated - decoded,
                 score_s=time.monotonic() - generated,
             ),
+            strategy=None if request.grading is None else request.grading.strategy,
         )
 
     async def _wait_for_fresh_weights(self, request: PromptRequest) -> None:

@@ -75,6 +75,24 @@ class TestRefusals:
                 r"learner\.lora\.dropout: found 0\.1, wanted 0: the ratio",
             ),
             ("learner.lora.target_modules=[]", r"learner\.lora\.target_modules"),
+            ('learner.modes=["answer", "think"]', r"learner\.modes: .*wanted \[\[learner\.phases"),
+            ("learner.phases=[{steps=2}]", r"number 1: found an end in the last phase"),
+            ("learner.phases=[{}, {}]", r"number 1: found no end, wanted steps, epochs or plateau"),
+            ("learner.phases=[{plateau=2}, {}]", r"plateau, wanted learner\.validation\.rows"),
+            ("learner.phases=[{max_tokens=257}]", r"at most shared\.sampling\.max_tokens, 256"),
+            (
+                'learner.phases=[{mode="think", strategy="sft", think_injection="none"}]',
+                r"nothing would be trained on",
+            ),
+            ("learner.phases=[{step=2}, {}]", r"learner\.phases\.0\.step: unknown key"),
+            (
+                "learner.early_stop.patience=3",
+                r"patience: found 3, wanted learner\.validation\.rows",
+            ),
+            (
+                "learner.pool={drop_solved=0.2, drop_hopeless=0.3}",
+                r"drop_hopeless: found 0\.3 while learner\.pool\.drop_solved is 0\.2, wanted less",
+            ),
         ],
     )
     def test_wrong_key_or_value_is_named_with_what_is_wanted(
@@ -143,7 +161,7 @@ class TestOverrides:
             ("shared.strategy=none", lambda run: run.shared.strategy == "none"),
             ("learner.loss.dual_clip=none", lambda run: run.learner.loss.dual_clip is None),
             ("shared.model=a/b.c", lambda run: run.shared.model == "a/b.c"),
-            ('learner.modes=["answer", "think"]', lambda run: run.learner.modes[1] == "think"),
+            ('learner.phases=[{mode="think"}]', lambda run: run.learner.phases[0].mode == "think"),
             ("learner.freeze_vision=false", lambda run: not run.learner.freeze_vision),
             ("learner.host=fd00::1", lambda run: run.learner.host == "fd00::1"),
             ("learner.host=[fd00::1]", lambda run: run.learner.host == "fd00::1"),

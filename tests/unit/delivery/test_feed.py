@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from common.config import Learner, Shared, Video
+from common.config import Learner, Phase, Pool, Shared, Video
 from common.errors import ConfigError
 from common.messages import PromptRequest, Sampling, SpansTarget
 from common.queue.broker import Broker
+from services.learner.curriculum.phases import HasPlateaued, never
 from services.learner.feed import Feed, FeedState
 from tests.fixtures.clips import make_clip
 from tests.fixtures.rows import event_row, write_rows
@@ -44,7 +45,12 @@ class Ring:
         )
 
     def feed(
-        self, *, state: FeedState | None = None, sampling: Sampling | None = None, **settings: Any
+        self,
+        *,
+        state: FeedState | None = None,
+        sampling: Sampling | None = None,
+        has_plateaued: HasPlateaued = never,
+        **settings: Any,
     ) -> Feed:
         shared = Shared(
             run_id=self.run_id,
@@ -61,7 +67,14 @@ class Ring:
             ),
         )
         learner = self.learner(**settings)
-        return Feed(self.broker, shared=shared, learner=learner, runner=self.runner, state=state)
+        return Feed(
+            self.broker,
+            shared=shared,
+            learner=learner,
+            runner=self.runner,
+            state=state,
+            has_plateaued=has_plateaued,
+        )
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
         write_rows(self.folder / "rows.jsonl", rows)
@@ -150,17 +163,115 @@ class TestEpochs:
             feed.top_up(0)
         assert row_ids(first) == row_ids(second)
 
-    def test_last_mode_repeats(self, ring: Ring) -> None:
-        feed = ring.feed(groups_per_step=2 * NUM_ROWS, modes=("answer", "think"))
-        feed.top_up(0)
-        modes = [(request.epoch, request.mode) for request in feed.state().outstanding]
-        assert sorted(set(modes)) == [(0, "answer"), (1, "think"), (2, "think"), (3, "think")]
-
     def test_prompts_of_another_run_have_other_ids(self, ring: Ring) -> None:
         first, second = ring.feed(), ring.feed()
         for feed in (first, second):
             feed.top_up(0)
         assert not set(first.outstanding) & set(second.outstanding)
+
+
+HYBRID = (
+    Phase(strategy="sft", steps=2, format_weight=0.0),
+    Phase(epochs=1, max_tokens=16),
+    Phase(mode="think", strategy="none", think_injection="bare", format_weight=1.0),
+)
+
+
+class TestPhases:
+    def test_without_any_nothing_travels_with_a_prompt(self, ring: Ring) -> None:
+        ring.feed().top_up(0)
+        request = ring.claim_all()[0]
+        assert request.grading is None
+        assert "grading" not in request.model_dump()
+
+    def test_each_prompt_carries_what_its_phase_asks(self, ring: Ring) -> None:
+        feed = ring.feed(groups_per_step=NUM_ROWS // 2, max_staleness=3, phases=HYBRID)
+        feed.top_up(0)
+        found = [
+            (r.epoch, r.mode, r.sampling.max_tokens, r.num_samples, r.grading)
+            for r in feed.state().outstanding
+        ]
+        warm, answers = found[:NUM_ROWS], found[NUM_ROWS:]
+        assert {item[:4] for item in warm} == {(0, "answer", 256, 1)}
+        assert {item[:4] for item in answers} == {(1, "answer", 16, 3)}
+        consume_all(feed)
+        feed.top_up(4)
+        thinking = feed.state().outstanding[0]
+        assert (thinking.epoch, thinking.mode, thinking.num_samples) == (2, "think", 4)
+        assert thinking.grading is not None
+        assert thinking.grading.model_dump() == {
+            "strategy": "none",
+            "format_weight": 1.0,
+            "think_injection": "bare",
+        }
+        grading = warm[0][4]
+        assert grading is not None
+        assert (grading.strategy, grading.format_weight) == ("sft", 0.0)
+        assert feed.phases.is_last
+
+    @pytest.mark.parametrize("rounds", range(1, 8))
+    def test_a_resumed_feed_goes_on_in_the_middle_of_a_phase(self, ring: Ring, rounds: int) -> None:
+        phases = (
+            Phase(steps=2),
+            Phase(mode="think", epochs=1),
+            Phase(plateau=2),
+            Phase(steps=None),
+        )
+
+        def plateau(*, since: int, before: int, patience: int) -> bool:
+            return before - since > patience
+
+        def asked(feed: Feed, versions: range) -> list[tuple[str, int, str]]:
+            found = []
+            for version in versions:
+                consume_all(feed)
+                for request in feed.top_up(version):
+                    found.append((request.row_id, request.sequence, request.mode))
+            return found
+
+        settings = {"phases": phases, "max_staleness": 0, "groups_per_step": 4}
+        learner_feed = ring.feed(has_plateaued=plateau, **settings)
+        asked(learner_feed, range(rounds))
+        resumed = ring.feed(state=learner_feed.state(), has_plateaued=plateau, **settings)
+        rest = range(rounds, 14)
+        assert asked(resumed, rest) == asked(learner_feed, rest)
+        assert resumed.state() == learner_feed.state()
+        assert resumed.phases.state.index == 3
+
+    def test_a_prompt_asked_again_keeps_its_phase(self, ring: Ring) -> None:
+        feed = ring.feed(phases=(Phase(steps=1, max_tokens=16), Phase(mode="think")))
+        feed.top_up(0)
+        first = next(iter(feed.outstanding))
+        feed.refeed(first, version=1)
+        assert feed.request(first).mode == "answer"
+        assert feed.request(first).sampling.max_tokens == 16
+
+
+class TestPool:
+    def test_few_shot_subsets_are_nested_and_follow_their_seed(self, ring: Ring) -> None:
+        def rows(**pool: int) -> set[str]:
+            feed = ring.feed(groups_per_step=NUM_ROWS, pool=Pool(**pool))
+            feed.top_up(0)
+            return set(row_ids(feed))
+
+        assert len(rows(subset=3)) == 3
+        assert rows(subset=3) < rows(subset=5)
+        assert rows(subset=3) == rows(subset=3, subset_seed=7), "shared.seed is 7"
+        assert any(rows(subset=3) != rows(subset=3, subset_seed=seed) for seed in range(5))
+
+    def test_difficulty_bounds_leave_rows_out_and_say_why(self, ring: Ring) -> None:
+        rows = [event_row(number, difficulty=number / 10) for number in range(1, 10)]
+        ring.write_rows([*rows, event_row(10)])
+        feed = ring.feed(pool=Pool(min_difficulty=0.3, max_difficulty=0.6))
+        feed.top_up(0)
+        assert set(row_ids(feed)) == {"3", "4", "5", "6"}
+        assert feed.pool.fixed["2"] == "difficulty 0.2 below 0.3"
+        assert feed.pool.fixed["9"] == "difficulty 0.9 above 0.6"
+        assert feed.pool.fixed["10"] == "no difficulty"
+
+    def test_a_pool_without_rows_ends_the_start(self, ring: Ring) -> None:
+        with pytest.raises(ConfigError, match=r"learner\.pool: found none of 10 usable rows"):
+            ring.feed(pool=Pool(min_difficulty=0.3))
 
 
 class TestUnusableRows:

@@ -12,6 +12,7 @@ from common.queue.ledger import (
     FILE,
     CheckpointLine,
     FateLine,
+    LeftOutLine,
     Line,
     Prompt,
     RejectedLine,
@@ -202,3 +203,42 @@ def test_a_broken_line_and_a_missing_file_are_named(run: Run, tmp_path: Path) ->
     (tmp_path / FILE).write_text('{"kind": "step"}\n')
     with pytest.raises(Exception, match=r"ledger.jsonl: line 1: found"):
         CliRunner().invoke(tempsamp.app, ["audit", str(tmp_path)], catch_exceptions=False)
+
+
+def pooled() -> list[Line]:
+    """Row 6 is in no epoch, row 5 sits the second one out; the third has begun."""
+    return [
+        RunLine(run_id="r", tag="abc", rows="rows.jsonl", rows_sha256=SHA256),
+        LeftOutLine(epoch=None, rows={"6": "not in the subset"}),
+        step(1, *(group(row) for row in range(1, 6))),
+        LeftOutLine(epoch=1, rows={"5": "solved"}),
+        step(2, *(group(row, epoch=1) for row in range(1, 5))),
+        CheckpointLine(step=2, epoch=2, fed=0, outstanding=()),
+    ]
+
+
+def test_rows_that_the_pool_leaves_out_are_listed(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, shown, errors = run(pooled())
+    assert (code, errors) == (0, "")
+    assert "epoch 1, left out:" in shown
+    assert "row 5: solved" in shown
+    assert "row 6: not in the subset" in shown
+    assert "proven up to the checkpoint of step 2" in shown
+
+
+def test_a_row_that_was_left_out_and_asked_breaks_the_promise(
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    lines = pooled()
+    lines[3] = LeftOutLine(epoch=1, rows={"5": "solved", "1": "hopeless"})
+    code, _, errors = run(lines)
+    assert code == 1
+    assert "epoch 1 row 1: asked, and left out (hopeless)" in errors
+
+
+def test_a_row_is_left_out_of_its_epoch_alone(run: Callable[..., tuple[int, str, str]]) -> None:
+    lines = pooled()
+    del lines[3]
+    code, _, errors = run(lines)
+    assert code == 1
+    assert "epoch 1 row 5: neither trained on nor listed" in errors

@@ -88,12 +88,13 @@ def test_a_recipe_says_that_nobody_ran_it_and_has_one_root_a_kind(path: Path) ->
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_two_epochs_are_asked_for_where_two_modes_are(path: Path) -> None:
+def test_two_epochs_are_asked_for_where_two_phases_are(path: Path) -> None:
     """Steps come from the rows and epochs that their comment names."""
     text = path.read_text(encoding="utf-8")
     epochs, num_rows = re.search(r"steps = .*?(?:(\d) epochs of )?([\d,]+) rows", text).groups()  # type: ignore[union-attr]
     learner = config.load(path).learner
-    assert len(learner.modes) == int(epochs or 1)
+    assert len(learner.phases) == (int(epochs) if epochs else 0)
+    assert [phase.mode for phase in learner.phases] in ([], ["answer", "think"])
     wanted = int(epochs or 1) * int(num_rows.replace(",", "")) / learner.groups_per_step
     assert learner.steps == -(-wanted // 1)
 
