@@ -7,14 +7,14 @@ by the string below them.
 """
 
 from common.config.curriculum import EarlyStop, Phase, Pool
-from common.config.fields import Section, Strategy, ThinkInjection
-from common.config.learner import Advantage, Learner, Loss, Optimizer, Validation
+from common.config.fields import Section
+from common.config.learner import Learner, Optimizer, Validation
 from common.config.lora import Lora
 from common.config.objective import Advantage, Loss
 from common.config.reading import SECRETS, Run, SectionName, bearer, dump, load, load_reward, parse
 from common.config.services import Reward, Rollout
 from common.config.shared import Scoring, Shared, Video
-from common.config.watching import DumpSteps
+from common.config.watching import DumpSteps, Tracking
 from common.messages import Strategy, ThinkInjection
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Shared",
     "Strategy",
     "ThinkInjection",
+    "Tracking",
     "Validation",
     "Video",
     "bearer",

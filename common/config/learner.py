@@ -10,7 +10,7 @@ from common.config.fields import Count, Host, Positive, PositiveInt, Section
 from common.config.lora import Lora
 from common.config.objective import Advantage, Loss
 from common.config.preset import Preset
-from common.config.watching import DumpSteps
+from common.config.watching import DumpSteps, Tracking
 from common.messages import Mode
 
 
@@ -123,6 +123,7 @@ class Learner(Section):
     lora: Lora | None = None
     """Train adapters; None: all weights."""
     dump_steps: DumpSteps = DumpSteps()
+    tracking: Tracking = Tracking()
     phases: tuple[Phase, ...] = ()
     """One after the other; none: the whole run asks for answers alone."""
     early_stop: EarlyStop = EarlyStop()

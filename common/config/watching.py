@@ -1,4 +1,6 @@
-"""`[learner.dump_steps]`: what is kept of a run for who looks into it afterwards."""
+"""`[learner.dump_steps]`, `[learner.tracking]`: what is kept of a run for who looks at it."""
+
+from typing import Literal
 
 from common.config.fields import Count, PositiveInt, Section
 
@@ -10,3 +12,14 @@ class DumpSteps(Section):
     """Steps between two dumps; 0: none."""
     keep: PositiveInt = 3
     """Newest dumps that are kept."""
+
+
+class Tracking(Section):
+    """`[learner.tracking]`: where curves are shown, beside metrics.jsonl and validation.jsonl."""
+
+    tensorboard: bool = True
+    """Event files in `<run_dir>/tensorboard`."""
+    wandb_project: str | None = None
+    """Project of Weights & Biases (extra `wandb`; its own login); None: nothing is sent."""
+    wandb_mode: Literal["online", "offline"] = "online"
+    """offline: into the run folder, to be sent later (`wandb sync`)."""

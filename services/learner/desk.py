@@ -29,6 +29,7 @@ from services.learner.state.lease import RunLease
 from services.learner.state.ledger import Ledger
 from services.learner.status import Status
 from services.learner.validation import Validate, Validator
+from services.learner.watching.boards import Boards, refuse_missing
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,9 @@ class Desk:
         """What who watches the run sees of it."""
         self._shown_s = -math.inf
         self._said_s = time.monotonic()
+        self._boards = Boards({})
+        self._validating = 0
+        """The version."""
         self._step = 0
         """That is waited for."""
         self._runner = asyncio.Runner()
@@ -71,6 +75,7 @@ class Desk:
         self._lease.lock()
         # Before Redis is waited for: a wrong path is said at once.
         _refuse_unreadable(self._run.learner.rows)
+        refuse_missing(self._run)
         return self
 
     def try_take_run(self, patience_s: float) -> bool:
@@ -119,13 +124,16 @@ class Desk:
             self._runner.run(self._broker.reset_run())
             self._ledger.begin(run_id=shared.run_id, rows=learner.rows, feed=self.feed.state())
             self._ledger.left_out(None, self.feed.pool.fixed)
+        self._boards = Boards.of(
+            self._run, tag=self.feed.tag, resumed_at=state.step if state else None
+        )
         metrics.keep_until(self.metrics_path, step=state.step if state else 0)
         if self._validate is not None:
             self._validator = Validator(
                 self._validate,
                 run_dir=learner.run_dir,
                 resumed_at=state.step if state else None,
-                show=self.status.show,
+                show=self._show_validation,
             )
 
     def __exit__(
@@ -134,6 +142,7 @@ class Desk:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._boards.close()
         self._lease.close()
         self._runner.run(self._broker.close())
         self._runner.close()
@@ -197,7 +206,7 @@ class Desk:
             self._say("waiting for the answers to held-out rows", policy_version=version)
             on_idle()
 
-        self._said_s = time.monotonic()
+        self._said_s, self._validating = time.monotonic(), version
         self._validator.run(version, urls=urls, on_idle=idle, should_stop=lambda: self._stop.asked)
 
     def stops_early(self, version: int) -> bool:
@@ -235,6 +244,16 @@ class Desk:
         self.feed.judge(groups)
         self._ledger.rejected(self.feed.rejected)
         self._ledger.step(groups, step=step, learner_epoch=self.epoch, applied=applied)
+
+    def show(self, line: Mapping[str, float], *, step: int) -> None:
+        """A step's line: to the file that the run goes back to, then to who watches."""
+        metrics.append(self.metrics_path, line)
+        self.status.stepped(line)
+        self._boards.show(line, step=step)
+
+    def _show_validation(self, figures: Mapping[str, float]) -> None:
+        self.status.show(figures)
+        self._boards.show(figures, step=self._validating)
 
     def state(self, step: int, *, rng: str) -> RunState:
         """What a checkpoint keeps of this desk; the ledger is sealed with it."""

@@ -208,8 +208,7 @@ class Learner:
         line |= metrics.group_metrics(groups, version=version - 1)
         line |= diagnostics(self._advantages(groups))
         line |= gap
-        metrics.append(self.run.learner.run_dir / "metrics.jsonl", line)
-        self.desk.status.stepped(line)
+        self.desk.show(line, step=version)
         logger.info("step", extra=line)
 
     def dump(
