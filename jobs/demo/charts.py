@@ -4,6 +4,7 @@ The house look comes from `jobs.charts`.
 Neighbour: `jobs.demo.report` puts `learning_curves` into its template.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from jobs.charts import SERIES, THEME, Drawing, svg_of
+from jobs.charts import MUTED, SERIES, THEME, Drawing, svg_of
 from jobs.demo.summary import PROBE_GAP, StepMetrics
 
 HEADROOM = 1.12
@@ -49,8 +50,21 @@ def learning_curves(
         metrics: lines of metrics.jsonl.
         validations: lines of validation.jsonl.
     """
-    drawings = (_drawing(HELD_OUT, validations), *(_drawing(chart, metrics) for chart in CHARTS))
+    starts = phase_starts(metrics)
+    drawings = (
+        _drawing(HELD_OUT, validations, starts),
+        *(_drawing(chart, metrics, starts) for chart in CHARTS),
+    )
     return [drawing for drawing in drawings if drawing is not None]
+
+
+def phase_starts(metrics: Sequence[StepMetrics]) -> list[float]:
+    """Steps at which prompts of another phase than the one before were fed (learner.phases)."""
+    return [
+        line["step"]
+        for before, line in itertools.pairwise(metrics)
+        if line.get("learner/phase") != before.get("learner/phase")
+    ]
 
 
 def smoothed(values: Sequence[float], *, window: int) -> list[float]:
@@ -59,7 +73,9 @@ def smoothed(values: Sequence[float], *, window: int) -> list[float]:
     return [fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
-def _drawing(chart: Chart, metrics: Sequence[StepMetrics]) -> Drawing | None:
+def _drawing(
+    chart: Chart, metrics: Sequence[StepMetrics], starts: Sequence[float]
+) -> Drawing | None:
     present = [s for s in chart.series if any(s.metric in line for line in metrics)]
     if not present:
         return None
@@ -68,11 +84,14 @@ def _drawing(chart: Chart, metrics: Sequence[StepMetrics]) -> Drawing | None:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         chart.draw(axes, metrics, present)
+        for start in starts:
+            axes.axvline(start, color=MUTED, linewidth=0.8, linestyle="--")
         axes.set_xlim(metrics[0]["step"], max(metrics[-1]["step"], metrics[0]["step"] + 1))
 
     legend = tuple((THEME[SERIES[k]], series.label) for k, series in enumerate(present))
     svg = svg_of(draw, label=chart.title)
-    return Drawing(title=chart.title, note=chart.note, svg=svg, legend=legend)
+    note = f"{chart.note} Dashed: a phase begins." if starts else chart.note
+    return Drawing(title=chart.title, note=note, svg=svg, legend=legend)
 
 
 def _points(metrics: Sequence[StepMetrics], metric: str) -> tuple[list[float], list[float]]:

@@ -14,7 +14,7 @@ import pytest
 
 from common.answers.spans import Span
 from jobs.demo.baselines import blind_baselines
-from jobs.demo.charts import learning_curves, smoothed
+from jobs.demo.charts import learning_curves, phase_starts, smoothed
 from jobs.demo.figures import Evaluation, evaluation_of
 from jobs.demo.report import NUM_CLIPS, duration_text, main, verdict, write_report
 from jobs.demo.summary import (
@@ -388,3 +388,17 @@ def test_durations_read_like_speech() -> None:
     assert duration_text(59.6) == "1 min"
     assert duration_text(3725) == "1 h 2 min"
     assert duration_text(0.2) == "0 s"
+
+
+def test_curves_show_where_a_phase_begins() -> None:
+    lines = [
+        {"step": float(step), "reward/iou": 0.5, "learner/phase": 1.0 + (step > 3)}
+        for step in range(1, 7)
+    ]
+    assert phase_starts(lines) == [4.0]
+    (phased,) = learning_curves(lines, validations=[])
+    (plain,) = learning_curves([line | {"learner/phase": 1.0} for line in lines], validations=[])
+    assert phased.note.endswith("Dashed: a phase begins.")
+    assert "stroke-dasharray" in phased.svg
+    assert "Dashed" not in plain.note
+    assert "stroke-dasharray" not in plain.svg
