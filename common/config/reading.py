@@ -39,7 +39,7 @@ class Run(Section):
                 f"shared.sampling.top_p: found {self.shared.sampling.top_p}, wanted 1.0 while "
                 f"learner.loss.correction is {self.learner.loss.correction!r}: truncated "
                 "sampling is not the distribution of its log-probabilities, and answers bring no "
-                "mask of it (vLLM has none outside its GPU model runner); set top_p = 1.0, or "
+                "mask of it (vLLM has one in its GPU model runner alone); set top_p = 1.0, or "
                 'correction = "off"'
             )
         if self.shared.sampling.temperature != 1.0:
