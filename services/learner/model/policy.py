@@ -258,7 +258,7 @@ def load_policy(
         adapters: train these instead of the weights.
         gradient_checkpointing: recompute each layer in backward instead of keeping activations.
         attention: kernel of the vision tower; default flash_attention_2 on CUDA if importable, else
-            sdpa. The language model always uses PyTorch's sdpa, which brings FlashAttention-2.
+            sdpa. The language model always uses PyTorch's kernels (`attention.py`).
         load_frames: where the frames of a clip come from.
         empty: on the meta device instead, for `start.py` to give it memory and values.
 

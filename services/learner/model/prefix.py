@@ -4,7 +4,8 @@ All answers of a group share a prompt of up to 14k visual tokens, so `policy.py`
 the model once. Everything in a decoder layer works token by token except two mixers, and only
 those see the packing:
 
-- attention: keys and values of the prompt are computed once and read by every answer;
+- attention: keys and values of the prompt are computed once and read by every answer
+  (`attention.py`);
 - Qwen3.5's gated delta net: the prompt's convolution and recurrent states fork into the answers.
 
 Both are exact, keep the autograd graph, and sit inside one call of a decoder layer. So FSDP
@@ -22,8 +23,9 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
+
+from services.learner.model.attention import attend_to_prompt
 
 ATTENTION = "shared_prefix"
 """Name under which transformers finds `shared_prefix_attention`."""
@@ -91,27 +93,30 @@ def shared_prefix_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface for packed sequences; returns [G, L, N, D].
 
-    On CUDA, PyTorch runs both calls in its FlashAttention-2 kernel (causal, aligned to the lower
-    right, grouped heads), so the answers' mask exists on CPU only. Dropout is ignored: the ratio of
-    two policies has to be that of two deterministic functions.
+    Dropout is ignored: the ratio of two policies has to be that of two deterministic functions.
     """
-    attend = functools.partial(
-        scaled_dot_product_attention,
+    (query, answer_query), (key, answer_key), (value, answer_value) = (
+        part.tensor_split([packing.prompt_tokens], dim=2)
+        for part in (query_GNLD, key_GNLD, value_GNLD)
+    )
+    mixed = scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        is_causal=True,
         scale=scaling,
-        enable_gqa=query_GNLD.shape[1] != key_GNLD.shape[1],
+        enable_gqa=query.shape[1] != key.shape[1],
     )
-    split = functools.partial(packing.split, dim=2)
-    (query, answer_query), (key, answer_key), (value, answer_value) = map(
-        split, (query_GNLD, key_GNLD, value_GNLD)
-    )
-    mixed = attend(query, key, value, is_causal=True)
     if packing.answer_tokens == 0:
         return mixed.transpose(1, 2), None
-    answer_key = torch.cat([packing.fork(key), answer_key], dim=2)
-    answer_value = torch.cat([packing.fork(value), answer_value], dim=2)
-    mask = causal_lower_right(answer_query.shape[2], answer_key.shape[2])
-    answer_mixed = attend(answer_query, answer_key, answer_value, attn_mask=mask)
-    return packing.join(mixed, answer_mixed, dim=2).transpose(1, 2), None
+    answer_mixed = attend_to_prompt(
+        answer_query,
+        (key, value),
+        (answer_key, answer_value),
+        num_answers=packing.num_answers,
+        scale=scaling,
+    )
+    return torch.cat([mixed, answer_mixed], dim=2).transpose(1, 2), None
 
 
 def _delta_net_forward(net: Any, hidden_states: Tensor, *, packing: Packing, **_: Any) -> Tensor:
