@@ -55,7 +55,7 @@ chaos: setup
 
 # Slow faults: ranks, networks, a whole demo. In minutes; some want root and `ip netns`.
 chaos-test: setup
-	$(PY) -m pytest tests/chaos tests/ring/test_recorded.py -m chaos
+	$(PY) -m pytest tests/chaos tests/ring/test_recorded.py tests/unit/learner/model/test_kernels.py -m chaos
 
 test: check
 	$(PY) -m pytest $(PYTEST_WORKERS:%=--numprocesses=% --dist=loadfile --no-loadscope-reorder)

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from common.config.curriculum import EarlyStop, Phase, Pool, refuse_modes
 from common.config.fields import Count, Host, Positive, PositiveInt, Section
+from common.config.kernels import Kernels
 from common.config.lora import Lora
 from common.config.objective import Advantage, Loss
 from common.config.preset import Preset
@@ -116,6 +117,7 @@ class Learner(Section):
     max_without_verdict_s: Positive = 1800.0
     """Waiting so long for answers with verdicts, while there is a reason why none come, the run
     stops with a checkpoint. With no replica at work it waits on."""
+    kernels: Kernels = Kernels()
     optimizer: Optimizer = Optimizer()
     loss: Loss = Loss()
     advantage: Advantage = Advantage()

@@ -25,6 +25,7 @@ from common.video.loader import ClipLoader
 from services.learner import metrics, parallel
 from services.learner.batching.batch import NO_WORK, TrainBatch, collate, groups_of_rank
 from services.learner.desk import Desk
+from services.learner.model import kernels
 from services.learner.model.policy import Policy
 from services.learner.model.start import start_policy
 from services.learner.objective.advantage import StepAdvantages, step_advantages
@@ -324,6 +325,7 @@ def open_learner(
     if not resume and parallel.will_be_main():  # one of them says so
         refuse_existing(settings.run_dir)
     start = fetched(run.shared.model, knob="shared.model").path
+    kernels.require_delta_net(start, device=settings.device, settings=settings.kernels)
     torch.manual_seed(run.shared.seed)
     with contextlib.ExitStack() as owned:
         ranks = parallel.start_ranks(
@@ -350,6 +352,7 @@ def open_learner(
             freeze_vision=settings.freeze_vision,
             adapters=settings.lora,
             gradient_checkpointing=settings.gradient_checkpointing,
+            kernels=settings.kernels,
             load_frames=loader.load,
         )
         stepper = Stepper.of(run, policy, start=start, ranks=ranks, load_frames=loader.load)

@@ -127,7 +127,11 @@ def _delta_net_forward(net: Any, hidden_states: Tensor, *, packing: Packing, **_
     mixed_GPH: Tensor = forward(prompt_GPH, cache_params=state)
     if packing.answer_tokens == 0:
         return mixed_GPH
+    if packing.answer_tokens == 1:
+        # transformers would take its kernel for single tokens, and fla's has no backward.
+        answers_NRH = torch.nn.functional.pad(answers_NRH, (0, 0, 0, 1))
     mixed_NRH = forward(answers_NRH, cache_params=state.forked(packing))
+    mixed_NRH = mixed_NRH[:, : packing.answer_tokens]
     return packing.join(mixed_GPH, mixed_NRH, dim=1)
 
 

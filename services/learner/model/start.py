@@ -17,8 +17,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
+from common.config import Kernels
 from common.model.expected import renamed_of
 from common.model.tensors import Stored, stored
+from services.learner.model.kernels import compile_layers
 from services.learner.model.lora import hugging_face_name
 from services.learner.model.policy import Policy, load_policy
 from services.learner.parallel import Ranks, shard_model
@@ -28,7 +30,12 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def start_policy(
-    path: Path, *, ranks: Ranks, compute_dtype: torch.dtype, **settings: Any
+    path: Path,
+    *,
+    ranks: Ranks,
+    compute_dtype: torch.dtype,
+    kernels: Kernels | None = None,
+    **settings: Any,
 ) -> Policy:
     """Load and shard the policy; a collective.
 
@@ -38,6 +45,7 @@ def start_policy(
         path: a Hugging Face checkpoint folder, readable for every rank.
         ranks: who shares the policy.
         compute_dtype: of the forward and backward passes.
+        kernels: which layers are compiled; None: none.
         settings: as for `load_policy`, but for dtype and device.
 
     Raises:
@@ -45,6 +53,8 @@ def start_policy(
     """
     empty = ranks.world_size > 1
     policy = load_policy(path, device=ranks.device, empty=empty, **settings)
+    if kernels is not None:
+        compile_layers(policy, kernels, device=ranks.device)
     drawn = _without_values(policy, path, compute_dtype) if empty else {}
     shard_model(policy, ranks=ranks, compute_dtype=compute_dtype)
     if empty:

@@ -60,6 +60,7 @@ MAY_CHANGE = {
     "learner.max_without_verdict_s": "when a run gives up",
     "learner.shard_within": "who holds what: the same sum, in another order",
     "learner.gradient_checkpointing": "memory for time: gradients are the same bits",
+    "learner.kernels": "speed: the same numbers to rounding",
     "learner.micro_batch_groups": "memory: the same sum, in another order",
 }
 """Key, or start of keys → why it may."""

@@ -189,3 +189,67 @@ def test_packing_splits_and_joins_along_any_axis() -> None:
 def test_fork_copies_each_prompt_to_its_own_answers() -> None:
     packing = Packing(prompt_tokens=1, num_answers=3, answer_tokens=1)
     assert packing.fork(torch.tensor([[1], [2]])).flatten().tolist() == [1, 1, 1, 2, 2, 2]
+
+
+def recurrence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = False,
+    **_: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """`chunk_gated_delta_rule` as flash-linear-attention documents it, a token at a time."""
+    assert use_qk_l2norm_in_kernel
+    assert g.dtype == torch.float32
+    q, k, v, beta = (part.transpose(1, 2).double() for part in (q, k, v, beta))
+    q, k = ((x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)) for x in (q, k))
+    decay = g.transpose(1, 2).double().exp()
+    state = q.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1])
+    if initial_state is not None:
+        assert initial_state.shape == state.shape
+        assert initial_state.dtype == torch.float32
+        state = initial_state.double()
+    mixed = []
+    for t in range(q.shape[2]):
+        state = state * decay[:, :, t, None, None]
+        written = beta[:, :, t, None] * (v[:, :, t] - (k[:, :, t, :, None] * state).sum(-2))
+        state = state + k[:, :, t, :, None] * written[..., None, :]
+        mixed.append((q[:, :, t, :, None] * state).sum(-2) * (scale or q.shape[-1] ** -0.5))
+    final = state.float() if output_final_state else None
+    return torch.stack(mixed, dim=1).float(), final
+
+
+@pytest.mark.parametrize("answer_lengths", [(5, 2, 4), (2, 1, 2)])
+def test_what_forks_a_delta_net_is_what_flash_linear_attention_documents(
+    tiny_model: Callable[[Architecture], Path],
+    clip_paths: tuple[Path, Path],
+    answer_lengths: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its states' shapes, order and dtype, and a gradient through the fork; never its kernel for
+    single tokens, which has no backward."""
+    from transformers.models.qwen3_5 import modeling_qwen3_5
+
+    model = tiny_model("qwen3_5")
+    clip = clip_ref(clip_paths[0], architecture="qwen3_5")
+    group = scored_group(
+        model,
+        clip,
+        video_token_id=config_of(model).video_token_id,
+        answer_lengths=answer_lengths,
+    )
+    (batch,) = collate([group], [[1.0] * 3], micro_batch_groups=1).micro_batches
+    found = []
+    for kernel in (modeling_qwen3_5.torch_chunk_gated_delta_rule, recurrence):
+        monkeypatch.setattr(modeling_qwen3_5, "torch_chunk_gated_delta_rule", kernel)
+        monkeypatch.setattr(modeling_qwen3_5, "torch_recurrent_gated_delta_rule", None)
+        policy = load_policy(model)
+        logprobs = policy(batch).logprobs_GSR
+        (logprobs * torch.linspace(-1.0, 2.0, logprobs.numel()).view_as(logprobs)).sum().backward()
+        found.append({"logprobs": logprobs.detach(), **gradients(policy.model)})
+    assert relative_error(found[1], found[0]) < TOLERANCE
