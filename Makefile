@@ -8,7 +8,7 @@
 #   make chaos-test   the faults that take minutes: ranks of a learner, networks that are cut
 #   make env      write .env with random secrets, for docker compose
 #   make bench-publish   speed of the weight path, in about four minutes; more: bench-prefix, -reward, -data, -eval
-#   make bench-gpu       the weight path over NCCL, on one GPU; says so where there is none
+#   make bench-gpu       the weight path over NCCL and the learner at 4B, on one GPU; says so where there is none
 #   make locks    pin the dependencies anew after a change of pyproject.toml; pins that still fit stay
 DEVICE ?= cpu
 PY := .venv/bin/python
@@ -99,3 +99,4 @@ bench-publish: setup
 
 bench-gpu:
 	@$(PY) -m tests.bench.gpu_publishing --json docs/bench/gpu_publish.json
+	@$(PY) -m tests.bench.gpu_learner --json docs/bench/gpu_learner.json

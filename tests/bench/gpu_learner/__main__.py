@@ -1,0 +1,255 @@
+"""The learner at a real size, on one GPU: `python -m tests.bench.gpu_learner [--tiny]`.
+
+Random weights in the shapes of Qwen3-VL-4B and Qwen3.5-4B, one group of 16k prompt tokens and eight
+answers, bfloat16 on float32 masters, checkpointed. For each:
+
+    step        seconds of a whole step (AdamW included), tokens a second, peak memory, and MFU:
+                model FLOPs without recomputation over the card's dense bfloat16 peak
+    alone       seconds of the same group with every answer by itself, up to the gradients
+    gradients   shared against alone, relative, beside repeating either
+
+Needs some 80 GB for 4B; a shape that does not fit, or whose kernels are missing, is said and left
+out. Needs torch and transformers; neither vLLM nor Redis, no network. `--tiny` tries all of it on
+the CPU; `--json FILE` also writes the result there.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from common import config
+from services.learner import parallel
+from services.learner.batching.batch import TrainBatch, collate
+from services.learner.model import kernels
+from services.learner.model.policy import Policy, load_policy
+from services.learner.objective.advantage import sample_advantages
+from services.learner.parallel import Ranks
+from services.learner.step import Stepper
+from tests.bench.gpu_learner.shapes import (
+    REAL,
+    TINY,
+    Shape,
+    frames_of,
+    group_of,
+    model_flops,
+    write_config,
+)
+from tests.bench.spread import Spread
+
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "H20": 148e12, "A100": 312e12}
+"""Dense bfloat16, by the first name found in the card's."""
+
+
+class Gradients(Stepper):
+    """A step that ends before the update."""
+
+    __slots__ = ()
+
+    def _update(self, number: int) -> dict[str, float]:
+        return {}
+
+
+def measure(shape: Shape, *, ranks: Ranks, repeats: int, compile_layers: str) -> dict[str, Any]:
+    """One shape."""
+    device = ranks.device
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_config(shape, Path(name))
+        settings = config.Kernels.model_validate({"compile": compile_layers})
+        kernels.require_delta_net(folder, device=device, settings=settings)
+        policy = drawn_policy(shape, folder, device=device)
+        linear = sum(p.numel() for p in policy.decoder_layers.parameters() if p.ndim == 2)
+        parameters = sum(p.numel() for p in policy.parameters())
+        compiled = kernels.compile_layers(policy, settings, device=device)
+        parallel.shard_model(policy, ranks=ranks, compute_dtype=torch.bfloat16)
+        run = run_settings(device)
+        made = {"start": folder, "ranks": ranks, "load_frames": lambda _: frames_of(shape)}
+        stepper, backward = (kind.of(run, policy, **made) for kind in (Stepper, Gradients))
+    shared, alone, prompt_tokens = batches_of(shape)
+    flops = model_flops(shape, linear_weights=linear, prompt_tokens=prompt_tokens)
+    gradients = compared(policy, backward, shared, alone)
+    alone_s, _ = timed(device, lambda: backward.step(alone, number=1), repeats=1)
+    policy.zero_grad()
+    stepper.step(shared, number=1)
+    step_s, peak_gib = timed(device, lambda: stepper.step(shared, number=2), repeats=repeats)
+    tokens = prompt_tokens + shape.answers * (shape.answer_tokens - 1)
+    peak = peak_flops(device)
+    return {
+        "parameters": parameters,
+        "compiled_layers": compiled,
+        "prompt_tokens": prompt_tokens,
+        "tokens": tokens,
+        "model_tflop": flops / 1e12,
+        "step_s": asdict(step_s),
+        "tokens_per_s": tokens / step_s.median,
+        "mfu": None if peak is None else flops / step_s.median / peak,
+        "peak_gib": peak_gib,
+        "alone_backward_s": alone_s.median,
+        "gradients": gradients,
+    }
+
+
+def drawn_policy(shape: Shape, folder: Path, *, device: torch.device) -> Policy:
+    """`load_policy` as it is, but for the weights: drawn on the device, not read."""
+    import transformers
+
+    def drawn(path: Path, *, dtype: torch.dtype, attn_implementation: str) -> Any:
+        found = transformers.AutoConfig.from_pretrained(path)
+        torch.manual_seed(0)
+        with device:
+            return transformers.AutoModelForImageTextToText.from_config(
+                found, dtype=dtype, attn_implementation=attn_implementation
+            )
+
+    with mock.patch.object(transformers.AutoModelForImageTextToText, "from_pretrained", drawn):
+        return load_policy(
+            folder,
+            device=device,
+            gradient_checkpointing=True,
+            load_frames=lambda _: frames_of(shape),
+        )
+
+
+def run_settings(device: torch.device) -> config.Run:
+    """A run of nothing but a learner."""
+    shared = {"run_id": "bench", "model": "random", "dtype": "bfloat16"}
+    learner = {"rows": "rows.jsonl", "run_dir": "run", "steps": 1, "device": device.type}
+    return config.parse({"shared": shared, "learner": learner}, environ={})
+
+
+def batches_of(shape: Shape) -> tuple[TrainBatch, TrainBatch, int]:
+    """The group, its answers one by one, and its prompt's length."""
+    group = group_of(shape)
+    advantages = sample_advantages(group, strategy="shaping", settings=config.Advantage())
+    pairs = zip(group.samples, group.verdicts, strict=True)
+    singles = [
+        group.model_copy(update={"samples": (sample,), "verdicts": (verdict,)})
+        for sample, verdict in pairs
+    ]
+    return (
+        collate([group], [advantages], micro_batch_groups=1),
+        collate(singles, [[advantage] for advantage in advantages], micro_batch_groups=1),
+        len(group.prompt_token_ids),
+    )
+
+
+def compared(
+    policy: Policy, backward: Gradients, shared: TrainBatch, alone: TrainBatch
+) -> dict[str, float]:
+    """Relative differences of gradients; each way is run twice."""
+
+    def gradients_of(batch: TrainBatch) -> dict[str, Tensor]:
+        policy.zero_grad()
+        backward.step(batch, number=1)
+        return {
+            name: whole(parameter.grad).cpu()
+            for name, parameter in policy.named_weights()
+            if parameter.grad is not None
+        }
+
+    first, again = gradients_of(shared), gradients_of(shared)
+    found = {"shared_again": apart(again, first)}
+    del again
+    other = gradients_of(alone)
+    found["shared_alone"] = apart(first, other)
+    del first
+    return found | {"alone_again": apart(gradients_of(alone), other)}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """One rank's DTensor is all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def apart(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """|found - wanted| / |wanted| over all tensors."""
+    difference = sum(float((found[name] - wanted[name]).square().sum()) for name in wanted)
+    return math.sqrt(difference / sum(float(one.square().sum()) for one in wanted.values()))
+
+
+def timed(
+    device: torch.device, call: Callable[[], object], *, repeats: int
+) -> tuple[Spread, float]:
+    """Seconds, and GiB at the peak (0 on a CPU)."""
+    cuda = device.type == "cuda"
+    seconds = []
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return Spread.of(seconds), torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """None for cards we have no figure of."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else ""
+    return next((peak for card, peak in PEAK_FLOPS.items() if card in name), None)
+
+
+def rounded(value: Any) -> Any:
+    """Four digits."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes, on the CPU")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--json", type=Path, help="also write the result here")
+    options = parser.parse_args()
+    if not options.tiny and not torch.cuda.is_available():
+        sys.stdout.write(
+            "bench-gpu: found no CUDA device, the learner is not measured (--tiny tries it on the "
+            "CPU)\n"
+        )
+        return 0
+    if options.tiny:
+        torch.set_num_threads(1)
+    ranks = parallel.start_ranks("cpu" if options.tiny else "cuda", timeout_s=60)
+    report: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "device": "CPU" if options.tiny else torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "repeats": options.repeats,
+    }
+    failed = False
+    for shape in TINY if options.tiny else REAL:
+        try:
+            found: Any = measure(
+                shape, ranks=ranks, repeats=options.repeats, compile_layers=options.compile
+            )
+        except (RuntimeError, ValueError) as error:  # device time is dear: go on with the next
+            found, failed = f"{type(error).__name__}: {error}", True
+        report[shape.name] = found = rounded(found)
+        sys.stdout.write(f"{shape.name}: {json.dumps(found)}\n")
+        sys.stdout.flush()
+        if not options.tiny:
+            torch.cuda.empty_cache()
+    ranks.close()
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
