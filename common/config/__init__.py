@@ -7,9 +7,9 @@ by the string below them.
 """
 
 from common.config.curriculum import EarlyStop, Phase, Pool
-from common.config.fields import Section, Strategy, ThinkInjection
+from common.config.fields import Section
 from common.config.kernels import Kernels
-from common.config.learner import Advantage, Learner, Loss, Optimizer, Validation
+from common.config.learner import Learner, Optimizer, Validation
 from common.config.lora import Lora
 from common.config.objective import Advantage, Loss
 from common.config.reading import SECRETS, Run, SectionName, bearer, dump, load, load_reward, parse

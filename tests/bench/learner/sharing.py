@@ -1,49 +1,64 @@
-"""What prompt-once-per-group saves: `python -m tests.bench.prefix [--json FILE]` → table, JSON.
+"""What prompt-once-per-group saves beside the naive batch, as share of what its tokens promise.
 
 Forward and backward of one group on CPU, tiny random checkpoints, visual features cached on both
-sides. Naive is the untouched transformers model on the batch of whole sequences.
+sides. Naive is the untouched transformers model on the batch of whole sequences. Both ways run in
+turn; memory is what a pass adds to this process's resident pages at its peak.
 
 Shapes: S answers, P prompt tokens, R answer tokens.
 """
 
-import json
-import tempfile
+import ctypes
+import gc
+import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from common.messages import ClipRef
 from services.learner.batching.batch import MicroBatch, collate
 from services.learner.model.policy import Policy, load_policy
 from services.learner.model.positions import prompt_positions
+from tests.bench.spread import Spread
 from tests.fixtures.learner.groups import clip_ref, expanded_prompt, scored_group, write_clip
-from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture, write_tiny_model
+from tests.fixtures.learner.tiny_models import Architecture, write_tiny_model
 
 
 @dataclass(frozen=True)
-class Result:
-    """One line of the table."""
+class Sharing:
+    """One architecture."""
 
     architecture: str
-    prompt_tokens: int
-    answer_tokens: int
-    group_size: int
-    naive_s: float
-    shared_s: float
-    speedup: float
     ideal_speedup: float
     """By tokens: G (P + R) / (P + G R)."""
+    speedup: Spread
+    """Naive over shared, pair by pair."""
+    shared_s: float
+    peak_mib: float
+    naive_peak_mib: float
     max_logprob_gap_nats: float
     relative_gradient_error: float
+
+    @property
+    def share_of_ideal(self) -> Spread:
+        """Of the token ratio."""
+        pace = self.speedup
+        parts = (pace.median, pace.lowest, pace.highest)
+        return Spread(*(part / self.ideal_speedup for part in parts))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward."""
+
+    logprobs_SR: Tensor
+    gradient: Tensor
+    seconds: float
 
 
 def measure(
@@ -54,8 +69,8 @@ def measure(
     answer_tokens: int,
     group_size: int,
     repeats: int,
-) -> Result:
-    """Best of `repeats` for both ways, and how far their results are apart."""
+) -> Sharing:
+    """Both ways in turn after one of each, and how far their results are apart."""
     from transformers import AutoModelForImageTextToText
 
     model = write_tiny_model(folder / architecture, architecture)
@@ -67,25 +82,26 @@ def measure(
     naive.model.visual.requires_grad_(requires_grad=False)
     batch = _batch(policy, model, clip, prompt_tokens, answer_tokens, group_size)
     inputs = _naive_inputs(policy, batch)
-    shared_SR, shared_gradient, shared_s = _timed(
-        policy.model, lambda: policy(batch).logprobs_GSR[0], repeats
-    )
-    naive_SR, naive_gradient, naive_s = _timed(
-        naive, lambda: _naive_logprobs(naive, inputs, batch.answer_ids_GSR[0]), repeats
-    )
-    error = (shared_gradient - naive_gradient).norm() / naive_gradient.norm()
+
+    def share() -> Tensor:
+        return policy(batch).logprobs_GSR[0]
+
+    def repeat() -> Tensor:
+        return _naive_logprobs(naive, inputs, batch.answer_ids_GSR[0])
+
+    shared_mib, naive_mib = peak_mib(policy.model, share), peak_mib(naive, repeat)
+    pairs = [(one_pass(policy.model, share), one_pass(naive, repeat)) for _ in range(repeats)]
+    shared, alone = pairs[0]
+    error = (shared.gradient - alone.gradient).norm() / alone.gradient.norm()
     ideal = group_size * (prompt_tokens + answer_tokens)
-    ideal /= prompt_tokens + group_size * answer_tokens
-    return Result(
+    return Sharing(
         architecture=architecture,
-        prompt_tokens=prompt_tokens,
-        answer_tokens=answer_tokens,
-        group_size=group_size,
-        naive_s=naive_s,
-        shared_s=shared_s,
-        speedup=naive_s / shared_s,
-        ideal_speedup=ideal,
-        max_logprob_gap_nats=float((shared_SR - naive_SR).abs().max()),
+        ideal_speedup=ideal / (prompt_tokens + group_size * answer_tokens),
+        speedup=Spread.of([alone.seconds / shared.seconds for shared, alone in pairs]),
+        shared_s=statistics.median(shared.seconds for shared, _ in pairs),
+        peak_mib=shared_mib,
+        naive_peak_mib=naive_mib,
+        max_logprob_gap_nats=float((shared.logprobs_SR - alone.logprobs_SR).abs().max()),
         relative_gradient_error=float(error),
     )
 
@@ -138,65 +154,36 @@ def _naive_logprobs(model: Any, inputs: dict[str, Any], answers_SR: Tensor) -> T
     return logits_SRV.log_softmax(-1).gather(2, answers_SR[..., None])[..., 0]
 
 
-def _timed(
-    model: Any, logprobs: Callable[[], Tensor], repeats: int
-) -> tuple[Tensor, Tensor, float]:
-    """Log-probabilities, all gradients in one vector, and the best time of forward and backward."""
-    times_s = []
-    for _ in range(repeats):
-        model.zero_grad()
-        start = time.perf_counter()
-        values_SR = logprobs()
-        values_SR.sum().backward()
-        times_s.append(time.perf_counter() - start)
+def one_pass(model: Any, logprobs: Callable[[], Tensor]) -> Pass:
+    """Forward and backward, with all gradients in one vector."""
+    model.zero_grad()
+    start = time.perf_counter()
+    values_SR = logprobs()
+    values_SR.sum().backward()
+    seconds = time.perf_counter() - start
     gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-    return values_SR.detach(), torch.cat(gradients), min(times_s)
+    return Pass(values_SR.detach(), torch.cat(gradients), seconds)
 
 
-def table_of(results: list[Result]) -> Table:
-    """Results for the terminal."""
-    table = Table(title="prompt once per group against the naive batch, forward + backward")
-    headings = "model,prompt,answer,G,naive s,shared s,speed-up,by tokens,max gap,gradient error"
-    for heading in headings.split(","):
-        table.add_column(heading, justify="right")
-    for result in results:
-        table.add_row(
-            result.architecture,
-            *(str(n) for n in (result.prompt_tokens, result.answer_tokens, result.group_size)),
-            *(f"{s:.3f}" for s in (result.naive_s, result.shared_s)),
-            *(f"{ratio:.2f}x" for ratio in (result.speedup, result.ideal_speedup)),
-            f"{result.max_logprob_gap_nats:.0e} nats",
-            f"{result.relative_gradient_error:.0e}",
-        )
-    return table
+def peak_mib(model: Any, logprobs: Callable[[], Tensor]) -> float:
+    """What a pass adds; apart from the timed ones, which get no fresh pages to clear."""
+    one_pass(model, logprobs)
+    before_mib = reset_peak()
+    one_pass(model, logprobs)
+    return resident_mib("VmHWM") - before_mib
 
 
-def main(
-    prompt_tokens: int = 1024,
-    answer_tokens: int = 16,
-    group_size: int = 8,
-    repeats: int = 5,
-    threads: int = 1,
-    output: Annotated[Path | None, typer.Option("--json", help="Also write them here.")] = None,
-) -> None:
-    """Measure all architectures."""
-    torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as folder:
-        results = [
-            measure(
-                architecture,
-                folder=Path(folder),
-                prompt_tokens=prompt_tokens,
-                answer_tokens=answer_tokens,
-                group_size=group_size,
-                repeats=repeats,
-            )
-            for architecture in ARCHITECTURES
-        ]
-    Console(width=120).print(table_of(results))
-    if output is not None:
-        output.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+def reset_peak() -> float:
+    """Give freed memory back and forget the peak; returns MiB in use."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident_mib("VmRSS")
 
 
-if __name__ == "__main__":
-    typer.run(main)
+def resident_mib(name: str) -> float:
+    """VmRSS or VmHWM of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status: found no {name}")
