@@ -34,6 +34,7 @@ from common import config
 from services.learner import parallel
 from services.learner.batching.batch import TrainBatch, collate
 from services.learner.model import kernels
+from services.learner.model import policy as policy_module
 from services.learner.model.policy import Policy, load_policy
 from services.learner.objective.advantage import sample_advantages
 from services.learner.parallel import Ranks
@@ -59,7 +60,7 @@ class Gradients(Stepper):
     __slots__ = ()
 
     def _update(self, number: int) -> dict[str, float]:
-        return {}
+        return {"learner/updates": 0.0, "learner/skipped_steps": 0.0}
 
 
 def measure(shape: Shape, *, ranks: Ranks, repeats: int, compile_layers: str) -> dict[str, Any]:
@@ -113,7 +114,10 @@ def drawn_policy(shape: Shape, folder: Path, *, device: torch.device) -> Policy:
                 found, dtype=dtype, attn_implementation=attn_implementation
             )
 
-    with mock.patch.object(transformers.AutoModelForImageTextToText, "from_pretrained", drawn):
+    with (
+        mock.patch.object(transformers.AutoModelForImageTextToText, "from_pretrained", drawn),
+        mock.patch.object(policy_module, "refuse_unfit_model"),  # there is no file
+    ):
         return load_policy(
             folder,
             device=device,

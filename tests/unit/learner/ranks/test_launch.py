@@ -17,7 +17,7 @@ from common.errors import ConfigError
 from jobs.local.redis import free_port
 from services.learner.launch import OTHER_RANK_FAILED, Fleet
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 PATIENCE_S = 60.0
 ANOTHER_NODE = {"nodes": 2, "node_rank": 1, "meet": "127.0.0.1:1"}
 """Which hosts no store."""

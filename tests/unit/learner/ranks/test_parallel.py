@@ -25,7 +25,7 @@ from tests.fixtures.learner.learner_rank import Case, case_gradients, write_case
 from tests.fixtures.learner.ranks import as_ranks
 from tests.fixtures.learner.tiny_models import Architecture, tied_copy
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 DEADLINE_S = 120
 CASES = (
     *("frozen_tower", "trained_tower", "checkpointed", "empty_rank", "linear_attention", "tied"),
