@@ -2,16 +2,18 @@
 
 The index lists the packets of the file, without decoding more than the first frame: true times,
 rotation, rate. `common.video.frames` decides with it whether decord would read the file rightly,
-and otherwise reads frames here. Bicubic chroma makes both decoders give equal bytes. The only file
-of `common` that imports PyAV (FFmpeg).
+and otherwise reads frames here. Bicubic chroma makes both decoders give equal bytes. Who needs size
+and number of frames alone asks `read_header`, which decodes nothing where the header tells. The
+only file of `common` that imports PyAV (FFmpeg).
 
 Only container formats of single files are opened: a playlist would name other files.
 Shapes: N frames of the file, F wanted frames, H W pixels as displayed, C = 3 channels (RGB).
 """
 
+import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import VideoError
+from common.video.mp4_boxes import IDENTITY, Matrix, display_matrix
 
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
 """FFmpeg's names; hls, concat, dash and image sequences are not among them."""
 UNSTAMPED = frozenset({"avi"})
 """Containers that store no presentation times: their frames are counted, not looked up."""
-IDENTITY = (1, 0, 0, 0, 1)
-"""Display matrix of most files, which store none."""
 REGULAR_WITHIN_FRAMES = 0.5
 """A frame further than this from its place on an even grid makes the frame rate variable."""
 
@@ -62,6 +63,18 @@ class VideoIndex:
         return len(self.times_s)
 
 
+@dataclass(frozen=True, kw_only=True)
+class VideoHeader:
+    """What `index_frames` would say of size and number."""
+
+    width_px: int
+    """As displayed, after rotation."""
+    height_px: int
+    total_frames: int
+    decoded: bool
+    """Whether packets had to be read, because the header does not tell."""
+
+
 @dataclass
 class _Packets:
     """Columns over the packets of one stream, in file order."""
@@ -91,6 +104,36 @@ def index_frames(path: str | os.PathLike[str]) -> VideoIndex:
         raise VideoError(f"PyAV cannot read it as a video: {_reason(error)}") from error
 
 
+def read_header(path: str | os.PathLike[str]) -> VideoHeader:
+    """Size and number of frames as `index_frames` finds them; of mp4 and mov from the header alone.
+
+    Raises:
+        VideoError: as `index_frames`.
+    """
+    import av
+
+    try:
+        with _open(path) as container:
+            stream = _video_stream(container)
+            width_px, height_px = stream.width, stream.height
+            total = _listed_frames(container, stream)
+            if total and width_px and height_px:
+                if _quarter_turns(display_matrix(path, track_id=stream.id)) % 2:
+                    width_px, height_px = height_px, width_px
+                return VideoHeader(
+                    width_px=width_px, height_px=height_px, total_frames=total, decoded=False
+                )
+    except av.FFmpegError as error:
+        raise VideoError(f"PyAV cannot read it as a video: {_reason(error)}") from error
+    index = index_frames(path)
+    return VideoHeader(
+        width_px=index.width_px,
+        height_px=index.height_px,
+        total_frames=index.total_frames,
+        decoded=True,
+    )
+
+
 def read_frames(
     path: str | os.PathLike[str], *, index: VideoIndex, indices: Sequence[int]
 ) -> npt.NDArray[np.uint8]:
@@ -99,7 +142,7 @@ def read_frames(
     Args:
         path: the file of `index`.
         index: what `index_frames` found there.
-        indices: ascending frames, in order of presentation.
+        indices: ascending frames, in order of presentation; one may stand there several times.
 
     Returns:
         [F, H, W, C] uint8 RGB, upright.
@@ -107,22 +150,49 @@ def read_frames(
     Raises:
         VideoError: a wanted frame is missing or damaged; never a stand-in for it.
     """
+    slots: dict[int, list[int]] = {}
+    for slot, i in enumerate(indices):
+        slots.setdefault(i, []).append(slot)
+    frames_FHWC = np.empty((len(indices), index.height_px, index.width_px, 3), np.uint8)
+    for i, pixels in stream_frames(path, index=index, indices=list(slots)):
+        frames_FHWC[slots[i]] = pixels
+    return frames_FHWC
+
+
+def stream_frames(
+    path: str | os.PathLike[str], *, index: VideoIndex, indices: Sequence[int]
+) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """Decode wanted frames in one pass, one at a time, in order of presentation.
+
+    Args:
+        path: the file of `index`.
+        index: what `index_frames` found there.
+        indices: distinct frames.
+
+    Yields:
+        The frame's number and its [H, W, C] uint8 RGB, upright.
+
+    Raises:
+        VideoError: as `read_frames`, when all that is there has been yielded.
+    """
     import av
 
-    slots = {_key(i, index=index): slot for slot, i in enumerate(indices)}
-    frames_FHWC = np.empty((len(indices), index.height_px, index.width_px, 3), np.uint8)
+    wanted = {_key(i, index=index): i for i in indices}
     try:
         with _open(path) as container:
             for count, frame in enumerate(container.decode(_video_stream(container))):
-                slot = slots.pop(count if index.stamps is None else frame.pts, None)
-                if slot is not None:
-                    frames_FHWC[slot] = _upright(frame, index=index)
-                if not slots:
-                    return frames_FHWC
+                if not wanted:
+                    return
+                found = wanted.pop(count if index.stamps is None else frame.pts, None)
+                if found is not None:
+                    yield found, _upright(frame, index=index)
     except av.FFmpegError as error:
         raise VideoError(f"PyAV cannot decode it: {_reason(error)}") from error
-    missing = [indices[slot] for slot in slots.values()]
-    raise VideoError(f"PyAV found no frame {missing[0]} ({len(missing)} of {len(indices)} missing)")
+    if wanted:
+        missing = list(wanted.values())
+        raise VideoError(
+            f"PyAV found no frame {missing[0]} ({len(missing)} of {len(indices)} missing)"
+        )
 
 
 def _open(path: str | os.PathLike[str]) -> Any:
@@ -252,18 +322,36 @@ def _is_regular(times_s: npt.NDArray[np.float64], *, fps: float) -> bool:
     return bool(drift.max() <= REGULAR_WITHIN_FRAMES)
 
 
+def _listed_frames(container: Any, stream: Any) -> int:
+    """Frames that the header of an mp4 or mov lists as shown; 0 where no header tells."""
+    if "mp4" not in container.format.name.split(","):
+        return 0
+    listed = stream.index_entries
+    if len(listed) != stream.frames:
+        return 0  # fragments, which are listed as they come
+    return sum(not entry.is_discard for entry in listed)
+
+
 def _rotation_deg(frame: Any) -> int:
-    """PyAV counts anticlockwise from the display matrix, players clockwise."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    x_to_x, x_to_y, _, y_to_x, y_to_y = struct.unpack_from("=5i", matrix) if matrix else IDENTITY
-    rotation_deg = -int(frame.rotation) % 360
+    side_data = frame.side_data.get("DISPLAYMATRIX")
+    matrix = IDENTITY
+    if side_data:
+        x_to_x, x_to_y, _, y_to_x, y_to_y = struct.unpack_from("=5i", side_data)
+        matrix = (x_to_x, x_to_y, y_to_x, y_to_y)
+    return 90 * _quarter_turns(matrix)
+
+
+def _quarter_turns(matrix: Matrix) -> int:
+    """Clockwise turns from stored to displayed, 0 to 3."""
+    x_to_x, x_to_y, y_to_x, y_to_y = matrix
+    rotation_deg = round(math.degrees(math.atan2(x_to_y, x_to_x))) % 360
     mirrored = x_to_x * y_to_y < x_to_y * y_to_x
     if mirrored or rotation_deg % 90:
         raise VideoError(
             f"found a display {'mirroring' if mirrored else f'rotation of {rotation_deg} degrees'}"
             ", wanted a rotation by a multiple of 90 degrees: re-encode the video upright"
         )
-    return rotation_deg
+    return rotation_deg // 90
 
 
 def _key(frame_index: int, *, index: VideoIndex) -> int:
