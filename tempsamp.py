@@ -52,11 +52,15 @@ app = typer.Typer(cls=Tree, no_args_is_help=True, pretty_exceptions_enable=False
 reward = typer.Typer(no_args_is_help=True, help="The reward service.")
 rollout = typer.Typer(no_args_is_help=True, help="Rollout replicas.")
 data = typer.Typer(cls=Tree, no_args_is_help=True, help="From annotations and videos to a cache.")
+reframe = typer.Typer(
+    cls=Tree, no_args_is_help=True, help="Crops that follow the highlights of videos."
+)
 SERVICES, JOBS = "Services", "Jobs"
 """Headings of `tempsamp --help`."""
 app.add_typer(reward, name="reward", rich_help_panel=SERVICES)
 app.add_typer(rollout, name="rollout", rich_help_panel=SERVICES)
 app.add_typer(data, name="data", rich_help_panel=JOBS)
+app.add_typer(reframe, name="reframe", rich_help_panel=JOBS)
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]
 OptionalConfigFile = Annotated[
@@ -271,6 +275,30 @@ def audit() -> Command:
 def ground() -> Command:
     """Ask when something happens in one video."""
     from jobs.ground.command import command
+
+    return command
+
+
+@reframe.command("center", cls=Leaf)
+def reframe_center() -> Command:
+    """Write the centred crop of every frame, from headers alone."""
+    from jobs.reframe.center import command
+
+    return command
+
+
+@reframe.command("check", cls=Leaf)
+def reframe_check() -> Command:
+    """List what is wrong with a submission."""
+    from jobs.reframe.check import command
+
+    return command
+
+
+@reframe.command("score", cls=Leaf)
+def reframe_score() -> Command:
+    """Score a submission against known boxes, by figures of our own."""
+    from jobs.reframe.score import command
 
     return command
 

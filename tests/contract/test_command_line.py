@@ -57,6 +57,10 @@ def test_every_command_is_in_the_tree() -> None:
         "ground",
         "learner",
         "plan",
+        "reframe",
+        "reframe center",
+        "reframe check",
+        "reframe score",
         "replay",
         "reward",
         "reward serve",
@@ -109,6 +113,8 @@ def completed(line: str) -> list[str]:
         ("tempsamp eval score --part", ["--partial"]),
         ("tempsamp rollout serve --conf", ["--config"]),
         ("tempsamp plan --learner", ["--learner-gpus"]),
+        ("tempsamp reframe che", ["check"]),
+        ("tempsamp reframe center --vid", ["--video-dir"]),
     ],
 )
 def test_shell_completes(line: str, offered: list[str]) -> None:
