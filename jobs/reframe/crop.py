@@ -4,7 +4,6 @@ A box is `(x, y, w)` in integer pixels of the video as displayed; its height is 
 whoever scores takes `w * ratio_height / ratio_width`. Pure.
 """
 
-import math
 from typing import NamedTuple
 
 
@@ -62,8 +61,3 @@ def corner_around(centre: Point, *, frame: Size, crop: Size) -> tuple[float, flo
         min(max(left, 0.0), float(frame.width - crop.width)),
         min(max(top, 0.0), float(frame.height - crop.height)),
     )
-
-
-def rounded(corner: tuple[float, float], *, crop: Size) -> Box:
-    """To the nearest pixel, halves up: corners that move by whole pixels keep their steps."""
-    return Box(math.floor(corner[0] + 0.5), math.floor(corner[1] + 0.5), crop.width)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.reframe.crop import Box, Point, Size, centred, corner_around, crop_size, rounded
+from jobs.reframe.crop import Box, Point, Size, centred, corner_around, crop_size
 
 WIDE, TALL = Size(16, 9), Size(9, 16)
 
@@ -41,9 +41,3 @@ def test_a_crop_around_a_point_stays_inside() -> None:
     assert corner_around(Point(0.5, 0.5), frame=frame, crop=crop) == (437.5, 0.0)
     assert corner_around(Point(0.0, 0.9), frame=frame, crop=crop) == (0.0, 0.0)
     assert corner_around(Point(1.0, 0.0), frame=frame, crop=crop) == (875.0, 0.0)
-
-
-def test_steps_of_whole_pixels_stay_whole() -> None:
-    """Rounding halves to even would make steps of 0 and 2."""
-    crop = Size(10, 10)
-    assert [rounded((x + 0.5, 0.0), crop=crop).x for x in range(4)] == [1, 2, 3, 4]
