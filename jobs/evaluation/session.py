@@ -19,13 +19,13 @@ from common.config import Video
 from common.errors import ConfigError, TempSampError
 from common.messages import Mode
 from common.video.sampling import FIELDS, VideoSampling
+from jobs.asking.journal import write_atomically
 from jobs.asking.replicas import RETRY_S, Fleet
 from jobs.evaluation.benchmarks import BENCHMARKS, Benchmark, annotation_file, find_video
 from jobs.evaluation.journal import (
     Journal,
     predictions_name,
     read_records,
-    write_atomically,
 )
 from jobs.evaluation.questions import PROMPTS, Asked, Questions, find_questions
 from jobs.evaluation.runner import Runner, Tally

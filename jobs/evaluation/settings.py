@@ -17,7 +17,7 @@ from common.errors import ConfigError
 from common.messages import Mode
 from common.model.checks import FILES, matches
 from common.video.sampling import VideoSampling
-from jobs.evaluation.journal import write_atomically
+from jobs.asking.journal import write_atomically
 from jobs.evaluation.scoring.predictions import AnswerMode, Task
 
 FILE = "settings.json"

@@ -11,7 +11,8 @@ from statistics import fmean
 
 from pydantic import BaseModel, ConfigDict
 
-from jobs.evaluation.journal import PATTERN, write_atomically
+from jobs.asking.journal import write_atomically
+from jobs.evaluation.journal import PATTERN
 from jobs.evaluation.questions import Questions
 from jobs.evaluation.scoring.matching import match
 from jobs.evaluation.scoring.modes import (

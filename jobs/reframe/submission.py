@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
-from jobs.evaluation.journal import write_atomically
+from jobs.asking.journal import write_atomically
 from jobs.reframe.crop import Box, Size
 from jobs.reframe.index import Wanted, is_ratio
 

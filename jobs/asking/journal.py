@@ -1,0 +1,118 @@
+"""Answers on disk, one record a line, flushed as it comes: what a killed job goes on from.
+
+    Lines(path, Record, keep=…) -> .kept, .append(record)
+
+Opening repairs the file: a last line that was cut is dropped, and so is what `keep` leaves out.
+`jobs.evaluation.journal` and `jobs.reframe.journal` say what a record is and which ones stay.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Generic, Self, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from common.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole text or, if this process dies, what was there before."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def line_of(record: BaseModel) -> str:
+    """A record as it stands in a file."""
+    return record.model_dump_json(exclude_none=True) + "\n"
+
+
+def read_lines(path: Path, record: type[Record], *, wanted: str) -> Iterator[Record]:
+    """Records of one file. Only the last line can have been cut: it lacks its line end.
+
+    Raises:
+        ConfigError: a line that is no `wanted`; names file and line.
+    """
+    *lines, cut = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            yield record.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise ConfigError(
+                f"{path}: line {number}: found {line[:80]!r}, wanted {wanted}: {first['msg']}"
+            ) from error
+    try:
+        if cut:
+            yield record.model_validate_json(cut)
+    except ValidationError:
+        logger.warning("torn last line left out", extra={"path": str(path), "chars": len(cut)})
+
+
+class Lines(Generic[Record]):
+    """A file open for appending; a second process that opens it is refused."""
+
+    def __init__(
+        self,
+        path: Path,
+        record: type[Record],
+        *,
+        wanted: str,
+        keep: Callable[[Sequence[Record]], Sequence[Record]],
+        several: str,
+    ) -> None:
+        """Open or make the file, and repair it.
+
+        Args:
+            path: the file; a lock of its own lies beside it.
+            record: what a line is.
+            wanted: that in words.
+            keep: which of the records found there stay; may raise, and then nothing is changed.
+            several: what to do for several processes.
+
+        Raises:
+            ConfigError: a line that is no record, or another process writes.
+        """
+        self._path = path
+        with contextlib.ExitStack() as opened:
+            lock = opened.enter_context(path.with_name(f".{path.name}.lock").open("w"))
+            _lock_or_refuse(lock.fileno(), path, several=several)
+            self.kept: list[Record] = []
+            if path.exists():
+                self.kept = list(keep(list(read_lines(path, record, wanted=wanted))))
+                write_atomically(path, "".join(map(line_of, self.kept)))
+            self._file = opened.enter_context(path.open("a", encoding="utf-8"))
+            self._owned = opened.pop_all()
+
+    def append(self, record: Record) -> None:
+        """Add a line; it is on its way to the disk when this returns."""
+        self._file.write(line_of(record))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Let the next process write."""
+        self._owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _lock_or_refuse(descriptor: int, path: Path, *, several: str) -> None:
+    """The kernel drops the lock with the process, however it ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"{path}: found another process writing it, wanted one: {several}"
+        ) from error
