@@ -287,6 +287,14 @@ def reframe_center() -> Command:
     return command
 
 
+@reframe.command("qwen", cls=Leaf)
+def reframe_qwen() -> Command:
+    """Ask replicas for highlights and subjects, and write boxes that follow them."""
+    from jobs.reframe.qwen import command
+
+    return command
+
+
 @reframe.command("check", cls=Leaf)
 def reframe_check() -> Command:
     """List what is wrong with a submission."""

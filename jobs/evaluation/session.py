@@ -166,7 +166,7 @@ async def ask(
         )
         _count_earlier(prepared, journals, tally)
         fleet = Fleet(clients, concurrency=plan.concurrency, retry_s=retry_s)
-        await _beside(runner.run(runner.jobs(prepared.mine), fleet=fleet), watch)
+        await beside(runner.run(runner.jobs(prepared.mine), fleet=fleet), watch)
 
 
 def finish(plan: Plan, prepared: Prepared, *, settings: RunSettings) -> Summary:
@@ -216,7 +216,7 @@ def _refuse_without_highlights(plan: Plan) -> None:
         )
 
 
-async def _beside(work: Awaitable[None], watch: Callable[[], Awaitable[None]] | None) -> None:
+async def beside(work: Awaitable[None], watch: Callable[[], Awaitable[None]] | None) -> None:
     """Do the work; if the watch raises, the work is dropped."""
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(watch()) if watch is not None else None

@@ -1,6 +1,6 @@
-"""Places at keyframes → a box for every frame of a segment: integers, inside, smooth. Pure.
+"""Segments and places at keyframes → a box for every frame: integers, inside, smooth. Pure.
 
-    [place at a keyframe, …] -> outliers() -> boxes() -> {frame: Box}
+    spans of frames -> frame_segments(); [place at a keyframe, …] -> outliers(), boxes()
 
 What one keyframe got wrong is seen by a median over its neighbours, and passed over; one without a
 place holds the last good one, and where there is none the crop stays in the middle. Between
@@ -9,7 +9,9 @@ Shapes: K keyframes, F frames of a segment, W keyframes of a window.
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +23,52 @@ EVERY = 15
 WINDOW = 5
 """Keyframes of a median: one wrong point among two, or two among five, do not move it."""
 OUTLIER_SHARE = 0.2
-"""A point this far from the median of its window, of a frame's side, is wrong, unless..."""
+"""A point further than this share of the frame from the median of its window is wrong, unless..."""
+OUTLIER_SPEED = 0.5
+"""... a subject that crosses half the frame a second can have come from there, or..."""
 OUTLIER_SPREADS = 3.0
-"""... it is within so many median distances from it: then the subject is that fast."""
+"""... its window is as far apart: so many median distances from the median."""
 
 Pixels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FrameSegments:
+    """Highlights as frames, and what had to be done to them."""
+
+    segments: list[tuple[int, int]]
+    """[first, end), ascending and apart."""
+    faults: Counter[str]
+    """By kind: segments of length zero, past the end, cut at the end, and too many."""
+
+
+def frame_segments(spans: Iterable[tuple[int, int]], *, total: int, limit: int) -> FrameSegments:
+    """Spans of frames as a reply gives them, made sound.
+
+    Args:
+        spans: first frame and frame after the last, the best span first, of any order and overlap.
+        total: frames of the video.
+        limit: most spans; later ones are left out.
+    """
+    faults: Counter[str] = Counter()
+    inside: list[tuple[int, int]] = []
+    for first, end in spans:
+        if first >= total:
+            faults["segment past the end"] += 1
+        elif end <= max(first, 0):
+            faults["zero-length segment"] += 1
+        elif len(inside) == limit:
+            faults["one segment too many"] += 1
+        else:
+            faults["segment cut at the end"] += end > total
+            inside.append((max(first, 0), min(end, total)))
+    merged: list[tuple[int, int]] = []
+    for first, end in sorted(inside):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((first, end))
+    return FrameSegments(merged, +faults)
 
 
 def keyframes(first: int, end: int, *, every: int = EVERY) -> list[int]:
@@ -34,8 +77,14 @@ def keyframes(first: int, end: int, *, every: int = EVERY) -> list[int]:
     return frames if frames[-1] == end - 1 else [*frames, end - 1]
 
 
-def outliers(places: Sequence[Point | None]) -> set[int]:
-    """Which of a segment's keyframes have a place far from that of their neighbours."""
+def outliers(places: Sequence[Point | None], *, step_s: float) -> set[int]:
+    """Which of a segment's keyframes have a place far from that of their neighbours.
+
+    Args:
+        places: at the keyframes.
+        step_s: seconds from one to the next.
+    """
+    far = max(OUTLIER_SHARE, OUTLIER_SPEED * step_s)
     known = [number for number, place in enumerate(places) if place is not None]
     places_K2 = np.array([places[number] for number in known], np.float64).reshape(-1, 2)
     found = set()
@@ -44,7 +93,7 @@ def outliers(places: Sequence[Point | None]) -> set[int]:
         median_2 = np.median(near_W2, axis=0)
         spread_2 = np.median(np.abs(near_W2 - median_2), axis=0)
         far_2 = np.abs(places_K2[at] - median_2)
-        if (far_2 > np.maximum(OUTLIER_SHARE, OUTLIER_SPREADS * spread_2)).any():
+        if (far_2 > np.maximum(far, OUTLIER_SPREADS * spread_2)).any():
             found.add(number)
     return found
 
@@ -53,6 +102,7 @@ def boxes(
     frames: Sequence[int],
     places: Sequence[Point | None],
     *,
+    wrong: Collection[int],
     size: Size,
     ratio: Size,
     smooth_px: int | None = None,
@@ -62,6 +112,7 @@ def boxes(
     Args:
         frames: its keyframes, ascending, from its first to its last frame.
         places: of the subject at these; None where no reply gave one.
+        wrong: which of them `outliers` found.
         size: of the video in pixels.
         ratio: of the crop.
         smooth_px: most pixels that a box moves from frame to frame along an axis; None: any.
@@ -73,7 +124,6 @@ def boxes(
     if not any(place is not None for place in places):
         return dict.fromkeys(numbers, centred(size, ratio=ratio))
     crop = crop_size(size, ratio=ratio)
-    wrong = outliers(places)
     kept = [number for number in range(len(frames)) if number not in wrong]
     knots = [frames[number] for number in kept]
     corners = [

@@ -1,19 +1,26 @@
-"""Videos of a folder by id, and what their headers say: `<video_id>.mp4` → size, frames.
+"""Videos of a folder by id: `<video_id>.mp4` → a header, or a film that is asked about.
 
 find(folder, id) -> path; read_headers(folder, ids) -> {id: VideoHeader | VideoError}
+open_film(path, sampling=…) -> Film, whole() and frame() are its clips
 """
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError, VideoError
+from common.messages import ClipRef
+from common.video.sampling import VideoSampling, frame_size
+from jobs.reframe.crop import Size
 
 if TYPE_CHECKING:
-    from common.video.pyav_reader import VideoHeader
+    from common.video.pyav_reader import VideoHeader, VideoIndex
 
 SUFFIX = ".mp4"
+FAR_S = 1e9
+"""Past the end of every video; larger times, which replies may hold, overflow."""
 READERS = 8
 """Headers read at once: on a network mount each is a few waits for the server."""
 
@@ -56,3 +63,66 @@ def read_headers(folder: Path, video_ids: Iterable[str]) -> dict[str, "VideoHead
     ids = list(video_ids)
     with ThreadPoolExecutor(READERS) as pool:
         return dict(zip(ids, pool.map(read, ids), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Film:
+    """A video whose frames have been listed."""
+
+    whole: ClipRef
+    """The frames that stand for it."""
+    index: "VideoIndex"
+    sampling: VideoSampling
+
+    @property
+    def size(self) -> Size:
+        """In pixels, as displayed."""
+        return Size(self.index.width_px, self.index.height_px)
+
+    @property
+    def total_frames(self) -> int:
+        """Of the file."""
+        return self.index.total_frames
+
+    def frame(self, number: int) -> ClipRef:
+        """One frame as a clip: twice, as models of frame pairs take pictures."""
+        time_s = round(float(self.index.times_s[number]), 6)
+        height_px, width_px = self.size.height, self.size.width
+        return self.whole.model_copy(
+            update={
+                "frame_indices": (number, number),
+                "frame_times_s": (time_s, time_s),
+                "frame_hw": frame_size((height_px, width_px), frames=2, sampling=self.sampling),
+            }
+        )
+
+    def frame_at(self, time_s: float) -> int:
+        """The frame nearest to a time, `total_frames` or more past the end.
+
+        At an even rate `round(time_s * fps)`, as SPEC A11 has it; else by the frames' own times.
+        """
+        import numpy as np
+
+        index = self.index
+        time_s = min(time_s, FAR_S)
+        if not index.variable_frame_rate:
+            return round(time_s * index.source_fps)
+        times_s = index.times_s
+        between_s = (times_s[:-1] + times_s[1:]) / 2
+        end_s = float(times_s[-1]) + 0.5 / index.source_fps
+        return int(np.searchsorted(np.append(between_s, end_s), time_s, side="right"))
+
+
+def open_film(path: Path, *, sampling: VideoSampling) -> Film:
+    """List the frames of a file and choose those that stand for it.
+
+    Raises:
+        VideoError: it is no video, or too short.
+    """
+    from common.video.frames import sample_clip
+    from common.video.pyav_reader import index_frames
+
+    path = path.absolute()
+    return Film(
+        whole=sample_clip(path, sampling=sampling), index=index_frames(path), sampling=sampling
+    )

@@ -122,6 +122,13 @@ def scene_events(split: Split, index: int) -> tuple[Event, ...]:
     return _draw_scene(_rng(split, index)).events
 
 
+def event_centres(split: Split, index: int) -> tuple[npt.NDArray[np.float64], ...]:
+    """Where the shape of each event is: [F, 2] x and y of its centre in pixels, seen or not."""
+    num_frames = int(DURATION_S * SOURCE_FPS)
+    movers = _draw_scene(_rng(split, index)).movers
+    return tuple(_path(mover, num_frames=num_frames)[:, ::-1] for mover in movers)
+
+
 def render_clip(split: Split, index: int) -> Pixels:
     """[F, H, W, C] uint8, F = DURATION_S x SOURCE_FPS, H = W = SIDE_PX."""
     rng = _rng(split, index)

@@ -60,6 +60,7 @@ def test_every_command_is_in_the_tree() -> None:
         "reframe",
         "reframe center",
         "reframe check",
+        "reframe qwen",
         "reframe score",
         "replay",
         "reward",

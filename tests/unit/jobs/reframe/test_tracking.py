@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.reframe.crop import Box, Point, Size, centred, crop_size
-from jobs.reframe.tracking import bounded, boxes, held, keyframes, outliers
+from jobs.reframe.tracking import bounded, boxes, frame_segments, held, keyframes, outliers
 
 TALL, FRAME = Size(9, 16), Size(1280, 720)
 CROP = Size(405, 720)
@@ -36,8 +36,38 @@ def test_keyframes_are_every_15th_and_the_last(first: int, end: int, frames: lis
     assert keyframes(first, end) == frames
 
 
+@pytest.mark.parametrize(
+    ("spans", "segments", "faults"),
+    [
+        ([(10, 20)], [(10, 20)], {}),
+        ([(90, 100)], [(90, 100)], {}),
+        ([(90, 101)], [(90, 100)], {"segment cut at the end": 1}),
+        ([(100, 120)], [], {"segment past the end": 1}),
+        ([(10, 10), (20, 15)], [], {"zero-length segment": 2}),
+        ([(-5, 5)], [(0, 5)], {}),
+        ([(-5, -2), (-3, 0)], [], {"zero-length segment": 2}),
+        ([(50, 60), (10, 20)], [(10, 20), (50, 60)], {}),
+        ([(10, 20), (15, 30)], [(10, 30)], {}),
+        ([(10, 20), (20, 30)], [(10, 30)], {}),
+        ([(10, 40), (15, 30)], [(10, 40)], {}),
+        (
+            [(50, 60), (5, 5), (10, 20), (30, 40)],
+            [(10, 20), (50, 60)],
+            {"one segment too many": 1, "zero-length segment": 1},
+        ),
+        ([], [], {}),
+    ],
+)
+def test_spans_of_frames_are_made_sound(
+    spans: list[tuple[int, int]], segments: list[tuple[int, int]], faults: dict[str, int]
+) -> None:
+    found = frame_segments(spans, total=100, limit=2)
+    assert found.segments == segments
+    assert dict(found.faults) == faults
+
+
 def test_corners_move_evenly_between_keyframes() -> None:
-    found = boxes([10, 14], [left(100), left(102)], size=FRAME, ratio=TALL)
+    found = boxes([10, 14], [left(100), left(102)], wrong=(), size=FRAME, ratio=TALL)
     # 100, 100.5, 101, 101.5, 102; halves up
     assert [box.x for box in found.values()] == [100, 101, 101, 102, 102]
     assert list(found) == [10, 11, 12, 13, 14]
@@ -45,21 +75,23 @@ def test_corners_move_evenly_between_keyframes() -> None:
 
 
 def test_boxes_stay_inside() -> None:
-    found = boxes([0, 1], [Point(0, 0), Point(1, 1)], size=FRAME, ratio=TALL)
+    found = boxes([0, 1], [Point(0, 0), Point(1, 1)], wrong=(), size=FRAME, ratio=TALL)
     assert list(found.values()) == [Box(0, 0, 405), Box(875, 0, 405)]
-    low = boxes([0, 1], [Point(0, 0), Point(1, 1)], size=Size(720, 1280), ratio=Size(16, 9))
+    low = boxes(
+        [0, 1], [Point(0, 0), Point(1, 1)], wrong=(), size=Size(720, 1280), ratio=Size(16, 9)
+    )
     assert list(low.values()) == [Box(0, 0, 720), Box(0, 875, 720)]
 
 
 def test_no_place_at_all_is_the_centred_crop() -> None:
-    found = boxes([0, 2], [None, None], size=Size(853, 479), ratio=TALL)
+    found = boxes([0, 2], [None, None], wrong=(), size=Size(853, 479), ratio=TALL)
     assert found == dict.fromkeys(range(3), centred(Size(853, 479), ratio=TALL))
 
 
 def test_a_keyframe_without_a_place_holds_the_last_good_one() -> None:
     assert held([at(0.1), None, None, at(0.9), None]) == [at(0.1)] * 3 + [at(0.9)] * 2
     assert held([None, at(0.1)]) == [Point(0.5, 0.5), at(0.1)]
-    found = boxes([0, 2, 4], [left(100), None, left(200)], size=FRAME, ratio=TALL)
+    found = boxes([0, 2, 4], [left(100), None, left(200)], wrong=(), size=FRAME, ratio=TALL)
     assert [box.x for box in found.values()] == [100, 100, 100, 150, 200]
 
 
@@ -82,23 +114,29 @@ def test_a_keyframe_without_a_place_holds_the_last_good_one() -> None:
     ],
 )
 def test_a_median_finds_slips(xs: list[float], wrong: set[int]) -> None:
-    assert outliers([at(x) for x in xs]) == wrong
-    assert outliers([Point(0.5, x) for x in xs]) == wrong
+    assert outliers([at(x) for x in xs], step_s=0.4) == wrong
+    assert outliers([Point(0.5, x) for x in xs], step_s=0.4) == wrong
+
+
+def test_between_rare_keyframes_a_subject_may_have_crossed_the_frame() -> None:
+    there_and_back = [at(x) for x in (0.5, 0.5, 0.9, 0.5, 0.5)]
+    assert outliers(there_and_back, step_s=0.79) == {2}
+    assert outliers(there_and_back, step_s=0.81) == set()
 
 
 def test_gaps_do_not_count_as_neighbours() -> None:
-    assert outliers([at(0.5), None, at(0.5), at(0.9), None, at(0.5), at(0.5)]) == {3}
+    assert outliers([at(0.5), None, at(0.5), at(0.9), None, at(0.5), at(0.5)], step_s=0.4) == {3}
 
 
 def test_a_slip_is_passed_over_evenly() -> None:
     places = [left(x) for x in (100, 110, 800, 130, 140)]
-    found = boxes([0, 1, 2, 3, 4], places, size=FRAME, ratio=TALL)
+    found = boxes([0, 1, 2, 3, 4], places, wrong={2}, size=FRAME, ratio=TALL)
     assert [box.x for box in found.values()] == [100, 110, 120, 130, 140]
 
 
 def test_smoothing_bounds_every_step_around_a_jump() -> None:
     places = [left(x) for x in (100, 100, 100, 200, 200, 200)]
-    found = boxes([0, 1, 2, 3, 4, 5], places, size=FRAME, ratio=TALL, smooth_px=20)
+    found = boxes([0, 1, 2, 3, 4, 5], places, wrong=(), size=FRAME, ratio=TALL, smooth_px=20)
     # the highest path below: 100 100 100 120 140 160; the lowest above: 140 160 180 200 200 200
     assert [box.x for box in found.values()] == [120, 130, 140, 160, 170, 180]
 
@@ -134,7 +172,7 @@ def test_boxes_are_whole_inside_and_complete(
     frames = [7 + every * number for number in range(len(places))]
     size = Size(*frame)
     crop = crop_size(size, ratio=Size(*ratio))
-    found = boxes(frames, places, size=size, ratio=Size(*ratio), smooth_px=smooth_px)
+    found = boxes(frames, places, wrong=(), size=size, ratio=Size(*ratio), smooth_px=smooth_px)
     assert list(found) == list(range(7, frames[-1] + 1))
     for box in found.values():
         assert [type(number) for number in box] == [int, int, int]

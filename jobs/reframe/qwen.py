@@ -1,0 +1,328 @@
+"""`tempsamp reframe qwen`: two stages through replicas → a submission with a line for every video.
+
+    options -> jobs.reframe.stages -> submission, journal, table of what went wrong
+
+With --endpoint, running replicas answer; with --model, one of our own is started and ended in any
+case. Once they have begun, the submission is written whatever happens to them; exit code 1 says
+that they were lost on the way, that no video at all got an answer, or that one cannot be read.
+"""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import SecretStr
+
+from common import config
+from common.errors import ConfigError, EngineError, TempSampError, VideoError
+from common.messages import GenerateResponse
+from common.model.folder import fetched
+from common.secrets import tokens
+from common.video.sampling import VideoSampling
+from jobs.asking.endpoints import check_endpoints
+from jobs.asking.replicas import FLEET_TIMEOUT, RETRY_S, Fleet, connected, one_version, served
+from jobs.evaluation.session import LOCAL_RETRY_S
+from jobs.evaluation.settings import checkpoint_digest
+from jobs.local.processes import interruptible
+from jobs.reframe.center import IndexFile, VideoDir
+from jobs.reframe.index import Wanted, read_index
+from jobs.reframe.journal import Journal, VideoEnd
+from jobs.reframe.submission import check_output, write_submission
+from jobs.reframe.tracking import EVERY
+from jobs.reframe.videos import check_folder, read_headers
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from common.video.pyav_reader import VideoHeader
+    from jobs.local.replica import LocalReplica
+    from jobs.reframe.stages import Question, Settings, TwoStages
+
+SHOWN_ERRORS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """Who answers."""
+
+    endpoints: Sequence[str]
+    token: SecretStr | None
+    model: str
+    """Names the weights, for the journal."""
+    version: int
+    retry_s: float
+    watch: Callable[[], Awaitable[None]] | None = None
+    """Runs beside the questions; ends them by raising."""
+
+    def text(self, reply: GenerateResponse) -> str:
+        """Of the greedy answer.
+
+        Raises:
+            EngineError: other weights wrote it.
+        """
+        one_version([reply], wanted=self.version)
+        return reply.answers[0].text
+
+
+def command(
+    index: IndexFile,
+    video_dir: VideoDir,
+    out: Annotated[
+        Path,
+        typer.Option(help="Submission (JSONL); beside it a journal, from which a run goes on."),
+    ],
+    endpoint: Annotated[
+        list[str] | None, typer.Option(help="URL of a running replica; may be repeated.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=r"Folder or ORG/NAME\[@revision] of the hub: a replica of it is started; with "
+            "--endpoint, what the replicas started from."
+        ),
+    ] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Run file, for its frames and replica.")
+    ] = None,
+    segments: Annotated[int, typer.Option(min=1, help="Most highlights of a video.")] = 1,
+    every: Annotated[
+        int, typer.Option(min=1, help="Frames between keyframes; the last one is always asked.")
+    ] = EVERY,
+    smooth: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most pixels a box moves from frame to frame. Default: any."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 256,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Questions in work in each replica.")
+    ] = 16,
+) -> None:
+    """Ask replicas for highlights and subjects, and write boxes that follow them."""
+    from rich.console import Console
+
+    from jobs.reframe.stages import Settings
+
+    if not endpoint and model is None:
+        raise ConfigError("found neither --endpoint nor --model, wanted replicas or a checkpoint")
+    wanted = read_index(index)
+    check_folder(video_dir)
+    check_output(out)
+    console = Console()
+    settings = Settings(
+        video=_sampling(config_file, model=model, console=console),
+        segments=segments,
+        every=every,
+        smooth_px=smooth,
+        max_tokens=max_tokens,
+    )
+    headers = read_headers(video_dir, [one.video_id for one in wanted])
+    journal = Journal(out)
+    try:
+        with (
+            interruptible(),
+            _answering(endpoint, model=model, run_file=config_file, console=console) as answering,
+        ):
+            kit, outage = _asked(
+                wanted,
+                video_dir=video_dir,
+                headers=headers,
+                settings=settings,
+                journal=journal,
+                answering=answering,
+                concurrency=concurrency,
+                console=console,
+            )
+        lines, ends = kit.result(outage=None if outage is None else str(outage))
+        journal.end(ends)
+        write_submission(out, lines=lines)
+    except KeyboardInterrupt:
+        console.print(f"interrupted; {journal.path} keeps every reply, the same command goes on")
+        raise typer.Exit(130) from None
+    finally:
+        journal.close()
+    _show(ends, out=out, journal=journal.path, console=console)
+    _raise_if_unasked(ends, outage=outage)
+
+
+def _sampling(config_file: Path | None, *, model: str | None, console: "Console") -> VideoSampling:
+    """Frames as the run has them, else those of SPEC A9 in the patches of the model."""
+    from jobs.local.replica import evaluation_sampling, sampling_of
+
+    folder = None
+    if model is not None:
+        say = _said_on(console)
+        folder = fetched(model, knob="--model", say=say, with_weights=False).path
+    if config_file is not None:
+        video = config.load(config_file).shared.video
+        return VideoSampling(**video.model_dump(include=set(VideoSampling.model_fields)))
+    return evaluation_sampling() if folder is None else sampling_of(folder)
+
+
+@contextlib.contextmanager
+def _answering(
+    endpoints: Sequence[str] | None, *, model: str | None, run_file: Path | None, console: "Console"
+) -> Iterator[Answering]:
+    """Running replicas, or one that is started here and ended in any case."""
+    from jobs.local.replica import started
+
+    digest, folder = "", None
+    if model is not None:
+        folder = fetched(model, knob="--model", say=_said_on(console)).path
+        digest = checkpoint_digest(folder)
+    if endpoints:
+        check_endpoints(endpoints)
+        token = tokens().of("generate")
+        with console.status("waiting for a replica"):
+            version, run_tag = asyncio.run(_served(endpoints, token=token))
+        name = f"version {version} of {run_tag} {digest}"
+        yield Answering(
+            endpoints=endpoints, token=token, model=name, version=version, retry_s=RETRY_S
+        )
+        return
+    assert folder is not None
+    import tempfile
+
+    with (
+        tempfile.TemporaryDirectory(prefix="tempsamp-reframe-") as logs,
+        started(folder, run_file=run_file, folder=Path(logs)) as replica,
+    ):
+        with console.status(f"loading {folder.name}"):
+            replica.wait_until_ready()
+        yield _own(replica, digest=digest)
+
+
+def _own(replica: "LocalReplica", *, digest: str) -> Answering:
+    return Answering(
+        endpoints=[replica.url],
+        token=replica.token,
+        model=f"checkpoint {digest}",
+        version=0,
+        retry_s=LOCAL_RETRY_S,
+        watch=replica.watch,
+    )
+
+
+async def _served(endpoints: Sequence[str], *, token: SecretStr | None) -> tuple[int, str | None]:
+    async with connected(endpoints, token=token) as clients:
+        return await served(clients)
+
+
+def _asked(
+    wanted: Sequence[Wanted],
+    *,
+    video_dir: Path,
+    headers: "dict[str, VideoHeader | VideoError]",
+    settings: "Settings",
+    journal: Journal,
+    answering: Answering,
+    concurrency: int,
+    console: "Console",
+) -> "tuple[TwoStages, TempSampError | None]":
+    """Everything that could be asked, and why not everything could."""
+    from jobs.evaluation.terminal import progress_on
+    from jobs.reframe.stages import TwoStages
+
+    with progress_on(console) as progress:
+        bar = _Bar(progress)
+        kit = TwoStages(
+            wanted,
+            video_dir=video_dir,
+            headers=headers,
+            settings=settings,
+            journal=journal,
+            model=answering.model,
+            text_of=answering.text,
+            on_done=bar.done,
+        )
+        try:
+            asyncio.run(_both_stages(kit, answering, concurrency=concurrency, bar=bar))
+        except TempSampError as error:
+            return kit, error
+    return kit, None
+
+
+async def _both_stages(
+    kit: "TwoStages", answering: Answering, *, concurrency: int, bar: "_Bar"
+) -> None:
+    from jobs.evaluation.session import beside
+
+    async with connected(
+        answering.endpoints, token=answering.token, patience=FLEET_TIMEOUT
+    ) as clients:
+        fleet = Fleet(clients, concurrency=concurrency, retry_s=answering.retry_s)
+        bar.begin("highlights", total=len(kit.cases))
+        await beside(kit.ask_highlights(fleet), answering.watch)
+        questions = kit.subject_questions()
+        bar.begin("subjects", total=len(questions))
+        await beside(kit.ask_subjects(questions, fleet=fleet), answering.watch)
+
+
+class _Bar:
+    """Progress and time left of the stage that is under way."""
+
+    def __init__(self, progress: "Progress") -> None:
+        self._progress = progress
+        self._failed = 0
+        self._task = progress.add_task("", total=None, shown="", visible=False)
+
+    def begin(self, stage: str, *, total: int) -> None:
+        """A stage of so many questions."""
+        self._failed = 0
+        self._task = self._progress.add_task(stage, total=total, shown="")
+
+    def done(self, question: "Question") -> None:
+        """One more."""
+        case = question.case
+        if question.frame is None:
+            self._failed += case.highlights is None
+        else:
+            self._failed += question.frame not in case.subjects
+        self._progress.update(self._task, advance=1, shown=f"failed: {self._failed}")
+
+
+def _show(ends: Sequence[VideoEnd], *, out: Path, journal: Path, console: "Console") -> None:
+    """What became of the videos, by kind; names and messages come from strangers' files."""
+    outcomes = Counter(end.outcome for end in ends)
+    faults: Counter[str] = Counter()
+    for end in ends:
+        faults.update(end.faults)
+    shown = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+    console.print(f"{out}: {len(ends)} videos: {shown}", highlight=False, soft_wrap=True)
+    for kind, count in sorted(faults.items()):
+        console.print(f"  {count} x {kind}", highlight=False)
+    lost = [end for end in ends if end.outcome != "followed"]
+    for end in lost[:SHOWN_ERRORS]:
+        line = f"  {end.video_id}: {end.outcome}: {', '.join(end.faults)}: {end.error or ''}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if len(lost) > SHOWN_ERRORS:
+        console.print(f"  and {len(lost) - SHOWN_ERRORS} more; {journal} has all", soft_wrap=True)
+
+
+def _raise_if_unasked(ends: Sequence[VideoEnd], *, outage: TempSampError | None) -> None:
+    """A submission without a model behind it is no success.
+
+    Raises:
+        EngineError: replicas were lost on the way, or no video at all got an answer.
+        VideoError: a video cannot be read.
+    """
+    if outage is not None:
+        raise EngineError(
+            f"{outage}; the submission is whole, with fall-backs for what was not answered; the "
+            "same command asks that alone"
+        ) from outage
+    if not any(end.outcome in ("followed", "middle") for end in ends):
+        raise EngineError(
+            f"no highlight of {len(ends)} videos could be read; the submission is all fall-backs"
+        )
+    if empty := sum(end.outcome == "empty" for end in ends):
+        raise VideoError(f"{empty} of {len(ends)} videos could not be read and have no frames")
+
+
+def _said_on(console: "Console") -> Callable[[str], None]:
+    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
