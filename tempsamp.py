@@ -303,6 +303,14 @@ def reframe_check() -> Command:
     return command
 
 
+@reframe.command("show", cls=Leaf)
+def reframe_show() -> Command:
+    """Show what a submission does to one video."""
+    from jobs.reframe.show import command
+
+    return command
+
+
 @reframe.command("score", cls=Leaf)
 def reframe_score() -> Command:
     """Score a submission against known boxes, by figures of our own."""

@@ -4,9 +4,9 @@
     time bar    one lane per candidate, the best on top
     second row  frames inside the best candidate, so that a short one is seen as well
 
-Neighbours: `jobs.ground.command` decides what the lanes are; `common.video.frames` decodes, so the
-sheet shows what a model could see. Text is set in DejaVu Sans, which matplotlib brings along, or in
-an installed font that holds more of its characters.
+Neighbours: `jobs.ground.command` and `jobs.reframe.show` decide what the lanes are;
+`common.video.frames` decodes, so the sheet shows what a model could see. Text is set in DejaVu
+Sans, which matplotlib brings along, or in an installed font that holds more of its characters.
 
 Times are seconds since the first frame, sizes pixels.
 """
@@ -45,6 +45,8 @@ BEST, OTHER, OUTSIDE = "#d9480f", "#8ea3bf", "#b42318"
 TINT = "#fdeee6"
 
 Font = ImageFont.FreeTypeFont
+Mark = Callable[[int, Image.Image], Image.Image]
+"""Number of a frame and its picture, smaller than the frame → the picture to show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +89,21 @@ class _Film:
     """Of the best candidate; empty when it shows nothing of the video."""
 
 
-def draw_sheet(video: str | os.PathLike[str], *, sheet: Sheet) -> Image.Image:
+def draw_sheet(
+    video: str | os.PathLike[str], *, sheet: Sheet, mark: Mark | None = None
+) -> Image.Image:
     """The sheet as an RGB picture, `WIDTH_PX` wide.
+
+    Args:
+        video: the file.
+        sheet: what stands on it.
+        mark: draws on the pictures; None leaves them as they are.
 
     Raises:
         VideoError: the video cannot be read.
     """
     best = sheet.lanes[0].spans if sheet.lanes else ()
-    film = _film(os.fspath(video), best=best)
+    film = _film(os.fspath(video), best=best, mark=mark)
     canvas = _Canvas()
     canvas.paragraph(f"\u201c{sheet.query}\u201d", size_px=32, colour=INK, bold=True)
     colour = BEST if sheet.lanes else OUTSIDE
@@ -110,14 +119,16 @@ def draw_sheet(video: str | os.PathLike[str], *, sheet: Sheet) -> Image.Image:
     return canvas.finish()
 
 
-def write_sheet(video: str | os.PathLike[str], *, sheet: Sheet, output: Path) -> None:
+def write_sheet(
+    video: str | os.PathLike[str], *, sheet: Sheet, output: Path, mark: Mark | None = None
+) -> None:
     """Draw the sheet into a PNG file, complete or not at all.
 
     Raises:
         VideoError: the video cannot be read.
         OSError: the file cannot be written.
     """
-    picture = draw_sheet(video, sheet=sheet)
+    picture = draw_sheet(video, sheet=sheet, mark=mark)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
         picture.save(partial, "PNG")
@@ -126,7 +137,7 @@ def write_sheet(video: str | os.PathLike[str], *, sheet: Sheet, output: Path) ->
         partial.unlink(missing_ok=True)
 
 
-def _film(video: str, *, best: Sequence[Span]) -> _Film:
+def _film(video: str, *, best: Sequence[Span], mark: Mark | None) -> _Film:
     """Decode what the two rows need in one pass."""
     clip = sample_clip(video, sampling=SAMPLING)
     index = index_frames(video)
@@ -139,8 +150,11 @@ def _film(video: str, *, best: Sequence[Span]) -> _Film:
     wanted, places = np.unique(shown, return_inverse=True)
     chosen = {"frame_indices": tuple(wanted.tolist()), "frame_hw": size}
     frames = load_frames(clip.model_copy(update=chosen))
+    pictures = [Image.fromarray(frame) for frame in frames]
+    if mark is not None:
+        pictures = [mark(n, picture) for n, picture in zip(wanted.tolist(), pictures, strict=True)]
     moments = [
-        _Moment(time_s, Image.fromarray(frames[place]))
+        _Moment(time_s, pictures[place])
         for time_s, place in zip(across_s + inside_s, places, strict=True)
     ]
     return _Film(clip.duration_s, tuple(moments[:COLUMNS]), tuple(moments[COLUMNS:]))

@@ -62,6 +62,7 @@ def test_every_command_is_in_the_tree() -> None:
         "reframe check",
         "reframe qwen",
         "reframe score",
+        "reframe show",
         "replay",
         "reward",
         "reward serve",
