@@ -14,8 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Note = Literal["several objects", "no JSON"]
-"""Liberties: the last of several objects was used; numbers were taken out of prose."""
+from common.answers.reading import read_spans
+
+Note = Literal["several objects", "no JSON", "answer tags"]
+"""Liberties: the last of several objects was used; numbers were taken out of prose, or out of the
+tags in which models that this project trains answer."""
 Pair = tuple[float, float]
 
 POINT_KEYS = ("center", "subject_center", "focus", "point", "cxcy")
@@ -52,7 +55,8 @@ class Read:
 def read_segments(text: str) -> Segments | None:
     """Segments of a reply; None when it names none. An empty list is an answer.
 
-    In JSON: pairs, one flat pair, objects with start and end; numbers, `12.5 s` or `0:12.5`.
+    In JSON: pairs, one flat pair, objects with start and end; numbers, `12.5 s` or `0:12.5`. Else
+    pairs after the word `segments`, else what stands in `<answer>` tags.
     """
     found = [one for one in _objects(text) if _spans_of(one) is not None]
     if found:
@@ -64,7 +68,8 @@ def read_segments(text: str) -> Segments | None:
         pairs = [pair for pair in pairs if math.isfinite(sum(pair))]
         if pairs:
             return Segments(tuple(pairs), ("no JSON",))
-    return None
+    tagged = read_spans(text).used if "<answer>" in text else ()
+    return Segments(tuple(tagged), ("answer tags",)) if tagged else None
 
 
 def read_point(text: str) -> Read | None:

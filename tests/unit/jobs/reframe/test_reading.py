@@ -43,6 +43,12 @@ def test_without_json_pairs_after_the_word_are_taken(
     assert read_segments(text) == Segments(spans, ("no JSON",))
 
 
+def test_models_of_this_project_answer_in_tags() -> None:
+    text = "<answer> 4.5 to 7.0 </answer>"
+    assert read_segments(text) == Segments(((4.5, 7.0),), ("answer tags",))
+    assert read_segments("<answer> none </answer>") is None
+
+
 @pytest.mark.parametrize(
     "text",
     [
