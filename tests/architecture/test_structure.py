@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HOUSES = ("common", "services", "jobs")
 MAX_ENTRIES = 14
-MORE_ENTRIES = {"services/learner": 20}
-"""The learner is one loop read downwards, and its files are that loop's words."""
+MORE_ENTRIES = {"services/learner": 20, "docs": 16}
+"""The learner is one loop read downwards, and its files are that loop's words; pages of docs have a
+table of contents."""
 FOLDERS = sorted(
     str(folder.relative_to(ROOT))
     for house in (*HOUSES, "tests", "docs", "deploy")
