@@ -36,44 +36,19 @@ from common.errors import EngineError
 from common.messages import GenerateRequest, GenerateResponse, ReplicaStatus
 from common.rest import direct
 from jobs.asking.piles import Numbered, Piles
+from jobs.asking.refusals import MAX_PAUSE_S, Busy, NotReady, raise_for_status
 
 TIMEOUT = httpx.Timeout(10.0, read=120.0)
 FLEET_TIMEOUT = httpx.Timeout(10.0, read=600.0, pool=None)
 """A full replica queues what it is asked; 2,048 tokens of thought on a long clip take minutes."""
 RETRY_S = 60.0
 """How long a replica may be unreachable or not ready."""
-UNAUTHORIZED = (401, 403)
-UNAVAILABLE = (502, 503, 504)
-"""A replica that loads, or a proxy whose replica is gone."""
 MAX_DELIVERIES = 3
 """A question during which so many connections broke is given up: it may be what breaks them."""
-MAX_PAUSE_S = 5.0
 POLL_S = 0.2
 
 Job = TypeVar("Job")
 Ask = Callable[[GenerateRequest], Awaitable[GenerateResponse]]
-
-
-class Refused(EngineError):
-    """A replica answered that it cannot serve this request."""
-
-    def __init__(self, message: str, *, field: str | None = None) -> None:
-        super().__init__(message)
-        self.field = field
-        """Part of the request that is at fault, if the replica said so (`clip`)."""
-
-
-class NotReady(EngineError):
-    """A replica is still loading."""
-
-
-class Busy(NotReady):
-    """A replica has as much to do as it takes (429)."""
-
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-        """When it wants to be asked again."""
 
 
 @contextlib.asynccontextmanager
@@ -162,6 +137,21 @@ class Fleet:
         Raises:
             EngineError: every replica was unreachable for `retry_s`; or what `do` raised.
         """
+
+        async def ask_lane(job: Job, lane: Lane) -> None:
+            await do(job, lane.ask)
+
+        await self.work_with(jobs, do=ask_lane, give_up=give_up, pile_of=pile_of)
+
+    async def work_with(
+        self,
+        jobs: Iterable[Job],
+        *,
+        do: Callable[[Job, "Lane"], Awaitable[None]],
+        give_up: Callable[[Job, str], None],
+        pile_of: Callable[[Job], Hashable],
+    ) -> None:
+        """As `work`, where `do` knows how to talk to a server: not all of them are replicas."""
         shift = _Shift(
             Piles(jobs, pile_of=pile_of),
             do=do,
@@ -169,7 +159,7 @@ class Fleet:
             num_lanes=len(self._clients),
             retry_s=self._retry_s,
         )
-        lanes = [_Lane(client) for client in self._clients]
+        lanes = [Lane(client) for client in self._clients]
         try:
             async with asyncio.TaskGroup() as group:
                 pullers = [
@@ -198,19 +188,8 @@ async def ask(client: httpx.AsyncClient, *, request: GenerateRequest) -> Generat
         content=request.model_dump_json().encode(),
         headers={"Content-Type": "application/json"},
     )
-    if answer.status_code == httpx.codes.OK:
-        return GenerateResponse.model_validate_json(answer.content)
-    detail, field = _problem(answer)
-    problem = f"{answer.url}: found status {answer.status_code}: {detail}"
-    if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
-        raise Busy(problem, retry_after_s=_retry_after_s(answer))
-    if answer.status_code in UNAVAILABLE:
-        raise NotReady(problem)
-    if answer.status_code in UNAUTHORIZED:
-        raise EngineError(
-            f"{problem}; set TEMPSAMP_TOKEN or TEMPSAMP_GENERATE_TOKEN to the replica's"
-        )
-    raise Refused(problem, field=field)
+    raise_for_status(answer)
+    return GenerateResponse.model_validate_json(answer.content)
 
 
 def one_version(replies: Iterable[GenerateResponse], *, wanted: int | None = None) -> int:
@@ -268,7 +247,7 @@ async def _weights(client: httpx.AsyncClient) -> tuple[int, str | None] | None:
     return None
 
 
-class _Lane:
+class Lane:
     """What is known about one replica."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
@@ -283,9 +262,14 @@ class _Lane:
         return now - self.failing_since
 
     async def ask(self, request: GenerateRequest) -> GenerateResponse:
+        """As `ask` of a replica."""
         reply = await ask(self.client, request=request)
-        self.failing_since = None
+        self.answered()
         return reply
+
+    def answered(self) -> None:
+        """It is there, and well."""
+        self.failing_since = None
 
 
 class _Shift(Generic[Job]):
@@ -295,7 +279,7 @@ class _Shift(Generic[Job]):
         self,
         piles: Piles[Job],
         *,
-        do: Callable[[Job, Ask], Awaitable[None]],
+        do: Callable[[Job, "Lane"], Awaitable[None]],
         give_up: Callable[[Job, str], None],
         num_lanes: int,
         retry_s: float,
@@ -305,20 +289,20 @@ class _Shift(Generic[Job]):
         self._give_up = give_up
         self._retry_s = retry_s
         self._num_lanes = num_lanes
-        self._lost: set[_Lane] = set()
+        self._lost: set[Lane] = set()
         self._broken: Counter[int] = Counter()
 
     async def done(self) -> None:
         """Until every job is done or given up."""
         await self._piles.drained()
 
-    async def pull(self, lane: _Lane) -> None:
+    async def pull(self, lane: Lane) -> None:
         """Do jobs until cancelled, or until the replica is lost."""
         pauses = _pauses()
         while lane not in self._lost:
             numbered = await self._piles.take(lane)
             try:
-                await self._do(numbered[1], lane.ask)
+                await self._do(numbered[1], lane)
             except Busy as error:
                 lane.failing_since = None
                 self._put_back(numbered, error)
@@ -342,7 +326,7 @@ class _Shift(Generic[Job]):
             self._give_up(job, f"the connection broke {MAX_DELIVERIES} times: {error!r}")
             self._piles.done()
 
-    def _check_lost(self, lane: _Lane, error: Exception) -> None:
+    def _check_lost(self, lane: Lane, error: Exception) -> None:
         if lane.failed() < self._retry_s:
             return
         self._lost.add(lane)
@@ -358,21 +342,3 @@ def _pauses() -> Iterator[float]:
     while True:
         yield pause_s
         pause_s = min(2 * pause_s, MAX_PAUSE_S)
-
-
-def _retry_after_s(answer: httpx.Response) -> float:
-    """Seconds as the replica says, within bounds; a date, or nothing, is a second."""
-    try:
-        return min(MAX_PAUSE_S, max(0.0, float(answer.headers["Retry-After"])))
-    except (KeyError, ValueError):
-        return 1.0
-
-
-def _problem(answer: httpx.Response) -> tuple[str, str | None]:
-    """Detail and first field of a problem document, else the start of the body."""
-    try:
-        document = answer.json()
-        errors = document.get("errors") or [{}]
-        return str(document["detail"]), errors[0].get("field")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return answer.text[:200], None

@@ -16,7 +16,8 @@ from pathlib import Path
 from common.answers.reading import read_spans
 from common.errors import EngineError, VideoError
 from common.messages import ClipRef, GeneratedAnswer, GenerateRequest, Mode, Sampling
-from jobs.asking.replicas import Ask, Fleet, Refused, one_version
+from jobs.asking.refusals import Refused
+from jobs.asking.replicas import Ask, Fleet, one_version
 from jobs.evaluation.journal import Journal
 from jobs.evaluation.questions import Asked
 from jobs.evaluation.scoring.highlights_text import clip_scores, hits

@@ -3,12 +3,14 @@
     options -> jobs.reframe.stages -> submission, journal, table of what went wrong
 
 With --endpoint, running replicas answer; with --model, one of our own is started and ended in any
-case. Once they have begun, the submission is written whatever happens to them; exit code 1 says
-that they were lost on the way, that no video at all got an answer, or that one cannot be read.
+case; with --openai, any server of that interface. Once they have begun, the submission is written
+whatever happens to them; exit code 1 says that they were lost on the way, that no video at all got
+an answer, or that one cannot be read.
 """
 
 import asyncio
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,12 +22,20 @@ from pydantic import SecretStr
 
 from common import config
 from common.errors import ConfigError, EngineError, TempSampError, VideoError
-from common.messages import GenerateResponse
+from common.messages import GenerateRequest
 from common.model.folder import fetched
 from common.secrets import tokens
 from common.video.sampling import VideoSampling
 from jobs.asking.endpoints import check_endpoints
-from jobs.asking.replicas import FLEET_TIMEOUT, RETRY_S, Fleet, connected, one_version, served
+from jobs.asking.replicas import (
+    FLEET_TIMEOUT,
+    RETRY_S,
+    Fleet,
+    Lane,
+    connected,
+    one_version,
+    served,
+)
 from jobs.evaluation.session import LOCAL_RETRY_S
 from jobs.evaluation.settings import checkpoint_digest
 from jobs.local.processes import interruptible
@@ -45,6 +55,8 @@ if TYPE_CHECKING:
     from jobs.reframe.stages import Question, Settings, TwoStages
 
 SHOWN_ERRORS = 10
+MAX_PICTURES = 64
+"""Frames of a video for --openai, where each is a picture of the request; --config may say more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +67,17 @@ class Answering:
     token: SecretStr | None
     model: str
     """Names the weights, for the journal."""
-    version: int
+    ask: Callable[[Lane, GenerateRequest], Awaitable[str]]
+    """The text of a reply; raises EngineError where other weights wrote it."""
     retry_s: float
     watch: Callable[[], Awaitable[None]] | None = None
     """Runs beside the questions; ends them by raising."""
 
-    def text(self, reply: GenerateResponse) -> str:
-        """Of the greedy answer.
 
-        Raises:
-            EngineError: other weights wrote it.
-        """
-        one_version([reply], wanted=self.version)
-        return reply.answers[0].text
+async def _ask_replica(lane: Lane, request: GenerateRequest, *, version: int) -> str:
+    reply = await lane.ask(request)
+    one_version([reply], wanted=version)
+    return reply.answers[0].text
 
 
 def command(
@@ -79,6 +89,16 @@ def command(
     ],
     endpoint: Annotated[
         list[str] | None, typer.Option(help="URL of a running replica; may be repeated.")
+    ] = None,
+    openai: Annotated[
+        str | None,
+        typer.Option(
+            help="Base URL, with its /v1, of a server of OpenAI's chat completions; its key is "
+            "TEMPSAMP_GENERATE_TOKEN."
+        ),
+    ] = None,
+    openai_model: Annotated[
+        str | None, typer.Option(help="Its name there. Default: the first that is served.")
     ] = None,
     model: Annotated[
         str | None,
@@ -108,14 +128,13 @@ def command(
 
     from jobs.reframe.stages import Settings
 
-    if not endpoint and model is None:
-        raise ConfigError("found neither --endpoint nor --model, wanted replicas or a checkpoint")
+    _check_who_answers(endpoint, model=model, openai=openai, openai_model=openai_model)
     wanted = read_index(index)
     check_folder(video_dir)
     check_output(out)
     console = Console()
     settings = Settings(
-        video=_sampling(config_file, model=model, console=console),
+        video=_sampling(config_file, model=model, is_pictures=openai is not None, console=console),
         segments=segments,
         every=every,
         smooth_px=smooth,
@@ -124,10 +143,12 @@ def command(
     headers = read_headers(video_dir, [one.video_id for one in wanted])
     journal = Journal(out)
     try:
-        with (
-            interruptible(),
-            _answering(endpoint, model=model, run_file=config_file, console=console) as answering,
-        ):
+        who = (
+            _answering(endpoint, model=model, run_file=config_file, console=console)
+            if openai is None
+            else _openai(openai, name=openai_model)
+        )
+        with interruptible(), who as answering:
             kit, outage = _asked(
                 wanted,
                 video_dir=video_dir,
@@ -150,7 +171,27 @@ def command(
     _raise_if_unasked(ends, outage=outage)
 
 
-def _sampling(config_file: Path | None, *, model: str | None, console: "Console") -> VideoSampling:
+def _check_who_answers(
+    endpoint: Sequence[str] | None,
+    *,
+    model: str | None,
+    openai: str | None,
+    openai_model: str | None,
+) -> None:
+    """Refuse none, and two that exclude each other."""
+    if openai is None and openai_model is not None:
+        raise ConfigError(f"--openai-model: found {openai_model!r} without --openai, wanted both")
+    if openai is not None and (endpoint or model is not None):
+        raise ConfigError("--openai: found it with --endpoint or --model, wanted it alone")
+    if not endpoint and model is None and openai is None:
+        raise ConfigError(
+            "found neither --endpoint nor --model nor --openai, wanted somebody who answers"
+        )
+
+
+def _sampling(
+    config_file: Path | None, *, model: str | None, is_pictures: bool, console: "Console"
+) -> VideoSampling:
     """Frames as the run has them, else those of SPEC A9 in the patches of the model."""
     from jobs.local.replica import evaluation_sampling, sampling_of
 
@@ -161,6 +202,8 @@ def _sampling(config_file: Path | None, *, model: str | None, console: "Console"
     if config_file is not None:
         video = config.load(config_file).shared.video
         return VideoSampling(**video.model_dump(include=set(VideoSampling.model_fields)))
+    if is_pictures:
+        return evaluation_sampling().model_copy(update={"max_frames": MAX_PICTURES})
     return evaluation_sampling() if folder is None else sampling_of(folder)
 
 
@@ -180,9 +223,12 @@ def _answering(
         token = tokens().of("generate")
         with console.status("waiting for a replica"):
             version, run_tag = asyncio.run(_served(endpoints, token=token))
-        name = f"version {version} of {run_tag} {digest}"
         yield Answering(
-            endpoints=endpoints, token=token, model=name, version=version, retry_s=RETRY_S
+            endpoints=endpoints,
+            token=token,
+            model=f"version {version} of {run_tag} {digest}",
+            ask=functools.partial(_ask_replica, version=version),
+            retry_s=RETRY_S,
         )
         return
     assert folder is not None
@@ -197,12 +243,30 @@ def _answering(
         yield _own(replica, digest=digest)
 
 
+@contextlib.contextmanager
+def _openai(url: str, *, name: str | None) -> Iterator[Answering]:
+    """Somebody else's server; which weights it has, its name for them has to say."""
+    from jobs.asking.openai import ask_openai, model_at
+
+    token = tokens().of("generate")
+    served_as = model_at(url, name=name, token=token)
+
+    async def ask(lane: Lane, request: GenerateRequest) -> str:
+        text = await ask_openai(lane.client, request=request, model=served_as)
+        lane.answered()
+        return text
+
+    yield Answering(
+        endpoints=[url], token=token, model=f"{served_as} at {url}", ask=ask, retry_s=RETRY_S
+    )
+
+
 def _own(replica: "LocalReplica", *, digest: str) -> Answering:
     return Answering(
         endpoints=[replica.url],
         token=replica.token,
         model=f"checkpoint {digest}",
-        version=0,
+        ask=functools.partial(_ask_replica, version=0),
         retry_s=LOCAL_RETRY_S,
         watch=replica.watch,
     )
@@ -237,7 +301,7 @@ def _asked(
             settings=settings,
             journal=journal,
             model=answering.model,
-            text_of=answering.text,
+            ask=answering.ask,
             on_done=bar.done,
         )
         try:

@@ -270,6 +270,22 @@ def test_a_wrong_point_costs_one_keyframe_and_is_counted(
         assert boxes(folder)["00003"][frame] == right["00003"][before]
 
 
+def test_a_slip_at_one_keyframe_is_passed_over(folder: Path) -> None:
+    """At 4 frames a second and every 2nd one, half a second apart: .25 of the frame is far."""
+
+    def resting(request: GenerateRequest) -> str:
+        if not is_about_a_frame(request):
+            return '{"segments": [[2.0, 6.0]]}'
+        slipped = request.clip.frame_indices[0] == 14
+        return '{"center": [900, 500]}' if slipped else '{"center": [400, 500]}'
+
+    with serving(resting) as replica:
+        succeeded(run(replica, arguments=("--every", "2")))
+    assert all(end["faults"] == {"slip of a point": 1} for end in ends(folder).values())
+    # 400 of 1000 is 25.6 px; less 18, half of the crop, is 7.6
+    assert set(boxes(folder)["00000"].values()) == {(8, 0, 36)}
+
+
 def test_no_point_at_all_leaves_the_crop_in_the_middle_of_the_highlight(folder: Path) -> None:
     def blind(request: GenerateRequest) -> str:
         is_third = Path(request.clip.uri).stem == "00003"
