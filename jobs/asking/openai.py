@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError
 from common.config import bearer
 from common.errors import ConfigError, EngineError
 from common.messages import ClipRef, GenerateRequest, VideoPart
+from common.rest import direct
 from jobs.asking.refusals import raise_for_status
 
 JPEG_QUALITY = 90
@@ -45,7 +46,8 @@ def model_at(url: str, *, name: str | None, token: SecretStr | None) -> str:
         ConfigError: nobody answers there as such a server does, or it has no such model.
     """
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/models", headers=bearer(token), timeout=TIMEOUT_S)
+        with direct.client(headers=bearer(token), timeout=TIMEOUT_S) as client:
+            answer = client.get(f"{url.rstrip('/')}/models")
         answer.raise_for_status()
         served = [str(one["id"]) for one in answer.json()["data"]]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
