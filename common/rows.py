@@ -4,6 +4,7 @@
 Reading touches no video, so a file of 100,000 rows is ready in seconds.
 """
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from common.messages import (
     HighlightsTarget,
     Mode,
     SpansTarget,
+    Window,
 )
 from common.prompts import VIDEO_TAG, chat_messages, grounding_problem, highlight_problem
 
@@ -69,8 +71,13 @@ class Row:
     """The row's whole instruction, `<video>` included; None when only the query is given."""
     query: str | None
     target: SpansTarget | HighlightsTarget
+<<<<<<< HEAD
     difficulty: float | None = None
     """As annotated, 0 (easy) to 1."""
+=======
+    window: Window | None = None
+    """Part of the file that is the clip; times of query and target count from its start."""
+>>>>>>> 2281b95 (data: rows may name a window of their file)
 
     @property
     def task(self) -> str:
@@ -148,7 +155,11 @@ class TrainerRow(BaseModel):
     """`video`; for other trainers."""
     videos: Annotated[list[str], Field(min_length=1, max_length=1)]
     duration: float | None = None
-    """Seconds, as annotated."""
+    """Seconds of the clip, as annotated."""
+    start_s: float | None = None
+    """Where in its file the clip starts; times count from there. None: at the start."""
+    end_s: float | None = None
+    """Where in its file it ends; None: at the end."""
     difficulty: float | None = None
     """0 (easy) to 1."""
     gt_len: float | None = None
@@ -200,6 +211,15 @@ class TrainerRow(BaseModel):
             )
         return _spans_target(list(reading.spans))
 
+    @property
+    def window(self) -> Window | None:
+        """The part of the file that is the clip; None is all of it.
+
+        Raises:
+            UnusableRowError: it starts before the file, or does not end after its start.
+        """
+        return window_of(self.start_s, self.end_s)
+
     def check(self, *, row_id: str, video_root: str | os.PathLike[str]) -> Row:
         """The row as a question that can be asked.
 
@@ -208,7 +228,8 @@ class TrainerRow(BaseModel):
             video_root: folder that a relative path of `videos` starts from.
 
         Raises:
-            UnusableRowError: no question, no truth, or a problem without exactly one `<video>`.
+            UnusableRowError: no question, no truth, an impossible window, or a problem without
+                exactly one `<video>`.
         """
         if self.problem is None and self.query is None:
             raise UnusableRowError("bad row", "found neither problem nor query")
@@ -218,11 +239,33 @@ class TrainerRow(BaseModel):
             problem=self.problem,
             query=self.query,
             target=self.target,
+<<<<<<< HEAD
             difficulty=self.difficulty,
+=======
+            window=self.window,
+>>>>>>> 2281b95 (data: rows may name a window of their file)
         )
         if row.problem is not None:
             row.messages("answer")
         return row
+
+
+def window_of(start_s: float | None, end_s: float | None) -> Window | None:
+    """A window as annotations write it: either end may be left out, and infinity is no end.
+
+    Raises:
+        UnusableRowError: it starts before the file, or does not end after its start.
+    """
+    if start_s is None and end_s is None:
+        return None
+    start_s = 0.0 if start_s is None else start_s
+    end_s = None if end_s is None or end_s == math.inf else end_s
+    if not (0 <= start_s < math.inf and (end_s is None or start_s < end_s)):
+        raise UnusableRowError(
+            "bad window",
+            f"found start_s {start_s} and end_s {end_s}, wanted 0 <= start_s < end_s",
+        )
+    return start_s, end_s
 
 
 def _located(video: str, *, video_root: str | os.PathLike[str]) -> str:

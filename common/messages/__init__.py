@@ -39,6 +39,7 @@ from common.messages.ring import (
     Verdict,
     VersionSpan,
     VideoPart,
+    Window,
 )
 
 __all__ = [
@@ -82,4 +83,5 @@ __all__ = [
     "Verdict",
     "VersionSpan",
     "VideoPart",
+    "Window",
 ]

@@ -5,7 +5,8 @@ Those of a weight transfer stand in `common.weights.messages`.
 Only the standard library and pydantic are imported here, so that any process can read a message.
 All models are frozen, refuse unknown fields and NaN/inf, and travel as JSON. Golden files pin each
 one in `tests/golden/messages`, and in `tests/golden/stream_entries` what lies in Redis, with its
-numbers packed (`arrays`); changing a field means raising `SCHEMA_VERSION`.
+numbers packed (`arrays`); changing a field means raising `SCHEMA_VERSION`. A new field that is left
+out where it says nothing (`ClipRef.window_s`) changes no message of before: no new version.
 """
 
 from typing import Annotated, Literal
@@ -35,6 +36,14 @@ class Message(BaseModel):
 # --- learner → rollout ------------------------------------------------------------------------
 
 
+Window = tuple[Annotated[float, Field(ge=0)], float | None]
+"""Start and end in seconds since the first frame of a file; without an end, up to the file's."""
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class ClipRef(Message):
     """Names the exact pixels of a clip: both sides decode it to equal bytes
     (`common.video.frames`)."""
@@ -51,11 +60,24 @@ class ClipRef(Message):
     frame_indices: tuple[int, ...]
     """Sampled source frames, ascending, an even count."""
     frame_times_s: tuple[float, ...]
-    """When each sampled frame is shown, seconds since the first frame of the file."""
+    """When each sampled frame is shown, seconds since the first frame of the file, or since the
+    start of the window."""
     frame_hw: tuple[int, int]
     """Height and width in pixels after resizing, multiples of the model's patch factor."""
     sampling: str
     """Fingerprint of the sampling parameters that chose the indices and the size."""
+    window_s: Annotated[Window | None, Field(exclude_if=_is_none)] = None
+    """The part of the file that is the clip, as the row asks for it; None is all of it, and then
+    the field does not travel."""
+
+    @model_validator(mode="after")
+    def _window_has_a_length(self) -> "ClipRef":
+        if self.window_s is not None and self.duration_s <= 0:
+            start_s, end_s = self.window_s
+            raise ValueError(
+                f"window_s: found {start_s} to {end_s} s, wanted a start before its end"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_time_a_frame(self) -> "ClipRef":
@@ -67,8 +89,19 @@ class ClipRef(Message):
 
     @property
     def duration_s(self) -> float:
-        """Length of the file in seconds."""
-        return self.total_frames / self.source_fps
+        """Length in seconds of the file, or of what it has of the window."""
+        file_s = self.total_frames / self.source_fps
+        if self.window_s is None:
+            return file_s
+        start_s, end_s = self.window_s
+        return (file_s if end_s is None else min(end_s, file_s)) - start_s
+
+    @property
+    def num_source_frames(self) -> int:
+        """Frames that the clip spans; sampling takes the first and the last one of a window."""
+        if self.window_s is None:
+            return self.total_frames
+        return self.frame_indices[-1] - self.frame_indices[0] + 1
 
 
 class SpansTarget(Message):

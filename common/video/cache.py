@@ -1,6 +1,6 @@
 """Stage B store of decoded clips: `write(frames, clip=ClipRef)`, `read(sha256) -> Entry`.
 
-    FOLDER/<sha256[:2]>/<sha256>/<sampling fingerprint>.safetensors   one entry
+    FOLDER/<sha256[:2]>/<sha256>/<sampling fingerprint>.safetensors   one entry (`entry_key`)
     FOLDER/paths/<sha256 of a path>.json                              which content that path had
 
 An entry is the tensor `frames` [F, H, W, 3] uint8 and one JSON `EntryHeader`, each with a blake3
@@ -38,6 +38,7 @@ from common.errors import VideoError
 from common.messages import ClipRef
 from common.video.direct_write import whole_blocks, write_file
 from common.video.sampling import VideoSampling
+from common.video.windows import entry_key
 
 FORMAT_VERSION: Literal[1] = 1
 MAX_LAYOUT_BYTES = 16_777_216
@@ -129,7 +130,7 @@ class ClipCache:
         self.folder = Path(folder)
 
     def path(self, sha256: str, *, sampling: str) -> Path:
-        """Where the entry of this content and sampling fingerprint belongs."""
+        """Where the entry of this content and `entry_key` belongs."""
         return self.folder / sha256[:2] / sha256 / f"{sampling}.safetensors"
 
     def header(self, sha256: str, *, sampling: str) -> EntryHeader | None:
@@ -215,7 +216,8 @@ class ClipCache:
             written_by=f"tempsamp {_version('tempsamp')}",
             written_at=datetime.datetime.now(datetime.UTC),
         )
-        path = self.path(clip.sha256, sampling=clip.sampling)
+        key = entry_key(clip.sampling, window=clip.window_s)
+        path = self.path(clip.sha256, sampling=key)
         return _write_entry(path, frames, header=header, sync=sync)
 
     @contextlib.contextmanager

@@ -5,7 +5,8 @@ decides a pixel is in the `ClipRef`. `decode` does both at once, for offline pre
 says what a file holds. Which frames, at which size: `common.video.sampling`. True times and files
 that decord would misread: `common.video.pyav_reader`. The only file that imports decord.
 
-Shapes: F frames, H W pixels, C = 3 channels (RGB). Time 0 is the first frame.
+Shapes: F frames, H W pixels, C = 3 channels (RGB). Time 0 is the first frame of the file, or the
+start of the window that a row names.
 """
 
 import functools
@@ -21,9 +22,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from common.errors import VideoError
-from common.messages import ClipRef, Decoder
+from common.messages import ClipRef, Decoder, Window
 from common.video.pyav_reader import REGULAR_WITHIN_FRAMES, VideoIndex, index_frames, read_frames
-from common.video.sampling import VideoSampling, frame_indices, frame_size, num_frames
+from common.video.sampling import (
+    VideoSampling,
+    frame_indices,
+    frame_size,
+    num_frames,
+)
+from common.video.windows import frames_inside
 
 DECORD_CODECS = frozenset({"h264", "hevc", "vp9"})
 """Codecs of which decord 0.6 was seen to give PyAV's bytes, one frame to a packet."""
@@ -89,22 +96,26 @@ def probe(path: str | os.PathLike[str]) -> Probe:
     )
 
 
-def sample_clip(path: str | os.PathLike[str], *, sampling: VideoSampling) -> ClipRef:
-    """Probe a file and decide which frames, at which size, stand for it.
+def sample_clip(
+    path: str | os.PathLike[str], *, sampling: VideoSampling, window: Window | None = None
+) -> ClipRef:
+    """Probe a file and decide which frames, at which size, stand for it or for a window of it.
 
-    Remembered per file content and sampling: the rows of one clip probe it once.
+    Remembered per file content, sampling and window: the rows of one clip probe it once.
 
     Raises:
-        VideoError: the file is missing, empty, not a video or too short; names the path.
+        VideoError: the file is missing, empty, not a video or too short, or does not have the
+            window; names the path.
     """
-    return _sample_clip(os.fspath(path), file_digest(path), sampling)
+    return _sample_clip(os.fspath(path), file_digest(path), sampling, window)
 
 
 @functools.lru_cache(maxsize=REMEMBERED_CLIPS)
-def _sample_clip(path: str, sha256: str, sampling: VideoSampling) -> ClipRef:
+def _sample_clip(path: str, sha256: str, sampling: VideoSampling, window: Window | None) -> ClipRef:
     index = _index(path)
     decoder, _ = _choose_decoder(path, index=index)
-    return _clip(path, sha256=sha256, index=index, decoder=decoder, sampling=sampling)
+    clip = _clip(path, sha256=sha256, index=index, sampling=sampling, window=window)
+    return clip if clip.decoder == decoder else clip.model_copy(update={"decoder": decoder})
 
 
 def load_frames(clip: ClipRef) -> Frames:
@@ -134,7 +145,9 @@ def load_frames(clip: ClipRef) -> Frames:
     return _resize(source, clip.frame_hw)
 
 
-def decode(path: str | os.PathLike[str], *, sampling: VideoSampling) -> DecodedClip:
+def decode(
+    path: str | os.PathLike[str], *, sampling: VideoSampling, window: Window | None = None
+) -> DecodedClip:
     """`sample_clip` and `load_frames` in one pass over the file, with equal results.
 
     Raises:
@@ -143,7 +156,7 @@ def decode(path: str | os.PathLike[str], *, sampling: VideoSampling) -> DecodedC
     path = os.fspath(path)
     sha256 = file_digest(path)
     index = _index(path)
-    clip = _clip(path, sha256=sha256, index=index, decoder="decord", sampling=sampling)
+    clip = _clip(path, sha256=sha256, index=index, sampling=sampling, window=window)
     why_not = _decord_misreads(index)
     try:
         if why_not is None:
@@ -167,16 +180,19 @@ def processor_metadata(clip: ClipRef) -> dict[str, Any]:
     """Video metadata for Qwen's processors: true fps and indices, no second sampling.
 
     Without it the processors print wrong `<t seconds>` stamps, silently. They take index / fps
-    for a frame's time, so unevenly spaced frames get fractional indices: their times x fps.
+    for a frame's time, so unevenly spaced frames get fractional indices: their times x fps. Those
+    of a window count from its start.
     """
     places = [time_s * clip.source_fps for time_s in clip.frame_times_s]
-    drifts = (abs(place - i) for place, i in zip(places, clip.frame_indices, strict=True))
+    before = 0 if clip.window_s is None else round(clip.window_s[0] * clip.source_fps)
+    indices = [index - before for index in clip.frame_indices]
+    drifts = (abs(place - i) for place, i in zip(places, indices, strict=True))
     even = max(drifts, default=0.0) <= REGULAR_WITHIN_FRAMES
     return {
         "fps": clip.source_fps,
         "duration": clip.duration_s,
-        "total_num_frames": clip.total_frames,
-        "frames_indices": list(clip.frame_indices) if even else places,
+        "total_num_frames": clip.num_source_frames,
+        "frames_indices": indices if even else places,
         "video_backend": clip.decoder,
         "do_sample_frames": False,
     }
@@ -214,24 +230,30 @@ def _index(path: str) -> VideoIndex:
 
 
 def _clip(
-    path: str, *, sha256: str, index: VideoIndex, decoder: Decoder, sampling: VideoSampling
+    path: str, *, sha256: str, index: VideoIndex, sampling: VideoSampling, window: Window | None
 ) -> ClipRef:
+    """The clip as decord would read it."""
     try:
-        frames = num_frames(index.total_frames, source_fps=index.source_fps, sampling=sampling)
+        first, total = 0, index.total_frames
+        if window is not None:
+            first, total = frames_inside(window, times_s=index.times_s)
+        frames = num_frames(total, source_fps=index.source_fps, sampling=sampling)
         size = frame_size((index.height_px, index.width_px), frames=frames, sampling=sampling)
     except VideoError as error:
         raise _named(path, error) from error
-    indices = frame_indices(index.total_frames, frames=frames)
+    indices = frame_indices(total, frames=frames, first=first)
+    start_s = 0.0 if window is None else window[0]
     return ClipRef(
         uri=path,
         sha256=sha256,
-        decoder=decoder,
+        decoder="decord",
         source_fps=index.source_fps,
         total_frames=index.total_frames,
         frame_indices=indices,
-        frame_times_s=tuple(round(float(index.times_s[i]), 6) for i in indices),
+        frame_times_s=tuple(round(float(index.times_s[i]) - start_s, 6) for i in indices),
         frame_hw=size,
         sampling=sampling.fingerprint,
+        window_s=window,
     )
 
 

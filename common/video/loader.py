@@ -14,6 +14,7 @@ store), `common.video.frames` (the decoders), `common.video.roots` (which files 
 """
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -28,7 +29,7 @@ import numpy.typing as npt
 
 from common.config import Video
 from common.errors import VideoError
-from common.messages import ClipRef
+from common.messages import ClipRef, Window
 from common.video.cache import (
     ClipCache,
     CorruptEntryError,
@@ -41,6 +42,7 @@ from common.video.frames import decode, file_digest, load_frames, sample_clip
 from common.video.limits import ClipLimits
 from common.video.roots import VideoRoots
 from common.video.sampling import VideoSampling
+from common.video.windows import entry_key, window_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class _Wanted:
     uri: str
     sha256: str
     fingerprint: str
+    window: Window | None = None
     clip: ClipRef | None = None
     """Known when frames are loaded, not yet when a clip is sampled."""
     cached: PathPointer | None = None
@@ -101,34 +104,38 @@ class ClipLoader:
             limits=limits,
         )
 
-    def sample(self, path: str | os.PathLike[str]) -> ClipRef:
-        """The clip that stands for a video; from a cached header where there is one.
+    def sample(self, path: str | os.PathLike[str], window: Window | None = None) -> ClipRef:
+        """The clip that stands for a video or a window of it; from a cached header if there is one.
 
         Raises:
             VideoError: the file cannot be used, or strict mode and no entry fits.
         """
         if self._cache is None:
             file = self._roots.resolve(os.fspath(path))
-            return sample_clip(file, sampling=self._sampling)
+            return sample_clip(file, sampling=self._sampling, window=window)
         file = self._file(path)
         pointer = self._cache.pointer(file)
         sha256 = _content(file, pointer)
         try:
-            header = self._cache.header(sha256, sampling=self._sampling.fingerprint)
+            key = entry_key(self._sampling.fingerprint, window=window)
+            header = self._cache.header(sha256, sampling=key)
         except CorruptEntryError as error:
             with _blamed_on(error):
-                self._mend(file, sha256, error)
-                return sample_clip(file, sampling=self._sampling)
-        if header is not None and is_entry_of(header, sha256=sha256, sampling=self._sampling):
+                self._mend(file, sha256, error, window=window)
+                return sample_clip(file, sampling=self._sampling, window=window)
+        if header is not None and is_entry_of(
+            header, sha256=sha256, sampling=self._sampling, window=window
+        ):
             return header.clip.model_copy(update={"uri": str(file)})
         wanted = _Wanted(
             uri=str(file),
             sha256=sha256,
             fingerprint=self._sampling.fingerprint,
+            window=window,
             cached=pointer if pointer is not None and pointer.sha256 != sha256 else None,
         )
         self._refuse(wanted, header)
-        return sample_clip(file, sampling=self._sampling)
+        return sample_clip(file, sampling=self._sampling, window=window)
 
     def cached(self, path: str | os.PathLike[str]) -> Path | None:
         """The path of a file that is gone, if it was cached; None for any other."""
@@ -151,16 +158,18 @@ class ClipLoader:
         if self._cache is None:
             return self._decode(clip)
         try:
-            entry = self._cache.read(clip.sha256, sampling=clip.sampling)
+            key = entry_key(clip.sampling, window=clip.window_s)
+            entry = self._cache.read(clip.sha256, sampling=key)
         except CorruptEntryError as error:
             with _blamed_on(error):
                 if clip.sampling == self._sampling.fingerprint:
-                    self._mend(self._roots.resolve(clip.uri), clip.sha256, error)
+                    file = self._roots.resolve(clip.uri)
+                    self._mend(file, clip.sha256, error, window=clip.window_s)
                 return self._decode(clip)
         if entry is not None and not entry.header.differences(clip):
             self._count("hits")
             return entry.frames
-        wanted = _Wanted(clip.uri, clip.sha256, clip.sampling, clip=clip)
+        wanted = _Wanted(clip.uri, clip.sha256, clip.sampling, clip.window_s, clip)
         self._refuse(wanted, entry.header if entry is not None else None)
         return self._decode(clip)
 
@@ -188,13 +197,22 @@ class ClipLoader:
         self._count("decoded")
         return frames
 
-    def _mend(self, file: Path, sha256: str, error: CorruptEntryError) -> None:
+    def _mend(
+        self, file: Path, sha256: str, error: CorruptEntryError, *, window: Window | None
+    ) -> None:
         """Replace a damaged entry on disk; if that is impossible, decoding still works."""
         assert self._cache is not None
         self._count("corrupt")
         logger.warning("a damaged cache entry is decoded again", extra={"error": str(error)})
         try:
-            ensure_entry(self._cache, file, sha256=sha256, sampling=self._sampling, verify=True)
+            ensure_entry(
+                self._cache,
+                file,
+                sha256=sha256,
+                sampling=self._sampling,
+                window=window,
+                verify=True,
+            )
         except OSError as problem:
             self._warn_once("damaged cache entries cannot be mended", str(problem))
 
@@ -204,7 +222,7 @@ class ClipLoader:
         found = [header] if header is not None else self._cache.headers(wanted.sha256)
         if found:
             self._count("mismatches")
-        reason = _reason(wanted, header=header, num_found=len(found))
+        reason = _reason(wanted, header=header, found=found)
         message = _explanation(
             wanted, reason, found=found, sampling=self._sampling, folder=self._cache.folder
         )
@@ -224,10 +242,12 @@ class ClipLoader:
         logger.warning("%s; counted from here on", reason, extra={"error": detail})
 
 
-def is_entry_of(header: EntryHeader, *, sha256: str, sampling: VideoSampling) -> bool:
-    """Whether an entry was made from this content with exactly these parameters."""
-    found = (header.clip.sha256, header.clip.sampling, header.sampling)
-    return found == (sha256, sampling.fingerprint, sampling)
+def is_entry_of(
+    header: EntryHeader, *, sha256: str, sampling: VideoSampling, window: Window | None = None
+) -> bool:
+    """Whether an entry was made from this content, or part of it, with exactly these parameters."""
+    found = (header.clip.sha256, header.clip.sampling, header.sampling, header.clip.window_s)
+    return found == (sha256, sampling.fingerprint, sampling, window)
 
 
 def ensure_entry(
@@ -236,6 +256,7 @@ def ensure_entry(
     *,
     sha256: str,
     sampling: VideoSampling,
+    window: Window | None = None,
     verify: bool = False,
     sync: bool = True,
 ) -> bool:
@@ -246,6 +267,7 @@ def ensure_entry(
         file: a video that may be opened.
         sha256: its content.
         sampling: which frames, at which size.
+        window: of which part of it; None is all.
         verify: check the digest of the frames that are there, not only their header.
         sync: as in `ClipCache.write`.
 
@@ -256,13 +278,16 @@ def ensure_entry(
         VideoError: the file cannot be decoded, or changes meanwhile.
         OSError: the cache cannot be written.
     """
-    if _is_there(cache, sha256=sha256, sampling=sampling, verify=verify):
+    there = functools.partial(
+        _is_there, cache, sha256=sha256, sampling=sampling, window=window, verify=verify
+    )
+    if there():
         return False
-    with cache.locked(sha256, sampling=sampling.fingerprint):
-        if _is_there(cache, sha256=sha256, sampling=sampling, verify=verify):
+    with cache.locked(sha256, sampling=entry_key(sampling.fingerprint, window=window)):
+        if there():
             return False
         source = SourceFile.of(file)
-        decoded = decode(file, sampling=sampling)
+        decoded = decode(file, sampling=sampling, window=window)
         if decoded.clip.sha256 != sha256:
             raise VideoError(
                 f"{file}: found sha256 {decoded.clip.sha256[:12]}, wanted {sha256[:12]}: "
@@ -272,14 +297,24 @@ def ensure_entry(
     return True
 
 
-def _is_there(cache: ClipCache, *, sha256: str, sampling: VideoSampling, verify: bool) -> bool:
+def _is_there(
+    cache: ClipCache,
+    *,
+    sha256: str,
+    sampling: VideoSampling,
+    window: Window | None,
+    verify: bool,
+) -> bool:
     header: EntryHeader | None = None
+    key = entry_key(sampling.fingerprint, window=window)
     with contextlib.suppress(CorruptEntryError):
         if not verify:
-            header = cache.header(sha256, sampling=sampling.fingerprint)
-        elif entry := cache.read(sha256, sampling=sampling.fingerprint):
+            header = cache.header(sha256, sampling=key)
+        elif entry := cache.read(sha256, sampling=key):
             header = entry.header
-    return header is not None and is_entry_of(header, sha256=sha256, sampling=sampling)
+    return header is not None and is_entry_of(
+        header, sha256=sha256, sampling=sampling, window=window
+    )
 
 
 def _content(file: Path, pointer: PathPointer | None) -> str:
@@ -292,10 +327,12 @@ def _content(file: Path, pointer: PathPointer | None) -> str:
     return file_digest(file)
 
 
-def _reason(wanted: _Wanted, *, header: EntryHeader | None, num_found: int) -> str:
+def _reason(wanted: _Wanted, *, header: EntryHeader | None, found: Sequence[EntryHeader]) -> str:
     if header is not None:
         return "the cache entry is of another clip"
-    if num_found:
+    if any(other.clip.sampling == wanted.fingerprint for other in found):
+        return "the cache entries of this source are of other parts of it"
+    if found:
         return "the cache entries of this source have other sampling parameters"
     if wanted.cached is not None:
         return "the source file changed after it was cached"
@@ -319,10 +356,13 @@ def _explanation(
             f"cached from content {cached.sha256[:12]} of {cached.written_at:%Y-%m-%d}, "
             f"the file is now {wanted.sha256[:12]}"
         )
-    lines.append(f"wanted: content {wanted.sha256[:12]} {parameters}{_frames_of(wanted.clip)}")
+    part = _part_of(wanted.window)
+    lines.append(
+        f"wanted: content {wanted.sha256[:12]}{part} {parameters}{_frames_of(wanted.clip)}"
+    )
     lines += [
-        f"found:  content {header.clip.sha256[:12]} {describe(header.sampling)}"
-        f"{_frames_of(header.clip)}{_named(header, wanted.clip)}"
+        f"found:  content {header.clip.sha256[:12]}{_part_of(header.clip.window_s)} "
+        f"{describe(header.sampling)}{_frames_of(header.clip)}{_named(header, wanted.clip)}"
         for header in found
     ] or ["found:  nothing"]
     options = " ".join(
@@ -333,6 +373,10 @@ def _explanation(
         f"--video-root {Path(wanted.uri).parent} {options}"
     )
     return "\n".join(lines)
+
+
+def _part_of(window: Window | None) -> str:
+    return "" if window is None else f", {window_in_words(window)} of it,"
 
 
 def _frames_of(clip: ClipRef | None) -> str:

@@ -64,19 +64,20 @@ def num_frames(total_frames: int, *, source_fps: float, sampling: VideoSampling)
         ) from error
 
 
-def frame_indices(total_frames: int, *, frames: int) -> tuple[int, ...]:
-    """`frames` source frames, first and last included, evenly spaced and rounded to even.
+def frame_indices(total_frames: int, *, frames: int, first: int = 0) -> tuple[int, ...]:
+    """`frames` of the `total_frames` source frames from `first` on, the first and the last of them
+    included, evenly spaced and rounded to even.
 
-    Equal to the library's `torch.linspace(0, total_frames - 1, frames).round()`: float32, one
+    Equal to the library's `torch.linspace(first, last, frames).round()`: float32, one
     rounding per element, counted from the nearer end. numpy's float64 gives other frames: for
     files of up to 100,000 frames, in a quarter of all cases.
     """
     import numpy as np
 
-    last = np.float32(total_frames - 1)
-    step = np.float64(last / np.float32(frames - 1))
+    start, last = np.float32(first), np.float32(first + total_frames - 1)
+    step = np.float64((last - start) / np.float32(frames - 1))
     steps = np.arange(frames, dtype=np.float64)
-    from_first = (steps * step).astype(np.float32)
+    from_first = (np.float64(start) + steps * step).astype(np.float32)
     from_last = (np.float64(last) - step * steps[::-1]).astype(np.float32)
     places = np.where(steps < frames // 2, from_first, from_last).round()
     return tuple(places.astype(int).tolist())

@@ -115,7 +115,7 @@ class Failure(BaseModel):
     rows: list[int]
     """Line numbers, from 1."""
     video: str | None
-    """As the rows name it; None when the line could not be read."""
+    """As the rows name it, a window in words behind it; None when the line could not be read."""
     reason: str
     """What is counted."""
     detail: str

@@ -81,8 +81,14 @@ def old_entry_of(row: TrainerRow) -> OldEntry:
     """What a row of the public code names.
 
     Raises:
-        UnusableRowError: it has no `preprocessed_video`.
+        UnusableRowError: it has no `preprocessed_video`, or asks about a window.
     """
+    if row.window is not None:
+        raise UnusableRowError(
+            "part of a longer file",
+            f"found start_s {row.start_s} and end_s {row.end_s}, wanted a row about a whole file: "
+            "old caches hold no windows; use tempsamp data preprocess",
+        )
     match (row.model_extra or {}).get("preprocessed_video"):
         case str(pt) if pt:
             return OldEntry(video=row.videos[0], pt=pt)

@@ -1,9 +1,10 @@
 """Stage B: trainer rows and their videos → the clip cache (`tempsamp data preprocess`).
 
-Every distinct video is decoded once, in its own process: a decoder that crashes or hangs costs that
-video and no other. Entries that are there are not made again, so a stopped run goes on where it
-was. Neighbours: `jobs.data.convert` writes the rows, `common.video.loader.ensure_entry` makes an
-entry, rollout and learner read it through `common.video.loader.ClipLoader`.
+Every distinct video, and every window of one, is decoded once, in its own process: a decoder that
+crashes or hangs costs that video and no other. Entries that are there are not made again, so a
+stopped run goes on where it was. Neighbours: `jobs.data.convert` writes the rows,
+`common.video.loader.ensure_entry` makes an entry, rollout and learner read it through
+`common.video.loader.ClipLoader`.
 
 A video that cannot be used is one line of the failure file and exit code 1, never a missing entry
 that nobody hears of.
@@ -19,12 +20,14 @@ import typer
 
 from common.config import Video
 from common.errors import VideoError
+from common.messages import Window
 from common.rows import TrainerRow
 from common.video.cache import ClipCache, SourceFile
 from common.video.frames import file_digest
 from common.video.loader import ensure_entry
 from common.video.roots import VideoRoots
 from common.video.sampling import VideoSampling
+from common.video.windows import entry_key, window_in_words
 from jobs.data.cache_filling import (
     CacheFolder,
     Done,
@@ -75,10 +78,23 @@ class Plan:
         )
 
 
-def make_entry(video: str, plan: Plan) -> Done | Fault:
-    """Decode one video into the cache; what a worker process runs."""
+@dataclass(frozen=True)
+class Part:
+    """A video as rows name it, or a window of it."""
+
+    video: str
+    window: Window | None = None
+
+    def __str__(self) -> str:
+        if self.window is None:
+            return self.video
+        return f"{self.video} ({window_in_words(self.window)})"
+
+
+def make_entry(part: Part, plan: Plan) -> Done | Fault:
+    """Decode one video, or a window of it, into the cache; what a worker process runs."""
     try:
-        return _make_entry(video, plan)
+        return _make_entry(part, plan)
     except FileNotFoundError as error:
         return Fault("missing file", str(error))
     except VideoError as error:
@@ -89,14 +105,21 @@ def make_entry(video: str, plan: Plan) -> Done | Fault:
         return Fault("out of memory", "too little memory for its frames: use fewer --workers")
 
 
-def _make_entry(video: str, plan: Plan) -> Done:
-    cache, fingerprint = ClipCache(plan.cache), plan.sampling.fingerprint
-    file = find_video(video, plan)
+def _make_entry(part: Part, plan: Plan) -> Done:
+    cache = ClipCache(plan.cache)
+    file = find_video(part.video, plan)
     sha256 = content_of(file, cache, verify=plan.verify)
     written = ensure_entry(
-        cache, file, sha256=sha256, sampling=plan.sampling, verify=plan.verify, sync=False
+        cache,
+        file,
+        sha256=sha256,
+        sampling=plan.sampling,
+        window=part.window,
+        verify=plan.verify,
+        sync=False,
     )
-    return Done.of(cache, sha256=sha256, sampling=fingerprint, written=written)
+    key = entry_key(plan.sampling.fingerprint, window=part.window)
+    return Done.of(cache, sha256=sha256, sampling=key, written=written)
 
 
 def find_video(video: str, plan: Plan) -> Path:
@@ -129,9 +152,13 @@ def content_of(file: Path, cache: ClipCache, *, verify: bool = False) -> str:
     return known
 
 
-def video_of(row: TrainerRow) -> str:
-    """The video of a row, as the row names it."""
-    return row.videos[0]
+def part_of(row: TrainerRow) -> Part:
+    """What a row asks about.
+
+    Raises:
+        UnusableRowError: its window cannot be.
+    """
+    return Part(row.videos[0], row.window)
 
 
 def command(
@@ -168,7 +195,7 @@ def command(
     fill_in_terminal(
         "preprocess",
         functools.partial(make_entry, plan=plan),
-        group_rows(inputs, key=video_of),
+        group_rows(inputs, key=part_of),
         inputs=inputs,
         cache=plan.cache,
         workers=workers,

@@ -275,7 +275,7 @@ class Feed:
         asked = self.phases.asked
         messages = row.messages(asked.mode)
         try:
-            clip = self._loader.sample(row.video)
+            clip = self._loader.sample(row.video, row.window)
         except VideoError as error:
             raise UnusableRowError("unreadable video", str(error)) from error
         row.check_against(clip)

@@ -32,7 +32,7 @@ from common.video.roots import VideoRoots
 from common.video.sampling import VideoSampling, frame_indices, frame_size, num_frames
 from jobs.data.cache_filling import RowsByKey, fill
 from jobs.data.crash_safe_pool import results
-from jobs.data.preprocess import Plan, make_entry
+from jobs.data.preprocess import Part, Plan, make_entry
 from tests.bench.spread import Spread
 
 SAMPLING = VideoSampling()
@@ -147,7 +147,7 @@ def _preprocess(files: Sequence[str], *, plan: Plan, workers: int) -> float:
     clock = _Clock(skipped=2 * workers)
     fill(
         functools.partial(make_entry, plan=plan),
-        RowsByKey(places={file: {} for file in files}, unreadable=()),
+        RowsByKey(places={Part(file): {} for file in files}, unreadable=()),
         inputs=(),
         cache=plan.cache,
         workers=workers,

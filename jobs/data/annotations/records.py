@@ -61,7 +61,8 @@ class Annotation:
     qid: str | None = None
     """The file's own id of the question, if it has one."""
     window: Span | None = None
-    """Seconds of the video file that the question is about; None is all of it."""
+    """Seconds of the video file that the question is about, unchecked; None is all of it. Spans,
+    highlights and duration are those of the window, counted from its start."""
     extras: Mapping[str, Any] = field(default_factory=dict)
     """The record's other keys."""
 

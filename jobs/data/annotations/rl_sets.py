@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,6 +23,10 @@ from jobs.data.annotations.records import (
 _PERCENT = 100.0
 _NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)"
 _ANSWER = re.compile(rf"\s*{_NUMBER}\s*-\s*{_NUMBER}\s*")
+_CUT_NAME = re.compile(r"_(\d\d):(\d\d):(\d\d):(\d{3})_(\d\d):(\d\d):(\d\d):(\d{3})\.")
+"""Hours, minutes, seconds and milliseconds of the start and of the end."""
+SAME_TIME_S = 0.01
+"""Times of a file's name are cut to milliseconds."""
 _QUOTED = re.compile("'(.+)'", re.DOTALL)
 
 
@@ -89,7 +93,7 @@ def _time_r1(record: Record) -> Annotation:
         duration_s=row.duration,
         difficulty=one_minus_iou(None if row.difficulty is None else row.difficulty / _PERCENT),
         qid=row.qid,
-        window=_window(row.video_start, row.video_end),
+        window=_window(row.video, row.video_start, row.video_end),
         extras=row.model_extra or {},
     )
 
@@ -105,7 +109,7 @@ def _tvgbench(record: Record) -> Annotation:
         query=row.question,
         spans=((float(answer[1]), float(answer[2])),),
         duration_s=row.duration,
-        window=_window(row.start, row.end),
+        window=_window(row.path, row.start, row.end),
         extras=row.model_extra or {},
     )
 
@@ -126,7 +130,32 @@ def _museg(record: Record) -> Annotation:
     )
 
 
-def _window(start_s: float | None, end_s: float | None) -> Span | None:
+def _window(video: str, start_s: float | None, end_s: float | None) -> Span | None:
+    """The part of the file that is asked about.
+
+    A file whose name states the window, as those of InternVid's clips do
+    (`4jujhM5qhEc_00:00:39:000_00:01:24:700.mp4`), is that part already: all of it is asked about.
+    """
     if start_s is None and end_s is None:
         return None
-    return start_s or 0.0, float("inf") if end_s is None else end_s
+    window = start_s or 0.0, float("inf") if end_s is None else end_s
+    return None if _same_times(_times_of_name(video), window) else window
+
+
+def _times_of_name(video: str) -> Span | None:
+    """Seconds from and to which a file was cut, if its name says so."""
+    found = _CUT_NAME.search(PurePosixPath(video).name)
+    if found is None:
+        return None
+    numbers = [int(number) for number in found.groups()]
+    start_s, end_s = (
+        hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+        for hours, minutes, seconds, milliseconds in (numbers[:4], numbers[4:])
+    )
+    return start_s, end_s
+
+
+def _same_times(one: Span | None, other: Span) -> bool:
+    return one is not None and all(
+        abs(a - b) < SAME_TIME_S for a, b in zip(one, other, strict=True)
+    )

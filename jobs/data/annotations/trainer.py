@@ -3,6 +3,7 @@
 Both carry their own instruction, and their truth may be text; `common.answers.reading` reads it.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +39,8 @@ class _Row(BaseModel):
     videos: Videos
     duration: Number | None = None
     difficulty: Number | None = None
+    start_s: Number | None = None
+    end_s: Number | None = None
     gt_len: Number | None = None
     query: str | None = None
     spans: list[RawSpan] | None = None
@@ -94,8 +97,15 @@ def _row(record: Record) -> Annotation:
         duration_s=row.duration,
         difficulty=row.difficulty,
         problem=row.problem,
+        window=_window(row),
         extras=row.model_extra or {},
     )
+
+
+def _window(row: _Row) -> Span | None:
+    if row.start_s is None and row.end_s is None:
+        return None
+    return row.start_s or 0.0, math.inf if row.end_s is None else row.end_s
 
 
 def _chat(record: Record) -> Annotation:

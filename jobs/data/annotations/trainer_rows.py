@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from common.answers.reading import highlight_answer
 from common.answers.spans import Span
-from common.messages import Highlight
+from common.messages import Highlight, Window
 from common.prompts import VIDEO_TAG, grounding_problem, highlight_problem
-from common.rows import CLIP_END_TOLERANCE_S, UnusableRowError, query_of
+from common.rows import CLIP_END_TOLERANCE_S, UnusableRowError, query_of, window_of
 from jobs.data.annotations.durations import is_duration, video_name
 from jobs.data.annotations.paths import Rerooting
 from jobs.data.annotations.records import Annotation, clean_query
@@ -94,12 +94,8 @@ def make_row(annotation: Annotation, *, rules: RowRules) -> MadeRow:
     """
     if not annotation.video:
         raise UnusableRowError("no video", "found an empty path")
-    if annotation.window is not None:
-        raise UnusableRowError(
-            "part of a longer file",
-            f"found the window {annotation.window} s of {annotation.video}, wanted a whole file",
-        )
-    duration_s = _duration_s(annotation, rules.durations)
+    window = None if annotation.window is None else window_of(*annotation.window)
+    duration_s = _duration_s(annotation, window, rules)
     difficulty = _difficulty(annotation.difficulty)
     asks_highlights = rules.task == "highlights" or not annotation.spans
     if asks_highlights and annotation.highlights:
@@ -115,6 +111,7 @@ def make_row(annotation: Annotation, *, rules: RowRules) -> MadeRow:
         "data_type": "video",
         "videos": [rules.place(annotation.video)],
         **_present(duration=duration_s, difficulty=difficulty, gt_len=truth.gt_len_s),
+        **({} if window is None else _present(start_s=window[0], end_s=window[1])),
         **truth.typed,
         **_present(query=annotation.query if annotation.problem else None),
         **(_extras(annotation) if rules.keep_extras else {}),
@@ -203,15 +200,32 @@ def _problem(annotation: Annotation, truth: _Truth, rules: RowRules) -> str:
     return problem
 
 
-def _duration_s(annotation: Annotation, durations: Mapping[str, float]) -> float | None:
-    """The annotation's own length, else the side file's, else None."""
+def _duration_s(annotation: Annotation, window: Window | None, rules: RowRules) -> float | None:
+    """Length of the clip: the annotation's own, else the side file's, else None.
+
+    Of a window, the annotation's own only where that is the window's: some give the file's.
+    """
     own_s = annotation.duration_s
-    if is_duration(own_s):
-        return own_s
-    other_s = durations.get(video_name(annotation.video))
-    if own_s is not None and other_s is None:
+    file_s = rules.durations.get(video_name(annotation.video))
+    if own_s is not None and not is_duration(own_s) and file_s is None:
         raise UnusableRowError("bad duration", f"found {own_s} s, wanted a finite number above 0")
-    return other_s
+    if window is None or window[1] is None:
+        return own_s if is_duration(own_s) else _rest_s(file_s, window)
+    length_s = window[1] - window[0]
+    if is_duration(own_s) and abs(own_s - length_s) <= rules.end_tolerance_s:
+        return own_s
+    return length_s
+
+
+def _rest_s(file_s: float | None, window: Window | None) -> float | None:
+    """What a file has from the start of a window on."""
+    if file_s is None or window is None:
+        return file_s
+    if file_s <= window[0]:
+        raise UnusableRowError(
+            "bad window", f"found a start of {window[0]} s, wanted one before {file_s} s"
+        )
+    return file_s - window[0]
 
 
 def _difficulty(value: float | None) -> float | None:

@@ -62,7 +62,7 @@ def _qwen2_5_positions(
     """[3, P]: text, one block of patches (time in seconds x tokens_per_second), text."""
     device = is_visual_P.device
     merge = vision_config.spatial_merge_size
-    sampled_fps = len(clip.frame_indices) / clip.total_frames * clip.source_fps
+    sampled_fps = len(clip.frame_indices) / clip.num_source_frames * clip.source_fps
     # Through float32 and back: the processor hands vLLM this number as a float32 tensor.
     seconds_per_patch = torch.tensor(TEMPORAL_PATCH / sampled_fps, dtype=torch.float32).item()
     position_step = seconds_per_patch * vision_config.tokens_per_second

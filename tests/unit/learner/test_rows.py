@@ -228,3 +228,31 @@ def test_all_published_rows_are_read_in_both_modes(tmp_path: Path) -> None:
         query = row.messages("think")[0].content[1]
         assert isinstance(query, TextPart)
         assert "<think>" in query.text
+
+
+@pytest.mark.parametrize(
+    ("written", "window"),
+    [
+        ({}, None),
+        ({"start_s": 39.5, "end_s": 84.7}, (39.5, 84.7)),
+        ({"start_s": 39.5}, (39.5, None)),
+        ({"end_s": 84.7}, (0.0, 84.7)),
+    ],
+)
+def test_row_may_ask_about_a_window_of_its_file(
+    tmp_path: Path, written: dict[str, float], window: tuple[float, float | None] | None
+) -> None:
+    (row,), _ = load(tmp_path, GOOD | written)
+    assert row.window == window
+
+
+@pytest.mark.parametrize("written", [{"start_s": -1}, {"start_s": 5, "end_s": 5}, {"end_s": 0}])
+def test_window_without_a_length_is_rejected(tmp_path: Path, written: dict[str, float]) -> None:
+    assert [reason for reason, _ in reasons(tmp_path, GOOD | written)] == ["bad window"]
+
+
+def test_target_has_to_lie_in_the_window(tmp_path: Path) -> None:
+    (row,), _ = load(tmp_path, GOOD | {"spans": [[1, 3]], "start_s": 2, "end_s": 8})
+    row.check_against(CLIP.model_copy(update={"window_s": (2.0, 8.0)}))
+    with pytest.raises(UnusableRowError, match=r"wanted it inside 1\.50 s"):
+        row.check_against(CLIP.model_copy(update={"window_s": (2.0, 3.5)}))

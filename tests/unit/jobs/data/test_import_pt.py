@@ -237,3 +237,9 @@ def test_command_of_the_manual_imports(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     run_script(example("import-pt").script, cwd=tmp_path, timeout_s=120)
     assert header_of(plan) is not None
+
+
+def test_row_about_a_window_is_refused_because_old_caches_hold_none() -> None:
+    row = TrainerRow(videos=["a.mp4"], query="it", start_s=1, preprocessed_video="a.pt")
+    with pytest.raises(UnusableRowError, match=r"part of a longer file: found start_s 1\.0"):
+        old_entry_of(row)

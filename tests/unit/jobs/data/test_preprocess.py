@@ -33,7 +33,7 @@ from jobs.data.cache_filling import (
     group_rows,
     video_settings,
 )
-from jobs.data.preprocess import Plan, command, content_of, find_video, make_entry, video_of
+from jobs.data.preprocess import Part, Plan, command, content_of, find_video, make_entry, part_of
 from tests.fixtures.clips import make_clip
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -137,7 +137,7 @@ def fill_from(rows: Path, plan: Plan, *, timeout_s: float) -> Report:
     """All videos of the rows in one worker."""
     return fill(
         functools.partial(make_entry, plan=plan),
-        group_rows([rows], key=video_of),
+        group_rows([rows], key=part_of),
         inputs=[rows],
         cache=plan.cache,
         workers=1,
@@ -168,7 +168,7 @@ def test_decoder_that_crashes_costs_its_video_only(plan: Plan, tmp_path: Path) -
 
 
 def test_decoder_that_hangs_costs_its_video_only(plan: Plan, tmp_path: Path) -> None:
-    make_entry("b.mp4", plan)  # so that its turn needs no time
+    make_entry(Part("b.mp4"), plan)  # so that its turn needs no time
     rows = write_rows(tmp_path / "rows.jsonl", "a.mp4", "b.mp4")
     with holding(plan, "a.mp4"):
         report = fill_from(rows, plan, timeout_s=1.5)
@@ -204,17 +204,17 @@ def test_ctrl_c_ends_the_workers_and_leaves_no_litter(plan: Plan, tmp_path: Path
 
 
 def test_verify_finds_and_mends_damage_that_resuming_skips(plan: Plan) -> None:
-    first = make_entry("a.mp4", plan)
+    first = make_entry(Part("a.mp4"), plan)
     frames = decode(plan.roots[0] / "a.mp4", sampling=SAMPLING).frames
     path = entry_of(plan, "a.mp4")
     assert first == Done(path, True, path.stat().st_size, 4 * frames.size)
     entry = entry_of(plan, "a.mp4")
     whole = entry.read_bytes()
     entry.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    skipped = make_entry("a.mp4", plan)
+    skipped = make_entry(Part("a.mp4"), plan)
     assert isinstance(skipped, Done)
     assert not skipped.written
-    mended = make_entry("a.mp4", Plan(**{**vars(plan), "verify": True}))
+    mended = make_entry(Part("a.mp4"), Plan(**{**vars(plan), "verify": True}))
     assert isinstance(mended, Done)
     assert mended.written
     assert ClipCache(plan.cache).read(
@@ -223,10 +223,10 @@ def test_verify_finds_and_mends_damage_that_resuming_skips(plan: Plan) -> None:
 
 
 def test_changed_video_gets_an_entry_of_its_own(plan: Plan) -> None:
-    make_entry("a.mp4", plan)
+    make_entry(Part("a.mp4"), plan)
     before = entry_of(plan, "a.mp4")
     shutil.copy(plan.roots[0] / "b.mp4", plan.roots[0] / "a.mp4")
-    again = make_entry("a.mp4", plan)
+    again = make_entry(Part("a.mp4"), plan)
     assert isinstance(again, Done)
     assert again.written
     assert before.exists()
@@ -258,7 +258,7 @@ def test_unusable_video_is_a_fault_with_its_reason(
 ) -> None:
     outside = make_clip(plan.roots[0].with_name("outside.mp4"), num_frames=4)
     (plan.roots[0] / "link.mp4").symlink_to(outside)
-    fault = make_entry(video, plan)
+    fault = make_entry(Part(video), plan)
     assert isinstance(fault, Fault)
     assert fault.reason == reason
     assert detail in fault.detail
@@ -266,7 +266,7 @@ def test_unusable_video_is_a_fault_with_its_reason(
 
 def test_cache_that_cannot_be_written_is_a_fault(plan: Plan) -> None:
     plan.cache.write_text("a file")
-    fault = make_entry("a.mp4", plan)
+    fault = make_entry(Part("a.mp4"), plan)
     assert isinstance(fault, Fault)
     assert fault.reason == "cannot write"
 
@@ -283,11 +283,11 @@ def test_relative_path_starts_at_the_first_root_as_in_the_ring(plan: Plan, tmp_p
 
 
 def test_address_is_refused_unless_the_run_allows_it(plan: Plan) -> None:
-    fault = make_entry("https://127.0.0.1:1/a.mp4", plan)
+    fault = make_entry(Part("https://127.0.0.1:1/a.mp4"), plan)
     assert isinstance(fault, Fault)
     assert "shared.video.allow_urls" in fault.detail
     allowed = dataclasses.replace(plan, downloads=plan.cache / "downloads")
-    fault = make_entry("https://127.0.0.1:1/a.mp4", allowed)
+    fault = make_entry(Part("https://127.0.0.1:1/a.mp4"), allowed)
     assert isinstance(fault, Fault)
     assert "cannot be downloaded" in fault.detail
 
@@ -313,8 +313,11 @@ def test_run_file_says_where_cache_and_videos_are(plan: Plan, tmp_path: Path) ->
 def test_rows_of_several_files_share_their_videos(tmp_path: Path) -> None:
     first = write_rows(tmp_path / "one.jsonl", "a.mp4", "b.mp4", "a.mp4")
     second = write_rows(tmp_path / "two.jsonl", "b.mp4")
-    rows = group_rows([first, second], key=video_of)
-    assert rows.places == {"a.mp4": {first: [1, 3]}, "b.mp4": {first: [2], second: [1]}}
+    rows = group_rows([first, second], key=part_of)
+    assert rows.places == {
+        Part("a.mp4"): {first: [1, 3]},
+        Part("b.mp4"): {first: [2], second: [1]},
+    }
 
 
 def test_sampling_comes_from_the_run_file_and_options_win() -> None:
@@ -329,3 +332,30 @@ def test_sampling_comes_from_the_run_file_and_options_win() -> None:
 def test_wrong_option_is_named() -> None:
     with pytest.raises(ConfigError, match=r"--max-frames: found 1: .*greater than or equal to 2"):
         video_settings(None, cache=Path("cache"), video_root=[Path("videos")], max_frames=1)
+
+
+def test_windows_are_cached_beside_their_file_and_a_missing_one_is_listed(
+    plan: Plan, tmp_path: Path
+) -> None:
+    windows: list[dict[str, float]] = [{}, {"start_s": 0.5, "end_s": 1.5}, {"end_s": 1.5}]
+    windows += [{"start_s": 0.5, "end_s": 1.5}, {"start_s": 39.0, "end_s": 84.7}]
+    rows = tmp_path / "rows.jsonl"
+    asked = [{"query": "it", "videos": ["a.mp4"], "spans": [[0, 1]]} | window for window in windows]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    options = ["--cache", plan.cache, "--video-root", plan.roots[0], "--fps", 4, "--workers", 1]
+
+    assert run("--input", rows, *options).exit_code == 1
+    (failure,) = map(json.loads, failures_path(rows).read_text().splitlines())
+    assert (failure["video"], failure["rows"]) == ("a.mp4 (39.00 to 84.70 s)", [5])
+    assert "wanted 39.00 to 84.70 s of it (start_s and end_s of the row)" in failure["detail"]
+    strict = ClipLoader(
+        sampling=SAMPLING,
+        roots=VideoRoots(plan.roots),
+        cache=ClipCache(plan.cache),
+        mode="strict",
+    )
+    (plan.roots[0] / "a.mp4").rename(tmp_path / "gone.mp4")
+    for window in (None, (0.5, 1.5), (0.0, 1.5)):
+        clip = strict.sample(plan.roots[0] / "a.mp4", window)
+        assert clip.window_s == window
+        assert len(strict.load(clip)) == len(clip.frame_indices)

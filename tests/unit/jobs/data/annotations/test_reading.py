@@ -1,6 +1,7 @@
 """What the readers make of records: nothing filtered, nothing altered, schemas found by content."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,39 @@ def test_window_into_a_longer_file_is_kept(tmp_path: Path) -> None:
     record = only(lines(tmp_path, row))
     assert record.window == (39.0, 84.7)
     assert record.spans == ((1.0, 2.5),)
+
+
+@pytest.mark.parametrize(
+    ("name", "window"),
+    [
+        ("4jujhM5qhEc_00:00:39:000_00:01:24:700.mp4", None),
+        ("4jujhM5qhEc_00:00:39:000_00:01:24:900.mp4", (39.0, 84.7)),
+        ("4jujhM5qhEc.mp4", (39.0, 84.7)),
+        ("4jujhM5qhEc_39.0_84.7/b.mp4", (39.0, 84.7)),
+    ],
+)
+def test_file_whose_name_states_the_window_is_that_part_already(
+    tmp_path: Path, name: str, window: tuple[float, float] | None
+) -> None:
+    about = {"video_start": 39.0, "video_end": 84.7}
+    row = {"video": f"videos/{name}", "timestamp": [1.0, 4.0], "sentence": "q", **about}
+    assert only(lines(tmp_path, row)).window == window
+
+
+@pytest.mark.parametrize(
+    ("written", "window"),
+    [
+        ({}, None),
+        ({"start_s": 39.0, "end_s": 84.7}, (39.0, 84.7)),
+        ({"start_s": 39}, (39.0, math.inf)),
+        ({"end_s": 84.7}, (0.0, 84.7)),
+    ],
+)
+def test_rows_name_windows(
+    tmp_path: Path, written: dict[str, float], window: tuple[float, float] | None
+) -> None:
+    row = {"query": "q", "videos": ["a.mp4"], "spans": [[1, 2]], **written}
+    assert only(lines(tmp_path, row)).window == window
 
 
 def test_bench_folder_is_the_subset_of_the_file_name(tmp_path: Path) -> None:

@@ -110,13 +110,43 @@ def test_unknown_duration_leaves_the_end_unchecked_and_the_key_out() -> None:
         ({"spans": ()}, "no target"),
         ({"difficulty": 1.5}, "bad difficulty"),
         ({"difficulty": math.nan}, "bad difficulty"),
-        ({"window": (39.0, 84.7)}, "part of a longer file"),
+        ({"window": (-1.0, 84.7)}, "bad window"),
+        ({"window": (39.0, 39.0)}, "bad window"),
+        ({"window": (math.nan, 39.0)}, "bad window"),
+        ({"window": (0.0, 5.0), "spans": ((1.0, 7.0),)}, "span past the end"),
         ({"video": ""}, "no video"),
     ],
 )
 def test_record_without_question_or_truth_is_rejected(changed: Any, reason: str) -> None:
     with pytest.raises(UnusableRowError, match=reason):
         make_row(annotation(**changed), rules=RowRules())
+
+
+@pytest.mark.parametrize(
+    ("window", "duration_s", "written"),
+    [
+        ((39.0, 84.7), 45.7, {"duration": 45.7, "start_s": 39.0, "end_s": 84.7}),
+        ((39.0, 84.5), None, {"duration": 45.5, "start_s": 39.0, "end_s": 84.5}),
+        ((39.0, 84.5), 300.0, {"duration": 45.5, "start_s": 39.0, "end_s": 84.5}),
+        ((39.0, math.inf), None, {"duration": 61.0, "start_s": 39.0}),
+        ((39.0, math.inf), 60.5, {"duration": 60.5, "start_s": 39.0}),
+    ],
+)
+def test_window_is_written_with_the_length_of_the_part(
+    window: tuple[float, float], duration_s: float | None, written: dict[str, float]
+) -> None:
+    rules = RowRules(durations={"a": 100.0})
+    about = annotation(video="a.mp4", window=window, duration_s=duration_s, spans=((1.0, 4.0),))
+    fields = make_row(about, rules=rules).fields
+    assert {
+        key: fields[key] for key in ("duration", "start_s", "end_s") if key in fields
+    } == written
+
+
+def test_window_that_starts_after_its_file_is_rejected() -> None:
+    about = annotation(video="a.mp4", window=(120.0, math.inf), duration_s=None)
+    with pytest.raises(UnusableRowError, match=r"bad window: found a start of 120\.0 s"):
+        make_row(about, rules=RowRules(durations={"a": 100.0}))
 
 
 def test_further_keys_ride_along_unless_they_are_no_json() -> None:
