@@ -14,9 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from common.errors import ConfigError
-from common.messages import ChatMessage, Mode, SpansTarget
+from common.messages import ChatMessage, Mode, SpansTarget, Window
 from common.prompts import EVALUATION_PROMPTS, HIGHLIGHTS, chat_messages
-from common.rows import Row
+from common.rows import CLIP_END_TOLERANCE_S, Row, UnusableRowError, window_of
 from jobs.data.annotations.reading import read
 from jobs.data.annotations.records import Annotation, BadRecord, clean_query
 from jobs.evaluation.scoring.matching import Question
@@ -190,9 +190,10 @@ def _problem_of(annotation: Annotation) -> str | None:
         return f"the true spans {annotation.spans} are no numbers"
     if not all(0 <= start_s <= end_s for start_s, end_s in annotation.spans):
         return f"the true spans {annotation.spans} are not 0 <= start <= end"
-    if annotation.window is not None:
-        start_s, end_s = annotation.window
-        return f"asks about {start_s:.1f} to {end_s:.1f} s of a longer file, which must be cut out"
+    try:
+        _window(annotation)
+    except UnusableRowError as error:
+        return str(error)
     if annotation.query is None and annotation.problem is None:
         return "neither query nor problem"
     return None
@@ -211,17 +212,31 @@ def _rating_problem(question: Question) -> str | None:
     return None
 
 
-def _asked(annotation: Annotation, question: Question, file: Path) -> Asked:
+def _window(annotation: Annotation) -> Window | None:
+    return None if annotation.window is None else window_of(*annotation.window)
+
+
+def _duration_s(annotation: Annotation, window: Window | None) -> float | None:
+    """As annotated; None, for which the clip's own is used, if that is no length, or the file's."""
     duration_s = annotation.duration_s
-    known = duration_s is not None and math.isfinite(duration_s)
-    if not known:  # NaN is no duration; the clip's own is used instead
-        question = replace(question, duration_s=None)
+    if duration_s is None or not math.isfinite(duration_s):
+        return None
+    if window is not None and window[1] is not None:
+        is_parts = abs(duration_s - (window[1] - window[0])) <= CLIP_END_TOLERANCE_S
+        return duration_s if is_parts else None
+    return duration_s
+
+
+def _asked(annotation: Annotation, question: Question, file: Path) -> Asked:
+    window = _window(annotation)
+    duration_s = _duration_s(annotation, window)
+    question = replace(question, duration_s=duration_s, window=window)
     return Asked(
         question=question,
         problem=annotation.problem,
         video=file,
         longest_first=(
-            -duration_s if known and duration_s is not None else 0.0,
+            0.0 if duration_s is None else -duration_s,
             -float(file.stat().st_size) if file.exists() else 0.0,
             question.video,
         ),

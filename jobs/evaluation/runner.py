@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.answers.reading import read_spans
 from common.errors import EngineError, VideoError
-from common.messages import ClipRef, GeneratedAnswer, GenerateRequest, Mode, Sampling
+from common.messages import ClipRef, GeneratedAnswer, GenerateRequest, Mode, Sampling, Window
 from jobs.asking.refusals import Refused
 from jobs.asking.replicas import Ask, Fleet, one_version
 from jobs.evaluation.journal import Journal
@@ -95,7 +95,7 @@ class Runner:
         settings: RunSettings,
         *,
         journals: Mapping[Mode, Journal],
-        sample_clip: Callable[[Path], ClipRef],
+        sample_clip: Callable[[Path, Window | None], ClipRef],
         version: int,
         on_record: Callable[[PredictionRecord], None],
     ) -> None:
@@ -104,7 +104,7 @@ class Runner:
         Args:
             settings: of the run.
             journals: where each mode's records go.
-            sample_clip: file → frames that stand for it; raises VideoError.
+            sample_clip: file and window → frames that stand for it; raises VideoError.
             version: the weights that must answer.
             on_record: told about every record.
         """
@@ -113,23 +113,24 @@ class Runner:
         self._sample_clip = sample_clip
         self._version = version
         self._on_record = on_record
-        self._clips: dict[Path, asyncio.Task[ClipRef]] = {}
+        self._clips: dict[tuple[Path, Window | None], asyncio.Task[ClipRef]] = {}
         self._refused_in_a_row = 0
 
     def jobs(self, asked: Iterable[Asked]) -> list[Job]:
         """What is left to ask, the longest clips first."""
         settings = self._settings.sampling
         numbered = list(enumerate(asked))
-        first_of_clip: dict[str, int] = {}
+        first_of_clip: dict[tuple[str, Window | None], int] = {}
         for number, one in numbered:
-            first_of_clip.setdefault(one.question.video, number)
+            first_of_clip.setdefault((one.question.video, one.question.window), number)
         return [
             Job(
                 asked=one,
                 mode=mode,
                 num_samples=(
                     settings.num_samples
-                    if settings.sampled == "queries" or first_of_clip[one.question.video] == number
+                    if settings.sampled == "queries"
+                    or first_of_clip[one.question.video, one.question.window] == number
                     else 0
                 ),
                 seed=settings.seed + number * SEED_STEP,
@@ -155,7 +156,7 @@ class Runner:
 
     async def _do(self, job: Job, ask: Ask) -> None:
         try:
-            clip = await self._clip(job.asked.video)
+            clip = await self._clip(job.asked.video, job.asked.question.window)
         except VideoError as error:
             self._record_failure(job, kind="video", error=str(error))
             return
@@ -189,11 +190,12 @@ class Runner:
         samples = tuple(answer for reply in replies[1:] for answer in reply.answers)
         return replies[0].answers[0], samples
 
-    async def _clip(self, video: Path) -> ClipRef:
+    async def _clip(self, video: Path, window: Window | None) -> ClipRef:
         """Probed once, however many queries share it and wait for it."""
-        if video not in self._clips:
-            self._clips[video] = asyncio.create_task(asyncio.to_thread(self._sample_clip, video))
-        return await asyncio.shield(self._clips[video])
+        key = video, window
+        if key not in self._clips:
+            self._clips[key] = asyncio.create_task(asyncio.to_thread(self._sample_clip, *key))
+        return await asyncio.shield(self._clips[key])
 
     def _record(
         self, job: Job, clip: ClipRef, answer: GeneratedAnswer, samples: tuple[GeneratedAnswer, ...]
@@ -209,6 +211,7 @@ class Runner:
                 gt=question.spans,
                 gt_ratings=self._ratings(question),
                 duration_s=clip.duration_s if question.duration_s is None else question.duration_s,
+                window_s=question.window,
                 mode=job.mode,
                 text=answer.text,
                 answer_logprob=answer_logprob(answer),
@@ -230,6 +233,7 @@ class Runner:
                 gt=question.spans,
                 gt_ratings=self._ratings(question),
                 duration_s=question.duration_s,
+                window_s=question.window,
                 mode=job.mode,
                 failure=kind,
                 error=error,

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 
 from common.answers.spans import Span
+from common.messages import Window
 from jobs.evaluation.scoring.predictions import Prediction
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v"})
@@ -31,6 +32,9 @@ class Question:
     spans: tuple[Span, ...]
     """True spans in seconds."""
     duration_s: float | None = None
+    window: Window | None = None
+    """Part of the file that is asked about; spans and duration are the part's. None: all of it, or
+    unknown where only predictions are scored."""
     clip_ids: tuple[int, ...] = ()
     """QVHighlights: rated clips of two seconds, counted from 0."""
     saliency: tuple[tuple[float, ...], ...] = ()
@@ -69,6 +73,7 @@ def own_questions(predictions: Sequence[Prediction]) -> list[Question]:
             query=prediction.query or "",
             spans=prediction.truth,
             duration_s=prediction.duration_s,
+            window=prediction.window,
             clip_ids=tuple(prediction.ratings or ()),
             saliency=tuple((prediction.ratings or {}).values()),
         )
@@ -102,6 +107,8 @@ def match(
         answered.add(question.id)
         if question.duration_s is None:
             question = replace(question, duration_s=prediction.duration_s)
+        if prediction.window is not None and question.window is None:
+            question = replace(question, window=prediction.window)
         pairs.append((prediction, question))
     unanswered = [question.id for question in questions if question.id not in answered]
     if not partial:

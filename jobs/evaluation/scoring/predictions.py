@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from common.answers.presets import read_timelens
 from common.answers.spans import Span
+from common.messages import Window
 
 Format = Literal["tempsamp", "moment_detr", "timelens", "vtg_llm"]
 Task = Literal["moments", "highlights"]
@@ -53,6 +54,8 @@ class PredictionRecord(BaseModel):
     gt_ratings: Mapping[int, tuple[float, ...]] | None = None
     """True ratings, 0 to 4, by clip of two seconds; None unless highlights were asked for."""
     duration_s: float | None = None
+    window_s: Window | None = None
+    """Part of the file that was asked about, from which all times count; None is all of it."""
     mode: AnswerMode
     text: str | None = None
     """The answer as generated; None when `failure` says why there is none."""
@@ -94,6 +97,8 @@ class Prediction:
     ratings: Mapping[int, tuple[float, ...]] | None = None
     """True ratings by clip; None unless the file says that highlights were asked for."""
     duration_s: float | None = None
+    window: Window | None = None
+    """Part of the file that was asked about, where the file says so."""
     text: str | None = None
     spans: tuple[Span, ...] | None = None
     """Spans that the file gives ready-made; None where only the text says."""
@@ -233,6 +238,7 @@ def _our_line(line: str) -> Prediction:
         truth=record.gt,
         ratings=record.gt_ratings,
         duration_s=record.duration_s,
+        window=record.window_s,
         text=record.text,
         failure=record.failure,
     )

@@ -159,7 +159,7 @@ def _case(
         true_bars=[place(span, duration_s=length_s) for span in question.spans[:MAX_BARS]],
         answer_bars=[place(span, duration_s=length_s) for span in spans[:MAX_BARS]],
         ticks=ticks(length_s),
-        strip=None if path is None else frame_strip(path),
+        strip=None if path is None else frame_strip(path, window=question.window),
     )
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from common.answers.spans import Span
 from common.errors import VideoError
+from common.messages import Window
 from common.video.frames import load_frames, sample_clip
 from common.video.sampling import VideoSampling
 
@@ -40,12 +41,14 @@ def place(span: Span, *, duration_s: float) -> str:
     return f"left:{left:.2f}%;width:{max(right - left, 0.6):.2f}%"
 
 
-def frame_strip(path: Path) -> str | None:
-    """Data URI of `NUM_FRAMES` frames side by side; None when the clip cannot be read."""
+def frame_strip(path: Path, *, window: Window | None = None) -> str | None:
+    """Data URI of `NUM_FRAMES` frames side by side, of a window if one is given; None when the clip
+    cannot be read."""
     try:
-        clip = sample_clip(path, sampling=STRIP_SAMPLING)
-        middles = (np.arange(NUM_FRAMES) + 0.5) / NUM_FRAMES * clip.total_frames
-        indices = tuple(middles.astype(int).tolist())
+        clip = sample_clip(path, sampling=STRIP_SAMPLING, window=window)
+        first = 0 if window is None else clip.frame_indices[0]
+        middles = (np.arange(NUM_FRAMES) + 0.5) / NUM_FRAMES * clip.num_source_frames
+        indices = tuple((first + middles.astype(int)).tolist())
         frames = load_frames(clip.model_copy(update={"frame_indices": indices}))
     except VideoError:
         return None

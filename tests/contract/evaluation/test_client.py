@@ -1,6 +1,7 @@
 """`Fleet`, `Replicas`, `Runner` against real HTTP: who is asked what, what becomes of trouble."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,9 @@ async def answered(
         runner = Runner(
             settings,
             journals={"answer": journal},
-            sample_clip=lambda path: sample_clip(path, sampling=settings.clip),
+            sample_clip=lambda path, window: sample_clip(
+                path, sampling=settings.clip, window=window
+            ),
             version=0,
             on_record=lambda _: None,
         )
@@ -107,6 +110,23 @@ async def test_the_longest_clips_come_first(video: Path, tmp_path: Path) -> None
     assert [text.split('"')[1] for text in replica.questions] == [
         f"query {number}" for number in (4, 3, 2, 1, 0)
     ]
+
+
+async def test_a_window_is_asked_about_alone(video: Path, tmp_path: Path) -> None:
+    whole, part, missing = asked(video, 3)
+    part = replace(part, question=replace(part.question, window=(1.0, 3.0), video="v0.mp4"))
+    missing = replace(missing, question=replace(missing.question, window=(39.0, 84.7)))
+    with serving(always) as replica:
+        records = await answered([whole, part, missing], urls=[replica.url], folder=tmp_path)
+    by_id = {record.id: record for record in records}
+    assert [by_id[key].window_s for key in "012"] == [None, (1.0, 3.0), (39.0, 84.7)]
+    assert [by_id[key].duration_s for key in "01"] == [4.0, 2.0]
+    assert by_id["2"].failure == "video"
+    assert "wanted 39.00 to 84.70 s of it" in (by_id["2"].error or "")
+    clips = {request.clip.window_s: request.clip for request in replica.requests}
+    assert set(clips) == {None, (1.0, 3.0)}
+    assert clips[1.0, 3.0].frame_indices[0] == 8
+    assert clips[1.0, 3.0].frame_times_s[0] == 0.0
 
 
 async def test_what_a_dying_replica_had_in_work_goes_to_the_others(

@@ -153,18 +153,20 @@ def test_a_file_without_truth_is_refused(
         find_questions(bench(tmp_path / "b.json", {"missing": of_video([1, 2])}), find=find)
 
 
-def test_a_question_about_a_part_of_a_longer_file_is_listed(
+def test_a_question_about_a_part_of_a_longer_file_is_asked(
     tmp_path: Path, find: Callable[[str], Path | None]
 ) -> None:
     row = {"path": "a.mp4", "question": "q", "answer": "1.0-2.0", "duration": 10.0}
     part = row | {"start": 5.0, "end": 15.0}
+    of_file = row | {"start": 5.0, "end": 9.0}
+    bad = row | {"start": 5.0, "end": 5.0}
     path = tmp_path / "tvgbench.json"
-    path.write_text(json.dumps([row, part]))
+    path.write_text(json.dumps([row, part, of_file, bad]))
     found = find_questions(path, find=find)
-    assert len(found.asked) == 1
-    assert found.unusable == (
-        "[1]: asks about 5.0 to 15.0 s of a longer file, which must be cut out",
-    )
+    asked = [(one.question.window, one.question.duration_s) for one in found.asked]
+    assert asked == [(None, 10.0), ((5.0, 15.0), 10.0), ((5.0, 9.0), None)]
+    (unusable,) = found.unusable
+    assert unusable.startswith("[3]: bad window: found start_s 5.0 and end_s 5.0")
 
 
 def test_a_trainer_row_is_asked_in_its_own_words_unless_a_protocol_has_others(
