@@ -53,7 +53,7 @@ class Columns:
     """Place of the record among all of the file, from 1."""
     video: "array[int]" = field(default_factory=_integers)
     question: "array[int]" = field(default_factory=_integers)
-    """Hashes of the video and of video and query."""
+    """Hashes of the video and of video, window and query."""
     duration_s: "array[float]" = field(default_factory=_floats)
     file_duration_s: "array[float]" = field(default_factory=_floats)
     """The same; NaN too for a question about a part of a file, whose duration is the part's."""

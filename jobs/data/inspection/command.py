@@ -33,7 +33,7 @@ from jobs.data.annotations.records import SchemaName
 from jobs.data.crash_safe_pool import WorkersKeepDyingError
 from jobs.data.inspection.numbers import Histogram
 from jobs.data.inspection.rows import Inspection, NoRecordError, inspect
-from jobs.data.inspection.videos import Health, below, check, collect, health
+from jobs.data.inspection.videos import Health, Named, below, check, collect, health
 
 BAR_WIDTH = 22
 MAX_LISTED = 10
@@ -74,7 +74,7 @@ def command(
         raise typer.BadParameter(f"found {file} as input and output, wanted two files")
     if not check_videos and (failures or video_root):
         raise typer.BadParameter("--failures and --video-root need --check-videos")
-    videos: dict[str, float | None] = {}
+    videos: dict[str, Named] = {}
     known = None if schema is None else schema_named(schema)
     inspection = _inspected(file, schema=known, videos=videos if check_videos else None)
     _show(inspection, source=file)
@@ -97,7 +97,7 @@ def command(
 
 
 def _inspected(
-    file: Path, *, schema: SchemaName | None, videos: dict[str, float | None] | None
+    file: Path, *, schema: SchemaName | None, videos: dict[str, Named] | None
 ) -> Inspection:
     """Read the file; its videos are noted in `videos` if that is given."""
     try:
@@ -149,10 +149,8 @@ def _histogram(histogram: Histogram) -> Group:
     return Group(Text(histogram.heading, style="bold"), table)
 
 
-def _checked(
-    durations_s: Mapping[str, float | None], *, root: Path, workers: int, timeout_s: float
-) -> Health:
-    videos = below(root, durations_s)
+def _checked(named: Mapping[str, Named], *, root: Path, workers: int, timeout_s: float) -> Health:
+    videos = below(root, named)
     checks = check(videos, root=root, workers=workers, timeout_s=timeout_s)
     try:
         with _progress() as progress:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.answers.spans import Span, length_s
-from common.rows import CLIP_END_TOLERANCE_S
+from common.rows import CLIP_END_TOLERANCE_S, UnusableRowError, window_of
 from jobs.data.annotations.durations import is_duration
 from jobs.data.annotations.records import Annotation, BadRecord
 from jobs.data.annotations.trainer_rows import PAST_THE_END
@@ -71,6 +71,8 @@ class Inspection:
     """Records by their target; they add up to `records`."""
     with_highlights: int
     """Records with saliency scores, with or without spans."""
+    with_window: int
+    """Records about a part of a longer file."""
     problems: tuple[Problem, ...]
     quantiles: tuple[Quantiles, ...]
     histograms: tuple[Histogram, ...]
@@ -91,6 +93,8 @@ class Inspection:
         ]
         if self.with_highlights:
             named.append(("records with saliency scores", self.with_highlights))
+        if self.with_window:
+            named.append(("records about a window of their file", self.with_window))
         return named
 
 
@@ -142,6 +146,7 @@ class _Census:
         self._num_read = 0
         self._num_spans = 0
         self._with_highlights = 0
+        self._with_window = 0
         self._kinds: Counter[str] = Counter()
         self._bad_records: Counter[str] = Counter()
         self._faults: Counter[tuple[str, str]] = Counter()
@@ -163,6 +168,7 @@ class _Census:
         kind = _kind(record)
         self._kinds[kind] += 1
         self._with_highlights += bool(record.highlights)
+        self._with_window += record.window is not None
         note = f"{len(record.highlights)} highlights" if record.highlights else ""
         self._keep(kind, record, spans=spans, note=note)
         self._add_numbers(record, duration_s=duration_s, spans=spans)
@@ -211,7 +217,7 @@ class _Census:
         columns = self._columns
         columns.number.append(self._num_read)
         columns.video.append(hash(record.video))
-        columns.question.append(hash((record.video, _question(record))))
+        columns.question.append(hash((record.video, record.window, _question(record))))
         columns.duration_s.append(_or_nan(duration_s))
         whole_s = duration_s if record.window is None else None
         columns.file_duration_s.append(_or_nan(whole_s))
@@ -240,6 +246,7 @@ class _Census:
             spans=self._num_spans,
             kinds=tuple((kind, self._kinds[kind]) for kind in KINDS if self._kinds[kind]),
             with_highlights=self._with_highlights,
+            with_window=self._with_window,
             problems=(*self._counted_problems(), *repeats(columns), *videos.problems()),
             quantiles=all_quantiles(columns, videos),
             histograms=all_histograms(columns, videos),
@@ -266,7 +273,10 @@ def _record_faults(record: Annotation) -> Iterator[tuple[str, str]]:
     if not _question(record):
         yield "no query", f"found {record.query!r}"
     if record.window is not None:
-        yield "part of a longer file", f"found {record.window[0]:g} to {record.window[1]:g} s"
+        try:
+            window_of(*record.window)
+        except UnusableRowError as error:
+            yield error.reason, error.detail
     if record.difficulty is not None and not _is_share(record.difficulty):
         yield "bad difficulty", f"found {record.difficulty:g}"
     if record.duration_s is None:

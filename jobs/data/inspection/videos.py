@@ -7,24 +7,44 @@ costs one line of the result and not the run.
 """
 
 import functools
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from common.answers.spans import Span
 from common.errors import VideoError
 from common.video.roots import VideoRoots
+from common.video.windows import WINDOW_END_TOLERANCE_S
 from jobs.data.annotations.records import Annotation, BadRecord
 from jobs.data.crash_safe_pool import Lost, results
 
 MISSING = "missing"
 OUTSIDE = "no file below the video root"
+TOO_SHORT = "window past the end"
 DURATION_TOLERANCE_S = 1.0
 """An annotated duration further off than this is listed."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """What records say of one video."""
+
+    duration_s: float | None = None
+    """Of the whole file, as its first record with one has it."""
+    reach_s: float = 0.0
+    """How far windows of its records reach into the file."""
+
+    def with_record(self, record: Annotation) -> "Named":
+        """What is known with one more record of the video."""
+        if record.window is not None:
+            return replace(self, reach_s=max(self.reach_s, _reach_s(record.window)))
+        return self if self.duration_s is not None else replace(self, duration_s=record.duration_s)
 
 
 @dataclass(frozen=True)
@@ -36,6 +56,8 @@ class Video:
     path: Path
     annotated_s: float | None
     """Duration as its first record with one has it."""
+    reach_s: float = 0.0
+    """How far windows of its records reach into it."""
 
 
 class Check(BaseModel):
@@ -79,18 +101,20 @@ class Health:
 
 
 def collect(
-    records: Iterable[Annotation | BadRecord], *, into: dict[str, float | None]
+    records: Iterable[Annotation | BadRecord], *, into: dict[str, Named]
 ) -> Iterator[Annotation | BadRecord]:
-    """Pass records on; note the name and the annotated duration in seconds of each video."""
+    """Pass records on; note the name of each video, its annotated duration and its windows."""
     for record in records:
-        if isinstance(record, Annotation) and into.get(record.video) is None:
-            into[record.video] = record.duration_s if record.window is None else None
+        if isinstance(record, Annotation):
+            into[record.video] = into.get(record.video, Named()).with_record(record)
         yield record
 
 
-def below(root: Path, videos: Mapping[str, float | None]) -> list[Video]:
+def below(root: Path, videos: Mapping[str, Named]) -> list[Video]:
     """The files that the names of `collect` mean; an absolute name stays as it is."""
-    return [Video(name, root / name, seconds) for name, seconds in videos.items()]
+    return [
+        Video(name, root / name, named.duration_s, named.reach_s) for name, named in videos.items()
+    ]
 
 
 def probe_duration_s(path: Path) -> float:
@@ -159,9 +183,18 @@ def _probe(video: Video, *, root: Path, probe: Callable[[Path], float]) -> Check
         duration_s = probe(path)
     except VideoError as error:
         return _bad(video, reason=reason_of(str(error), path=path), detail=str(error))
+    if video.reach_s > duration_s + WINDOW_END_TOLERANCE_S:
+        detail = f"found {duration_s:.2f} s, wanted the {video.reach_s:.2f} s of its windows"
+        return _bad(video, reason=TOO_SHORT, detail=f"{video.path}: {detail}")
     return Check(
         video=video.name, path=video.path, annotated_s=video.annotated_s, duration_s=duration_s
     )
+
+
+def _reach_s(window: Span) -> float:
+    """The end of a window, or its start if it has none; NaN and what is no window reach nowhere."""
+    start_s, end_s = window
+    return end_s if math.isfinite(end_s) else start_s if math.isfinite(start_s) else 0.0
 
 
 def _lost(video: Video, lost: Lost) -> Check:

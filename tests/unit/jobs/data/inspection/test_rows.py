@@ -152,8 +152,24 @@ def test_questions_about_parts_of_a_file_do_not_contradict_its_duration() -> Non
         position="[0]", video="a", query="q", spans=((0, 1),), duration_s=5, window=(10, 15)
     )
     found = inspect([part, asked(2, "a", "r", (0, 1), duration_s=60)])
-    assert [p.reason for p in found.problems] == ["part of a longer file"]
+    assert found.problems == ()
+    assert ("records about a window of their file", 1) in found.counts
     assert row(found, "duration, s").low == 60
+
+
+def test_the_same_question_about_two_windows_is_no_repeat() -> None:
+    parts = [
+        Annotation(
+            position=str(start), video="a", query="q", spans=((0, 1),), window=(start, start + 5)
+        )
+        for start in (10.0, 20.0)
+    ]
+    assert inspect(parts).problems == ()
+
+
+def test_window_that_cannot_be_is_a_problem() -> None:
+    part = Annotation(position="[0]", video="a", query="q", spans=((0, 1),), window=(15, 10))
+    assert [p.reason for p in inspect([part]).problems] == ["bad window"]
 
 
 @pytest.mark.parametrize(

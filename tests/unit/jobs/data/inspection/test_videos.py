@@ -1,6 +1,7 @@
 """`tempsamp data inspect --check-videos`: real files, real processes, one that dies."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -14,7 +15,16 @@ from typer.testing import CliRunner, Result
 from common.errors import VideoError
 from jobs.data.annotations.records import Annotation
 from jobs.data.inspection.command import command
-from jobs.data.inspection.videos import Check, Video, below, check, collect, health, reason_of
+from jobs.data.inspection.videos import (
+    Check,
+    Named,
+    Video,
+    below,
+    check,
+    collect,
+    health,
+    reason_of,
+)
 from tests.fixtures.clips import make_clip
 
 
@@ -115,7 +125,7 @@ def test_nothing_outside_the_root_is_opened(tmp_path: Path) -> None:
     root.mkdir()
     outside = files(tmp_path, "secret")[0]
     (root / "link").symlink_to(outside.path)
-    videos = below(root, {"../secret": 4.0, "link": 4.0, str(outside.path): 4.0})
+    videos = below(root, dict.fromkeys(("../secret", "link", str(outside.path)), Named(4.0)))
     checks = list(check(videos, root=root, workers=1, timeout_s=60, probe=probe_or_die))
     assert [one.reason for one in checks] == ["no file below the video root"] * 3
 
@@ -126,10 +136,23 @@ def test_videos_are_collected_once_with_their_first_known_duration() -> None:
         Annotation(position="2", video="a", duration_s=7.0),
         Annotation(position="3", video="a", duration_s=9.0),
         Annotation(position="4", video="part", duration_s=5.0, window=(10.0, 15.0)),
+        Annotation(position="5", video="part", duration_s=5.0, window=(2.0, 7.0)),
+        Annotation(position="6", video="a", window=(20.0, math.inf)),
     ]
-    seen: dict[str, float | None] = {}
+    seen: dict[str, Named] = {}
     assert list(collect(records, into=seen)) == records
-    assert seen == {"a": 7.0, "part": None}
+    assert seen == {"a": Named(7.0, 20.0), "part": Named(None, 15.0)}
+
+
+@pytest.mark.parametrize(("reach_s", "reason"), [(5.0, None), (5.1, "window past the end")])
+def test_file_that_its_windows_leave_is_bad(
+    tmp_path: Path, reach_s: float, reason: str | None
+) -> None:
+    files(tmp_path, "a")
+    videos = below(tmp_path, {"a": Named(None, reach_s)})
+    (found,) = check(videos, root=tmp_path, workers=1, timeout_s=60, probe=probe_or_die)
+    assert found.reason == reason
+    assert reason is None or "found 4.00 s, wanted the 5.10 s of its windows" in found.detail
 
 
 def test_durations_off_by_more_than_a_second_come_worst_first() -> None:
