@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from common.answers.reading import read_spans
 from common.answers.spans import Span, union_iou
-from common.messages import ClipRef, GeneratedAnswer, GenerateResponse, Mode
+from common.messages import ClipRef, GeneratedAnswer, GenerateResponse, Mode, Window
+from common.video.windows import window_in_words
 from jobs.asking.replicas import one_version
 from jobs.evaluation.scoring.modes import answer_logprob
 
@@ -75,6 +76,9 @@ class Grounding(BaseModel):
     query: str
     mode: Mode
     duration_s: float
+    """Of what was asked about."""
+    window_s: Window | None = None
+    """Part of the video that was asked about, from which spans count; None is all of it."""
     policy_version: int
     num_samples: int
     """Samples beside the greedy answer."""
@@ -85,6 +89,17 @@ class Grounding(BaseModel):
     """The most confident first."""
     answers: tuple[Answer, ...]
     """The greedy one first."""
+
+    def in_file(self, spans: Sequence[Span]) -> list[Span]:
+        """Spans of candidates, counted from the first frame of the file."""
+        start_s = 0.0 if self.window_s is None else self.window_s[0]
+        return [(start_s + start, start_s + end) for start, end in spans]
+
+    @property
+    def asked_in_words(self) -> str:
+        """`10.00 s`, or `2.75 s (1.50 to 4.25 s of it)`."""
+        part = "" if self.window_s is None else f" ({window_in_words(self.window_s)} of it)"
+        return f"{self.duration_s:.2f} s{part}"
 
 
 def ground(
@@ -110,6 +125,7 @@ def ground(
         query=query,
         mode=mode,
         duration_s=clip.duration_s,
+        window_s=clip.window_s,
         policy_version=one_version(replies),
         num_samples=len(samples),
         num_unreadable=sum(not answer.spans for answer in (greedy, *samples)),

@@ -27,7 +27,7 @@ from rich.table import Table
 from common import config
 from common.answers.spans import Span
 from common.errors import ConfigError, EngineError
-from common.messages import ClipRef, GenerateRequest, Mode, Sampling
+from common.messages import ClipRef, GenerateRequest, Mode, Sampling, Window
 from common.model.folder import fetched
 from common.prompts import chat_messages, grounding_problem
 from common.secrets import tokens
@@ -65,6 +65,8 @@ class Settings:
     """Of the samples; the greedy answer may be as long."""
     video: VideoSampling
     """Which frames the model sees."""
+    window: Window | None
+    """Of which part of the video; None is all of it."""
 
 
 class Ask(Protocol):
@@ -91,6 +93,10 @@ def command(
         Path | None,
         typer.Option("--config", "-c", help="Run file, for its model, frames and sampling."),
     ] = None,
+    start: Annotated[
+        float, typer.Option(min=0, help="Ask about the video from here on, s; spans count from it.")
+    ] = 0.0,
+    end: Annotated[float | None, typer.Option(help="Ask about it up to here, s.")] = None,
     think: Annotated[bool, typer.Option("--think", help="Let the model reason first.")] = False,
     n: Annotated[
         int, typer.Option("--n", min=1, max=256, help="Samples; 1 asks for one greedy answer.")
@@ -119,6 +125,7 @@ def command(
         num_samples=0 if n == 1 else n,
         sampling=_sampling(run, seed=seed, max_tokens=max_tokens),
         video=_frames(run, checkpoint=checkpoint),
+        window=_window(start, end),
     )
     clip = sample_video(video, settings=settings)
     with (
@@ -142,7 +149,7 @@ def sample_video(video: Path, *, settings: Settings) -> ClipRef:
     """
     from common.video.frames import sample_clip
 
-    return sample_clip(video.absolute(), sampling=settings.video)
+    return sample_clip(video.absolute(), sampling=settings.video, window=settings.window)
 
 
 async def ask(
@@ -190,6 +197,12 @@ def _check_options(query: str, *, video: Path, sheet: Path, clip: Path | None) -
         chat_messages(grounding_problem(query, mode="answer"))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _window(start_s: float, end_s: float | None) -> Window | None:
+    if end_s is not None and not start_s < end_s:
+        raise ConfigError(f"--end: found {end_s} s, wanted more than --start, {start_s} s")
+    return None if start_s == 0 and end_s is None else (start_s, end_s)
 
 
 def _sampling(run: config.Run | None, *, seed: int, max_tokens: int | None) -> Sampling:
@@ -326,7 +339,7 @@ def spans_in_words(spans: Sequence[Span]) -> str:
 def _asked(found: Grounding) -> str:
     answers = f"greedy and {found.num_samples} samples" if found.num_samples else "greedy"
     return (
-        f"{Path(found.video).name} \u00b7 {found.duration_s:.2f} s \u00b7 {found.mode} mode, "
+        f"{Path(found.video).name} \u00b7 {found.asked_in_words} \u00b7 {found.mode} mode, "
         f"{answers} \u00b7 weights {found.policy_version}"
     )
 
@@ -349,7 +362,7 @@ def _write_sheet(found: Grounding, *, output: Path) -> None:
     lanes = tuple(Lane(spans=c.spans, label=_lane_label(c, found)) for c in shown)
     sheet = Sheet(query=found.query, answer=headline, notes=tuple(notes), lanes=lanes)
     try:
-        write_sheet(found.video, sheet=sheet, output=output)
+        write_sheet(found.video, sheet=sheet, output=output, window=found.window_s)
     except OSError as error:
         raise ConfigError(
             f"--out: found {output}: {error.strerror}, wanted a file that can be written"
@@ -371,7 +384,7 @@ def _clips(found: Grounding, *, output: Path | None) -> "Iterator[Cut]":
 
     if output is None or not found.candidates:
         return
-    spans = found.candidates[0].spans
+    spans = found.in_file(found.candidates[0].spans)
     for number, span in enumerate(spans, 1):
         name = output.name if len(spans) == 1 else f"{output.stem}-{number}{output.suffix}"
         yield cut(found.video, span=span, output=output.with_name(name))

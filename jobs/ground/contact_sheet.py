@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from common.answers.spans import Span, length_s, merge
+from common.messages import Window
 from common.video.frames import load_frames, sample_clip
 from common.video.pyav_reader import index_frames
 from common.video.sampling import VideoSampling
@@ -90,20 +91,25 @@ class _Film:
 
 
 def draw_sheet(
-    video: str | os.PathLike[str], *, sheet: Sheet, mark: Mark | None = None
+    video: str | os.PathLike[str],
+    *,
+    sheet: Sheet,
+    window: Window | None = None,
+    mark: Mark | None = None,
 ) -> Image.Image:
-    """The sheet as an RGB picture, `WIDTH_PX` wide.
+    """The sheet of a video, or of a window of it, as an RGB picture, `WIDTH_PX` wide.
 
     Args:
         video: the file.
         sheet: what stands on it.
+        window: the part of the file that is the video; None: all of it.
         mark: draws on the pictures; None leaves them as they are.
 
     Raises:
         VideoError: the video cannot be read.
     """
     best = sheet.lanes[0].spans if sheet.lanes else ()
-    film = _film(os.fspath(video), best=best, mark=mark)
+    film = _film(os.fspath(video), best=best, window=window, mark=mark)
     canvas = _Canvas()
     canvas.paragraph(f"\u201c{sheet.query}\u201d", size_px=32, colour=INK, bold=True)
     colour = BEST if sheet.lanes else OUTSIDE
@@ -120,7 +126,12 @@ def draw_sheet(
 
 
 def write_sheet(
-    video: str | os.PathLike[str], *, sheet: Sheet, output: Path, mark: Mark | None = None
+    video: str | os.PathLike[str],
+    *,
+    sheet: Sheet,
+    output: Path,
+    window: Window | None = None,
+    mark: Mark | None = None,
 ) -> None:
     """Draw the sheet into a PNG file, complete or not at all.
 
@@ -128,7 +139,7 @@ def write_sheet(
         VideoError: the video cannot be read.
         OSError: the file cannot be written.
     """
-    picture = draw_sheet(video, sheet=sheet, mark=mark)
+    picture = draw_sheet(video, sheet=sheet, window=window, mark=mark)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
         picture.save(partial, "PNG")
@@ -137,14 +148,18 @@ def write_sheet(
         partial.unlink(missing_ok=True)
 
 
-def _film(video: str, *, best: Sequence[Span], mark: Mark | None) -> _Film:
+def _film(
+    video: str, *, best: Sequence[Span], window: Window | None, mark: Mark | None
+) -> _Film:
     """Decode what the two rows need in one pass."""
-    clip = sample_clip(video, sampling=SAMPLING)
+    clip = sample_clip(video, sampling=SAMPLING, window=window)
     index = index_frames(video)
     shares = (np.arange(COLUMNS) + 0.5) / COLUMNS
     across_s = (shares * clip.duration_s).tolist()
     inside_s = _inside(best, shares=shares.tolist(), duration_s=clip.duration_s)
-    shown = np.searchsorted(index.times_s, across_s + inside_s, side="right") - 1
+    start_s = 0.0 if window is None else window[0]
+    in_file_s = np.add(across_s + inside_s, start_s)
+    shown = np.searchsorted(index.times_s, in_file_s, side="right") - 1
     scale = min(CELL_PX / index.width_px, MAX_FRAME_HEIGHT_PX / index.height_px)
     size = tuple(max(1, round(side * scale)) for side in (index.height_px, index.width_px))
     wanted, places = np.unique(shown, return_inverse=True)

@@ -25,6 +25,7 @@ from common.video.loader import ClipLoader
 from services.learner import metrics, parallel
 from services.learner.batching.batch import NO_WORK, TrainBatch, collate, groups_of_rank
 from services.learner.desk import Desk
+from services.learner.launch import OTHER_RANK_FAILED
 from services.learner.model import kernels
 from services.learner.model.policy import Policy
 from services.learner.model.start import start_policy
@@ -238,7 +239,7 @@ class Learner:
     def raise_failure(self) -> None:
         """What ended the run early, now that its steps are saved; rank 0 says it."""
         if self.failure is not None:
-            raise self.failure if self.desk is not None else SystemExit(1)
+            raise self.failure if self.desk is not None else SystemExit(OTHER_RANK_FAILED)
 
     def _take(self, desk: Desk, version: int) -> Sequence[ScoredGroup] | None:
         if desk.stops_early(version):

@@ -219,6 +219,40 @@ def test_the_clip_holds_the_best_span_and_its_lead_is_told(
         assert sum(1 for _ in clip.decode(video=0)) == 24
 
 
+def test_a_window_is_asked_about_shown_and_cut_where_it_lies(
+    replica: Replica, video: Path, folder: Path
+) -> None:
+    replica.greedy = "<answer> 1.0 to 2.0 </answer>"
+    part = ("--start", "3", "--end", "8.5")
+    shown = succeeded(run(video, replica, *part, "--cut", "clip.mkv"))
+    assert "5.50 s (3.00 to 8.50 s of it)" in shown
+    assert "clip: clip.mkv, 4.00 to 5.12 s of the video" in shown  # a B-frame needs the last one
+    (request,) = replica.requests
+    assert request.clip.window_s == (3.0, 8.5)
+    assert (request.clip.frame_indices[0], request.clip.frame_times_s[0]) == (24, 0.0)
+    found = json.loads(succeeded(run(video, replica, *part, "--json", "--out", "sheet.png")))
+    assert (found["window_s"], found["duration_s"]) == ([3.0, 8.5], 5.5)
+    assert found["candidates"][0]["spans"] == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "told"),
+    [
+        (("--start", "3", "--end", "3"), ConfigError, "--end: found 3.0 s"),
+        (("--start", "30"), VideoError, "wanted 30.00 s to the end of it"),
+    ],
+)
+def test_a_window_that_the_video_does_not_have_is_refused(
+    replica: Replica,
+    video: Path,
+    part: tuple[str, ...],
+    kind: type[ConfigError] | type[VideoError],
+    told: str,
+) -> None:
+    assert told in failed(run(video, replica, *part), kind)
+    assert replica.requests == []
+
+
 def test_an_answer_of_several_spans_becomes_several_clips(
     replica: Replica, video: Path, folder: Path
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from common.errors import VideoError
+from common.messages import Window
 from jobs.ground.contact_sheet import (
     BEST,
     CELL_PX,
@@ -75,6 +76,21 @@ def test_the_first_row_runs_through_the_video(video: Path, frames_y: int) -> Non
     brightness = [band[:, x - 60 : x + 60].mean() for x in MIDDLES_PX]
     # 32 grey of noise under a grey that goes from 0 to 190 in 16 s.
     np.testing.assert_allclose(brightness, 32 + 190 * np.arange(1, 16, 2) / 16, atol=8)
+
+
+def test_the_first_row_runs_through_the_window(video: Path, frames_y: int) -> None:
+    """A quarter of the video changes a quarter as much, from the level at its start on."""
+    sheet = Sheet(query="?", answer="answer", lanes=())
+
+    def brightness(window: Window | None) -> list[float]:
+        pixels = np.asarray(draw_sheet(video, sheet=sheet, window=window))
+        band = pixels[frames_y - 30 : frames_y + 30].astype(float)
+        return [float(band[:, x - 60 : x + 60].mean()) for x in MIDDLES_PX]
+
+    whole, part = brightness(None), brightness((8.0, 12.0))
+    across = np.arange(len(whole)) + 0.5
+    expected = np.interp(across / 4 + len(whole) / 2, across, whole)
+    assert part == pytest.approx(expected.tolist(), abs=6)
 
 
 @pytest.mark.parametrize(
