@@ -1,12 +1,14 @@
 """Durations from another file, for annotations that have none: path → seconds by video name.
 
 A CSV of `id,seconds`, or JSON (lines or array) of records with `video_path` or `videos` and
-`duration` (SPEC A2). Videos are matched by file name without folder and suffix.
+`duration` (SPEC A2). Videos are matched by file name without folder and suffix, whichever way its
+letters are composed (NFC or NFD). Rows about a window say nothing of their file's length.
 """
 
 import csv
 import io
 import math
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
@@ -14,6 +16,9 @@ from typing import Any, TypeGuard
 from common.errors import ConfigError
 from jobs.data.annotations.containers import first_byte, json_records, open_bytes
 from jobs.data.annotations.records import Record
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v"})
+"""What a CSV may leave behind an id."""
 
 
 def read_durations(path: Path) -> dict[str, float]:
@@ -39,8 +44,8 @@ def read_durations(path: Path) -> dict[str, float]:
 
 
 def video_name(video: str) -> str:
-    """File name without folder and suffix."""
-    return PurePosixPath(video).stem
+    """File name without folder and suffix, its letters composed (NFC)."""
+    return unicodedata.normalize("NFC", PurePosixPath(video).stem)
 
 
 def is_duration(value: Any) -> TypeGuard[float]:
@@ -58,12 +63,20 @@ def _csv_pairs(path: Path) -> Iterator[tuple[str, float]]:
             except (IndexError, ValueError):
                 continue
             if is_duration(duration_s):
-                yield cells[0].strip(), duration_s
+                yield _name_of_id(cells[0].strip()), duration_s
+
+
+def _name_of_id(cell: str) -> str:
+    """An id, or a file name; the dots of `v_0.0_150.0` are no suffix."""
+    is_file = PurePosixPath(cell).suffix.lower() in VIDEO_SUFFIXES
+    return video_name(cell if is_file else f"{cell}.mp4")
 
 
 def _json_pairs(path: Path) -> Iterator[tuple[str, float]]:
     for record in json_records(path):
         if not isinstance(record, Record) or not isinstance(record.content, dict):
+            continue
+        if not {"start_s", "end_s"}.isdisjoint(record.content):
             continue
         videos = record.content.get("videos")
         video = record.content.get("video_path") or (videos[0] if videos else None)

@@ -1,12 +1,13 @@
 """Side files of durations: formats, headings, contradictions."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from common.errors import ConfigError
-from jobs.data.annotations.durations import read_durations
+from jobs.data.annotations.durations import read_durations, video_name
 
 
 def test_csv_heading_and_broken_rows_are_passed_over(tmp_path: Path) -> None:
@@ -41,3 +42,32 @@ def test_file_without_durations_is_refused(tmp_path: Path) -> None:
     path.write_text("some text\n")
     with pytest.raises(ConfigError, match="found no durations"):
         read_durations(path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".mp4", ".MKV"])
+def test_csv_names_files_with_or_without_a_suffix(tmp_path: Path, suffix: str) -> None:
+    """The dots of `..._660.0_810.0` are no suffix: two windows would be one video."""
+    path = tmp_path / "durations.csv"
+    path.write_text(
+        f"id,duration\nbP5KfdFJzC4_660.0_810.0{suffix},150\nbP5KfdFJzC4_660.0_960.0{suffix},300\n"
+    )
+    found = read_durations(path)
+    assert found == {"bP5KfdFJzC4_660.0_810.0": 150.0, "bP5KfdFJzC4_660.0_960.0": 300.0}
+    assert found[video_name("videos/bP5KfdFJzC4_660.0_960.0.mp4")] == 300.0
+
+
+def test_letters_match_however_they_are_composed(tmp_path: Path) -> None:
+    path = tmp_path / "durations.csv"
+    path.write_text(f"{unicodedata.normalize('NFD', 'Kühlschrank')},12\n", encoding="utf-8")
+    assert read_durations(path)[video_name("Kühlschrank.mp4")] == 12.0
+
+
+def test_rows_about_a_window_say_nothing_of_their_file(tmp_path: Path) -> None:
+    records: list[dict[str, object]] = [
+        {"videos": ["a.mp4"], "duration": 45.7, "start_s": 39.0, "end_s": 84.7},
+        {"videos": ["a.mp4"], "duration": 20.0, "end_s": 20.0},
+        {"videos": ["a.mp4"], "duration": 120.0},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    assert read_durations(path) == {"a": 120.0}
