@@ -148,9 +148,7 @@ def write_sheet(
         partial.unlink(missing_ok=True)
 
 
-def _film(
-    video: str, *, best: Sequence[Span], window: Window | None, mark: Mark | None
-) -> _Film:
+def _film(video: str, *, best: Sequence[Span], window: Window | None, mark: Mark | None) -> _Film:
     """Decode what the two rows need in one pass."""
     clip = sample_clip(video, sampling=SAMPLING, window=window)
     index = index_frames(video)
