@@ -71,13 +71,10 @@ class Row:
     """The row's whole instruction, `<video>` included; None when only the query is given."""
     query: str | None
     target: SpansTarget | HighlightsTarget
-<<<<<<< HEAD
     difficulty: float | None = None
     """As annotated, 0 (easy) to 1."""
-=======
     window: Window | None = None
     """Part of the file that is the clip; times of query and target count from its start."""
->>>>>>> 2281b95 (data: rows may name a window of their file)
 
     @property
     def task(self) -> str:
@@ -239,11 +236,8 @@ class TrainerRow(BaseModel):
             problem=self.problem,
             query=self.query,
             target=self.target,
-<<<<<<< HEAD
             difficulty=self.difficulty,
-=======
             window=self.window,
->>>>>>> 2281b95 (data: rows may name a window of their file)
         )
         if row.problem is not None:
             row.messages("answer")
