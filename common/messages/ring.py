@@ -172,10 +172,6 @@ class Grading(Message):
     think_injection: ThinkInjection
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
 class PromptRequest(Message):
     """A prompt to answer `num_samples` times; the learner's feed makes it, a replica claims it."""
 
