@@ -94,13 +94,16 @@ def test_the_learner_s_probe_shows_the_generate_token(monkeypatch: pytest.Monkey
     replica, _ = stub_replica(environ=ENVIRON)
     shown: dict[str, str] = {}
 
-    def post(_url: str, *, headers: dict[str, str], **_: Any) -> httpx.Response:
-        shown.update(headers)
+    def answer(request: httpx.Request) -> httpx.Response:
+        shown.update(request.headers)
         raise httpx.ConnectError("far enough")
 
-    monkeypatch.setattr(probe.httpx, "post", post)
+    def client(**settings: Any) -> httpx.Client:
+        return httpx.Client(transport=httpx.MockTransport(answer), **settings)
+
+    monkeypatch.setattr(probe.direct, "client", client)
     probe.generate_probe(prompt_request(1), url="http://r", version=1, shared=replica.shared)
-    assert shown["Authorization"] == "Bearer for-generate"
+    assert shown["authorization"] == "Bearer for-generate"
 
 
 def test_validation_shows_the_generate_token(

@@ -108,7 +108,8 @@ import os, subprocess, sys, time
 run_dir = sys.argv[1]
 os.makedirs(run_dir + "/logs", exist_ok=True)
 line = [sys.executable, "-c", "import time; time.sleep(600)"]
-names = ["tempsamp rollout serve --set shared.reward_url=x", "tempsamp learner --ranks 1"]
+# In two pieces: a child that has only been forked shows this text as its command line.
+names = ["temp" "samp rollout serve --set shared.reward_url=x", "temp" "samp learner --ranks 1"]
 for name in names:
     subprocess.Popen([*line, *name.split()], start_new_session=True)
 with open(run_dir + "/logs/learner.log", "a") as log:

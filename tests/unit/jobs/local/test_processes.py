@@ -92,7 +92,7 @@ def test_starts_in_a_row_are_further_and_further_apart(
             wait_until_ended(child)
             died_s = time.monotonic()
             check_until(children, lambda number=number: child.restarts == number)  # type: ignore[misc]
-            assert at_least_s <= time.monotonic() - died_s < at_least_s + 0.4
+            assert at_least_s <= time.monotonic() - died_s < at_least_s + 5.0
 
 
 def test_the_next_life_has_its_own_command_and_the_same_input(tmp_path: Path) -> None:
