@@ -46,7 +46,7 @@ def run(model: Path, tmp_path: Path) -> Run:
     }
     document["learner"]["lora"] = {"rank": 4, "alpha": 8}
     document["learner"]["optimizer"] = {"lr": 1e-2}
-    document["learner"]["loss"] = {"kl_coef": 0.1, "importance_cap": None}
+    document["learner"]["loss"] = {"kl_coef": 0.1, "correction": "off"}
     return config.parse(document, environ={})
 
 
