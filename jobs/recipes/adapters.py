@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from common.config import Learner
 from common.config.lora import ALL_LINEAR, Lora
-from jobs.recipes.architecture import Architecture
+from common.model.architecture import Architecture
 
 
 class Linear(NamedTuple):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common import config
-from jobs.recipes.architecture import architecture_of
+from common.model.architecture import architecture_of
 from jobs.recipes.plan import Plan, misfits, plan, rows
 from jobs.recipes.times import Fleet
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.config import Learner, Rollout, Shared
+from common.model.architecture import Architecture
 from jobs.recipes.adapters import trained
-from jobs.recipes.architecture import Architecture
 from jobs.recipes.tokens import GroupTokens
 
 BF16, FP32 = 2, 4

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from common.config import Run
-from jobs.recipes.architecture import Architecture
+from common.model.architecture import Architecture
 from jobs.recipes.memory import (
     BF16,
     Place,

@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass
 
 from common.config import Learner, Rollout
+from common.model.architecture import Architecture
+from common.model.flops import forward_flop, tower_flop
 from jobs.recipes.adapters import trained
-from jobs.recipes.architecture import MERGE, Architecture
 from jobs.recipes.memory import BF16, DELTA_SHARE
 from jobs.recipes.tokens import GroupTokens
 
@@ -68,32 +69,6 @@ class StepTimes:
         return max(work_s, self.publish_s) if self.overlaps_publish else work_s + self.publish_s
 
 
-def forward_flop(
-    architecture: Architecture, *, prompt: int, answers: int, answer: int, scored: int
-) -> float:
-    """Of one packed group: matrices, attention (causal, answers see prompt and themselves), head.
-
-    Args:
-        architecture: sizes.
-        prompt: tokens.
-        answers: how many.
-        answer: tokens of each.
-        scored: tokens whose logits are computed.
-    """
-    tokens = prompt + answers * answer
-    pairs = prompt * (prompt + 1) / 2 + answers * (answer * prompt + answer * (answer + 1) / 2)
-    return (
-        2 * architecture.decoder_parameters * tokens
-        + architecture.full_attention_layers * 4 * architecture.query_width * pairs
-        + 2 * architecture.hidden * architecture.vocabulary * scored
-    )
-
-
-def tower_flop(architecture: Architecture, tokens: GroupTokens) -> float:
-    """One pass over a clip's patches, without attention inside the tower."""
-    return 2.0 * architecture.tower_parameters * MERGE**2 * tokens.visual
-
-
 def step_times(
     *,
     learner: Learner,
@@ -106,12 +81,11 @@ def step_times(
     forward = forward_flop(
         architecture,
         prompt=tokens.prompt,
-        answers=tokens.answers,
-        answer=tokens.answer,
+        answers=[tokens.answer] * tokens.answers,
         scored=tokens.answers * tokens.answer,
     )
     passes = learner.updates_per_batch * (4 if learner.gradient_checkpointing else 3)
-    work = passes * forward + tower_flop(architecture, tokens)
+    work = passes * forward + tower_flop(architecture, visual=tokens.visual)
     groups = math.ceil(learner.groups_per_step / fleet.learner_gpus)
     travels = BF16 * trained(architecture, learner).changing
     share = DELTA_SHARE if learner.publish == "delta" else 1.0
@@ -131,8 +105,8 @@ def _rollout_s(
     """Of one group on one replica: its prompt is read once, and `concurrent_prompts` groups decode
     together, a token of each answer a pass over the weights and over all keys and values."""
     flops = PREFILL_SHARE * rollout.tensor_parallel * fleet.gpu_tflops * 1e12
-    prefill = forward_flop(architecture, prompt=tokens.prompt, answers=0, answer=0, scored=1)
-    prefill_s = (prefill + tower_flop(architecture, tokens)) / flops
+    prefill = forward_flop(architecture, prompt=tokens.prompt, answers=(), scored=1)
+    prefill_s = (prefill + tower_flop(architecture, visual=tokens.visual)) / flops
     prompts = rollout.concurrent_prompts
     sequences = min(prompts * tokens.generated, rollout.max_num_seqs)
     keys = sequences * (tokens.prompt + tokens.answer / 2) * architecture.kv_bytes_a_token

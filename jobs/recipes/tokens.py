@@ -7,8 +7,8 @@ without qwen-vl-utils, which imports torch; a test holds the two against each ot
 from dataclasses import dataclass
 
 from common.config import Shared
+from common.model.architecture import TEMPORAL_PATCH, Architecture
 from common.video.sampling import VideoSampling
-from jobs.recipes.architecture import TEMPORAL_PATCH, Architecture
 
 MAX_TOKENS_A_FRAME = 768
 """qwen-vl-utils' VIDEO_MAX_TOKEN_NUM."""

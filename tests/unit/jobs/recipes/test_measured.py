@@ -6,9 +6,10 @@ Nothing was published there, so rank 0's snapshot is left out of the comparison.
 import pytest
 
 from common.config import Learner, Rollout, Shared
-from jobs.recipes.architecture import PUBLISHED
+from common.model.architecture import PUBLISHED
+from common.model.flops import forward_flop
 from jobs.recipes.memory import CONTEXT_BYTES, ENGINE_BYTES, rank_memory, replica_memory
-from jobs.recipes.times import Fleet, forward_flop, step_times
+from jobs.recipes.times import Fleet, step_times
 from jobs.recipes.tokens import GroupTokens
 
 QWEN3_VL = PUBLISHED["Qwen/Qwen3-VL-4B-Instruct"]
@@ -52,7 +53,7 @@ def test_a_layer_keeps_what_checkpointing_was_measured_to_save() -> None:
 
 
 def test_flops_are_those_of_the_measured_step() -> None:
-    forward = forward_flop(QWEN3_VL, prompt=16_002, answers=8, answer=256, scored=2048)
+    forward = forward_flop(QWEN3_VL, prompt=16_002, answers=[256] * 8, scored=2048)
     assert 3 * forward == pytest.approx(683e12, rel=1e-3)
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from common import config
 from common.errors import ConfigError
-from jobs.recipes.architecture import architecture_of
+from common.model.architecture import architecture_of
 from jobs.recipes.plan import Plan, misfits, plan, rows
 from jobs.recipes.times import Fleet
 from tempsamp import app

@@ -4,8 +4,8 @@ import pytest
 
 from common.config import Shared
 from common.messages import Sampling
+from common.model.architecture import PUBLISHED
 from common.video.sampling import VideoSampling, frame_size
-from jobs.recipes.architecture import PUBLISHED
 from jobs.recipes.tokens import group_tokens, longest_clip, visual_tokens
 
 QWEN3 = VideoSampling()

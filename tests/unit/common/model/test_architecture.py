@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from jobs.recipes.architecture import PUBLISHED, Architecture, architecture_of
+from common.model.architecture import PUBLISHED, Architecture, architecture_of
 
 ROOT = Path(__file__).resolve().parents[4]
 TINY = ROOT / "deploy/tiny-qwen3vl"
