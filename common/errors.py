@@ -10,6 +10,7 @@
     ├── StalledError  the ring gives the learner nothing that it can use
     ├── ParityError   engine and learner disagree about one and the same weights
     ├── CheckpointError  a checkpoint could not be written, or none is whole
+    ├── MemoryShortError  a rank's memory ran out
     └── RunLostError  another learner has taken the run
     ConfigError(ValueError)   the run's TOML is wrong
 
@@ -55,6 +56,10 @@ class ParityError(TempSampError):
 
 class CheckpointError(TempSampError):
     """A checkpoint could not be written, or none of those found is whole."""
+
+
+class MemoryShortError(TempSampError):
+    """Memory ran out, and the step could not be repeated with less."""
 
 
 class RunLostError(TempSampError):

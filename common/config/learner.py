@@ -11,6 +11,7 @@ from common.config.kernels import Kernels
 from common.config.lora import Lora
 from common.config.objective import Advantage, Loss
 from common.config.preset import Preset
+from common.config.room import Room
 from common.config.watching import DumpSteps, Tracking
 from common.messages import Mode
 
@@ -43,7 +44,7 @@ class Validation(Section):
     """Questions in work in each replica, beside its prompts."""
 
 
-class Learner(Section):
+class Learner(Room):
     """`[learner]`: data, steps, publishing, checkpoints."""
 
     preset: Preset | None = None
@@ -74,9 +75,6 @@ class Learner(Section):
     shard_within: Literal["all", "node"] | PositiveInt = "all"
     """Which ranks share one copy of what is trained: all, those of a node, or so many in turn. The
     others hold copies (HSDP): between nodes only gradients travel, for more memory on each rank."""
-    gradient_checkpointing: bool = False
-    micro_batch_groups: PositiveInt = 8
-    """Groups of equal prompt shape forwarded together."""
     collective_timeout_s: Positive = 1800.0
     """Deadline of the ranks' own collectives; longer than wait_for_replicas_s."""
     publish: Literal["full", "delta"] = "full"

@@ -57,6 +57,17 @@ class Run(Section):
         check_phases(learner.phases, shared=self.shared, validates=validates)
         return self
 
+    @model_validator(mode="after")
+    def _cuda_computes_in_bfloat16(self) -> Self:
+        learner, dtype = self.learner, self.shared.dtype
+        if learner.device == "cuda" and dtype == "float32" and not learner.allow_float32_on_cuda:
+            raise ValueError(
+                "shared.dtype: found 'float32' while learner.device is 'cuda', wanted 'bfloat16': "
+                "in float32 no fused attention kernel runs and scores of all pairs are held (33 GB "
+                "a layer at 16k tokens); for small sizes set learner.allow_float32_on_cuda = true"
+            )
+        return self
+
 
 SECRETS = {
     "redis_password": REDIS_PASSWORD,
@@ -171,6 +182,7 @@ def _none_from_word(value: Any) -> Any:
             *("advertise_host", "replica", "gpu_wait_s"),
             *("max_clip_pixels", "max_clip_frames", "redis_user", "redis_ca"),
             "lora",
+            "max_tokens_per_rank",
         }
         return {
             key: None if key in optional and item == "none" else _none_from_word(item)

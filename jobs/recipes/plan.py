@@ -11,19 +11,18 @@ from typing import NamedTuple
 
 from common.config import Run
 from common.model.architecture import Architecture
-from jobs.recipes.memory import (
+from common.model.memory import (
     BF16,
+    USABLE,
+    Card,
     Place,
     RankMemory,
-    ReplicaMemory,
-    rank_memory,
-    replica_memory,
+    fewest_recomputed,
+    tokens_that_fit,
 )
+from jobs.recipes.memory import ReplicaMemory, rank_memory, replica_memory
 from jobs.recipes.times import Fleet, StepTimes, step_times
 from jobs.recipes.tokens import GroupTokens, group_tokens
-
-USABLE = 0.92
-"""Of a learner GPU's memory; the rest is lost between blocks of the allocator."""
 
 
 class Figure(NamedTuple):
@@ -49,6 +48,10 @@ class Plan:
     slots: int
     """Prompts in work at once, over all replicas."""
     rank: RankMemory
+    rank_tokens: int
+    """Packed tokens that a rank forwards at once (learner.max_tokens_per_rank)."""
+    recomputed: float
+    """Share of the decoder layers (learner.gradient_checkpointing)."""
     replica: ReplicaMemory
     times: StepTimes | None
     """None without a replica."""
@@ -58,6 +61,17 @@ def plan(run: Run, *, architecture: Architecture, fleet: Fleet) -> Plan:
     """Do the arithmetic of a run."""
     tokens = group_tokens(run.shared, architecture=architecture)
     replicas = fleet.replicas(run.rollout)
+    card = Card(fleet.gpu_bytes, ranks=fleet.learner_gpus)
+    recomputed = fewest_recomputed(
+        run.shared, learner=run.learner, architecture=architecture, card=card
+    )
+    room = tokens_that_fit(
+        run.shared,
+        learner=run.learner,
+        architecture=architecture,
+        card=card,
+        recomputed=recomputed,
+    )
     return Plan(
         run=run,
         fleet=fleet,
@@ -72,7 +86,10 @@ def plan(run: Run, *, architecture: Architecture, fleet: Fleet) -> Plan:
             architecture=architecture,
             tokens=tokens,
             ranks=fleet.learner_gpus,
+            recomputed=recomputed,
         ),
+        rank_tokens=run.learner.max_tokens_per_rank or max(0, room),
+        recomputed=recomputed,
         replica=replica_memory(
             run.rollout,
             architecture=architecture,
@@ -88,6 +105,7 @@ def plan(run: Run, *, architecture: Architecture, fleet: Fleet) -> Plan:
             architecture=architecture,
             tokens=tokens,
             fleet=fleet,
+            recomputed=recomputed,
         ),
     )
 
@@ -119,6 +137,9 @@ def _memory_rows(plan: Plan) -> Iterator[Figure]:
     yield Figure("learner rank", "embedding and head, gathered", _gb(rank.root), how)
     kept = _gb(rank.kept + rank.inside + rank.gathered + rank.logits)
     yield Figure("learner rank", "activations", kept, "layers, boundaries, logits")
+    yield Figure("learner rank", "tokens at once", f"{plan.rank_tokens:,}", "max_tokens_per_rank")
+    share = f"{plan.recomputed:.0%} of the layers"
+    yield Figure("learner rank", "recomputed in backward", share, "gradient_checkpointing")
     yield Figure("learner rank", "tower, reference", _gb(rank.replicated), "whole, on each rank")
     how = _where(plan.run.learner.weight_staging, plan.architecture)
     yield Figure("learner rank", "snapshot that travels", _gb(rank.snapshot), f"rank 0; {how}")
@@ -202,7 +223,7 @@ def _memory_misfits(plan: Plan) -> Iterator[str]:
         yield (
             f"learner memory: found {_gb(rank.peak)} a rank in {when}, wanted {_gb(usable)} "
             f"({USABLE:.0%} of {plan.fleet.gpu_memory_gb:g} GB): more --learner-gpus, "
-            "learner.gradient_checkpointing = true, learner.micro_batch_groups = 1, "
+            "learner.gradient_checkpointing = 'on', fewer learner.max_tokens_per_rank, "
             f"learner.weight_staging = 'host' ({_gb(rank.snapshot)} on rank 0), shorter clips"
         )
     if replica.cache < (most := max(replica.longest_sequence, replica.in_work)):

@@ -8,10 +8,10 @@ import math
 from dataclasses import dataclass
 
 from common.config import Learner, Rollout
+from common.model.adapters import trained
 from common.model.architecture import Architecture
 from common.model.flops import forward_flop, tower_flop
-from jobs.recipes.adapters import trained
-from jobs.recipes.memory import BF16, DELTA_SHARE
+from common.model.memory import BF16, DELTA_SHARE
 from jobs.recipes.tokens import GroupTokens
 
 LEARNER_SHARE = 0.65
@@ -76,6 +76,7 @@ def step_times(
     architecture: Architecture,
     tokens: GroupTokens,
     fleet: Fleet,
+    recomputed: float,
 ) -> StepTimes:
     """A step of the longest groups. Needs at least one learner GPU and one replica."""
     forward = forward_flop(
@@ -84,7 +85,7 @@ def step_times(
         answers=[tokens.answer] * tokens.answers,
         scored=tokens.answers * tokens.answer,
     )
-    passes = learner.updates_per_batch * (4 if learner.gradient_checkpointing else 3)
+    passes = learner.updates_per_batch * (3 + recomputed)
     work = passes * forward + tower_flop(architecture, visual=tokens.visual)
     groups = math.ceil(learner.groups_per_step / fleet.learner_gpus)
     travels = BF16 * trained(architecture, learner).changing

@@ -211,6 +211,30 @@ SERIES = (
         "Absolute advantage of injected answers.",
     ),
     Series(
+        "batch/micro_batches",
+        "tempsamp_learner_micro_batches",
+        "gauge",
+        "Times that each rank went forward and backward in the step.",
+    ),
+    Series(
+        "batch/(?P<part>useful|padding)_fraction",
+        "tempsamp_learner_batch_fraction",
+        "gauge",
+        "Of all ranks' time (FLOPs) what groups need as such; padding of answer tokens.",
+    ),
+    Series(
+        "batch/max_tokens_per_rank",
+        "tempsamp_learner_max_tokens_per_rank",
+        "gauge",
+        "Tokens that a rank may forward at once.",
+    ),
+    Series(
+        "batch/memory_retries",
+        "tempsamp_learner_memory_retries",
+        "sum",
+        "Steps repeated with fewer tokens at once because memory had run out.",
+    ),
+    Series(
         "reward/best_of_group_iou",
         "tempsamp_learner_best_of_group_iou",
         "gauge",

@@ -334,6 +334,16 @@ def _lower_losslessly(parameters: Iterable[nn.Parameter], dtype: torch.dtype) ->
             parameter.data = lower
 
 
+def reset_sharding(policy: Policy) -> None:
+    """After an error inside forward or backward of the only rank: FSDP as between two steps.
+
+    What backward's own end would have done; torch has no public name for it (pinned, and tested).
+    Half-made gradients appear: clear them afterwards. With several ranks it would be a collective.
+    """
+    if isinstance(policy, FSDPModule):
+        policy._get_fsdp_state()._root_post_backward_final_callback()
+
+
 def _reshard_unless_training(policy: Policy, *_: object) -> None:
     """With no backward to come, FSDP would keep the root gathered: a copy that goes stale."""
     if not torch.is_grad_enabled():

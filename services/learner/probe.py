@@ -7,6 +7,7 @@ beyond the bounds (`disagreement`) stops the run: what it trains is not what the
 """
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from common.messages import (
 )
 from common.rest import direct
 from services.learner.batching.batch import collate
+from services.learner.batching.plan import Limits
 from services.learner.model.policy import Policy
 from services.learner.parallel import Ranks
 
@@ -151,10 +153,11 @@ def logprob_gap(policy: Policy, group: ScoredGroup, *, ranks: Ranks, max_nats: f
         max_nats: what `share_beyond` counts from.
     """
     policy.assert_group_matches(group)
+    whole = Limits(sys.maxsize, cost=lambda prompt, _, answers: prompt + sum(answers), splits=False)
     batch = collate(
         [group],
         [[0.0] * len(group.samples)],
-        micro_batch_groups=1,
+        limits=whole,
         rank=ranks.rank,
         world_size=ranks.world_size,
     )

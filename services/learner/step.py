@@ -16,12 +16,13 @@ from torch.distributed.tensor import DTensor
 
 from common.config import Run
 from services.learner.batching.batch import MicroBatch, TrainBatch
+from services.learner.batching.budget import PartlyUpdatedError
 from services.learner.model.optimizer import adamw
 from services.learner.model.policy import Policy, TokenScores
 from services.learner.model.reference import load_reference
 from services.learner.model.vision import LoadFrames
 from services.learner.objective.loss import LossStats, denominator, policy_loss
-from services.learner.parallel import Ranks
+from services.learner.parallel import Ranks, reset_sharding
 from services.learner.watching.dump import StepDumps, StepRecord
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,10 @@ class Stepper:
         An update whose gradient norm is not finite is skipped with those that would follow, and the
         step counted (SPEC A7). A step without anything to train on changes nothing, the optimizer's
         moments included.
+
+        Raises:
+            torch.OutOfMemoryError: memory ran out; PartlyUpdatedError, one of those, if an update
+                had been made.
         """
         record = self.dumps.step(number)
         if not batch.micro_batches:
@@ -75,8 +80,13 @@ class Stepper:
         before: list[_Before] = []
         seen, updates = [], []
         for _ in range(self.run.learner.updates_per_batch):
-            seen.append(self._backward(batch, before, record))
-            updates.append(self._update(number))
+            try:
+                seen.append(self._backward(batch, before, record))
+                updates.append(self._update(number))
+            except torch.OutOfMemoryError as error:
+                if updates:
+                    raise PartlyUpdatedError(str(error)) from error
+                raise
             if updates[-1]["learner/skipped_steps"]:
                 break
         record.write()
@@ -146,6 +156,13 @@ class Stepper:
             "learner/updates": 0.0,
             "learner/lr": self._lr(number),
         }
+
+    def forget(self) -> None:
+        """Undo a step that failed half-way: gradients, and what FSDP holds for a backward."""
+        reset_sharding(self.policy)
+        self.optimizer.zero_grad()
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _update(self, number: int) -> dict[str, float]:
         settings = self.run.learner.optimizer

@@ -8,6 +8,7 @@ by all ranks in the same order.
 """
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,10 @@ from common.messages import PACKED, ScoredGroup
 from common.model.folder import fetched
 from common.video.loader import ClipLoader
 from services.learner import metrics, parallel
-from services.learner.batching.batch import NO_WORK, TrainBatch, collate, groups_of_rank
+from services.learner.batching import batch as batching
+from services.learner.batching.batch import NO_WORK, TrainBatch
+from services.learner.batching.budget import Budget, step_within
+from services.learner.batching.plan import Limits
 from services.learner.desk import Desk
 from services.learner.launch import OTHER_RANK_FAILED
 from services.learner.model import kernels
@@ -78,8 +82,7 @@ def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
             if groups is None:
                 break
             clock.lap("learner/wait_s")
-            batch = learner.collate(groups)
-            figures = learner.stepper.step(batch, number=version + 1)
+            figures = learner.step(groups, number=version + 1)
             clock.lap("learner/step_s")
             version += 1
             learner.publish(version)
@@ -104,6 +107,7 @@ class Learner:
     ranks: Ranks
     policy: Policy
     stepper: Stepper
+    budget: Budget
     checkpoints: Checkpoints
     publisher: Publisher
     desk: Desk | None
@@ -143,28 +147,52 @@ class Learner:
 
     def _agreed_faults(self, groups: Sequence[ScoredGroup]) -> dict[str, str]:
         """Why groups cannot be trained on, by prompt id: the same on all ranks."""
-        rank, world_size = self.ranks.rank, self.ranks.world_size
         advantages = self._advantages(groups).by_group
-        own = groups_of_rank(groups, advantages, rank=rank, world_size=world_size)
-        found = self.policy.group_faults(own)
-        return {key: fault for own in self.ranks.gather_json(found) for key, fault in own.items()}
+        large = batching.faults(groups, advantages, max_tokens=self.budget.limits.max_tokens)
+        fitting = [group for group in groups if group.prompt_id not in large]
+        found = self.policy.group_faults(self._own_groups(fitting))
+        faults = {key: fault for own in self.ranks.gather_json(found) for key, fault in own.items()}
+        return large | faults
+
+    def _own_groups(self, groups: Sequence[ScoredGroup]) -> Sequence[ScoredGroup]:
+        """Those whose clips this rank needs, in the order of their use."""
+        return batching.groups_of_rank(
+            groups,
+            self._advantages(groups).by_group,
+            limits=self.budget.limits,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        )
 
     def _advantages(self, groups: Sequence[ScoredGroup]) -> StepAdvantages:
         strategy, settings = self.run.shared.strategy, self.run.learner.advantage
         return step_advantages(groups, strategy=strategy, settings=settings)
 
-    def collate(self, groups: Sequence[ScoredGroup]) -> TrainBatch:
-        """This rank's part of a step; without micro-batches, on all ranks, if nothing is left."""
+    def step(self, groups: Sequence[ScoredGroup], *, number: int) -> dict[str, float]:
+        """One step on these groups, all its updates; its figures. A collective."""
         advantages = self._advantages(groups)
-        if advantages.is_empty:
-            return NO_WORK
-        return collate(
-            groups,
-            advantages.by_group,
-            micro_batch_groups=self.run.learner.micro_batch_groups,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
+
+        def collate(limits: Limits) -> TrainBatch:
+            """This rank's part; without micro-batches, on all ranks, if nothing is left."""
+            if advantages.is_empty:
+                return NO_WORK
+            return batching.collate(
+                groups,
+                advantages.by_group,
+                limits=limits,
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
+            )
+
+        figures, self.budget = step_within(
+            self.budget,
+            run_dir=self.run.learner.run_dir,
+            ranks=self.ranks,
+            collate=collate,
+            step=functools.partial(self.stepper.step, number=number),
+            forget=self.stepper.forget,
         )
+        return figures
 
     def publish(self, version: int) -> None:
         """Bring a version to all live replicas, at once or beside the next step; a collective."""
@@ -345,6 +373,7 @@ def open_learner(
         _take_run(desk, ranks=ranks, stop=stop)
         if not resume:
             refuse_existing(settings.run_dir)
+        budget = Budget.of(run, start=start, ranks=ranks)
         loader = ClipLoader.of(run.shared.video)
         policy = start_policy(
             start,
@@ -352,7 +381,7 @@ def open_learner(
             compute_dtype=getattr(torch, run.shared.dtype),
             freeze_vision=settings.freeze_vision,
             adapters=settings.lora,
-            gradient_checkpointing=settings.gradient_checkpointing,
+            recomputed=budget.recomputed,
             kernels=settings.kernels,
             load_frames=loader.load,
         )
@@ -380,6 +409,7 @@ def open_learner(
             ranks=ranks,
             policy=policy,
             stepper=stepper,
+            budget=budget,
             checkpoints=checkpoints,
             publisher=publisher,
             desk=desk,

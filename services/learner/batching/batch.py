@@ -1,27 +1,40 @@
-"""Scored groups and their advantages → `TrainBatch`: padded tensors for one prompt pass a group.
+"""Scored groups and their advantages → `TrainBatch`: tensors for one prompt pass a group.
 
-`advantage.py` and `intake.py` give the input, `policy.py` and `loss.py` read the output. Pure:
-every rank is given all groups of the step and computes the same plan, so that ranks agree on the
-number of micro-batches and on the loss denominator without talking.
+`advantage.py` and `intake.py` give the input, `policy.py` and `loss.py` read the output, `plan.py`
+says who forwards what. Pure: every rank is given all groups of the step and computes the same plan,
+so that ranks agree on the number of micro-batches and on the loss denominator without talking.
 
 Shapes: G groups of a micro-batch, S samples a group, P prompt tokens, R answer tokens (the stop
-token included), padded with zeros on the right; `answer_mask_GSR` says what is real.
+token included), padded with zeros on the right; `answer_mask_GSR` says what is real. Padding costs
+nothing here: `layout.py` packs what is real for the model.
 """
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from common.messages import ClipRef, Float32Array, Int32Array, Sample, ScoredGroup
+from services.learner.batching.plan import (
+    Bin,
+    Limits,
+    Part,
+    Plan,
+    Work,
+    plan,
+    smallest,
+    too_large,
+)
+
+IDLE_TOKENS = 2
+"""Of the text that a rank without work forwards to keep step."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Groups of equal prompt length and patch grid, forwarded together."""
+    """Groups, or parts of them, that are forwarded together."""
 
     prompt_ids_GP: Tensor
     """[G, P] int64."""
@@ -36,14 +49,19 @@ class MicroBatch:
     is_policy_GS: Tensor
     """[G, S] bool, False for injected rows and padding."""
     clips: tuple[ClipRef, ...]
-    """[G] what the prompts' visual placeholders stand for."""
+    """[G] what the prompts' visual placeholders stand for; empty: a few tokens of text that keep
+    step with the other ranks."""
+    prompt_tokens: tuple[int, ...]
+    """[G] real tokens of each prompt."""
+    answer_tokens: tuple[tuple[int, ...], ...]
+    """[G][S] tokens of each answer to forward, 0 in a row that only pads S."""
 
     def to(self, device: torch.device) -> Self:
         """The same micro-batch on another device."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
             for name in self.__slots__
-            if name != "clips"
+            if isinstance(value := getattr(self, name), Tensor)
         }
         return replace(self, **moved)
 
@@ -56,9 +74,11 @@ class TrainBatch:
     """Equally many on every rank: one with less work fills up with nothing to train on."""
     num_tokens: int
     num_sequences: int
+    plan: Plan
+    """Of all ranks."""
 
 
-NO_WORK = TrainBatch(micro_batches=(), num_tokens=0, num_sequences=0)
+NO_WORK = TrainBatch(micro_batches=(), num_tokens=0, num_sequences=0, plan=())
 """A step in which nothing is left to train on."""
 
 
@@ -75,24 +95,21 @@ class _Group:
     rows: tuple[_Row, ...]
 
     @property
-    def shape(self) -> tuple[int, tuple[int, int, int]]:
-        return len(self.group.prompt_token_ids), self.group.grid_thw
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(row.sample.token_ids) for row in self.rows)
-
-    @property
-    def cost(self) -> int:
-        """Tokens forwarded: the prompt once, each answer once."""
-        return len(self.group.prompt_token_ids) + self.num_tokens
+    def work(self) -> Work:
+        """What a plan needs to know."""
+        return Work(
+            key=self.group.prompt_id,
+            prompt=len(self.group.prompt_token_ids),
+            visual=self.group.num_visual_tokens,
+            answers=tuple(len(row.sample.token_ids) for row in self.rows),
+        )
 
 
 def collate(
     groups: Sequence[ScoredGroup],
     advantages: Sequence[Sequence[float | None]],
     *,
-    micro_batch_groups: int,
+    limits: Limits,
     rank: int = 0,
     world_size: int = 1,
 ) -> TrainBatch:
@@ -102,12 +119,12 @@ def collate(
         groups: all groups of the step, the same on every rank.
         advantages: one number a sample of each group (`advantage.sample_advantages`); a sample with
             None is left out, and so is a group without any number.
-        micro_batch_groups: at most so many groups are forwarded together.
+        limits: what is forwarded together, and what it costs.
         rank: this rank.
         world_size: number of ranks.
 
     Raises:
-        ValueError: no sample at all is left to train on.
+        ValueError: no sample at all is left to train on, or a group is too large (`faults`).
     """
     trained = _trained(groups, advantages)
     if not trained:
@@ -115,39 +132,44 @@ def collate(
             f"found no sample to train on in {len(groups)} group(s), wanted one with verdicts: "
             "is the reward service (shared.reward_url) up?"
         )
-    plans = [_micro_batches(share, micro_batch_groups) for share in _shares(trained, world_size)]
-    num_micro_batches = max(len(plan) for plan in plans)
-    num_idle = num_micro_batches - len(plans[rank])
-    cheapest = _cheapest(trained)
+    works = [group.work for group in trained]
+    whole = plan(works, world_size=world_size, limits=limits)
+    by_key = {group.group.prompt_id: group for group in trained}
     return TrainBatch(
-        micro_batches=(
-            *(_tensors(groups) for groups in plans[rank]),
-            *(_without_work(cheapest) for _ in range(num_idle)),
-        ),
-        num_tokens=sum(group.num_tokens for group in trained),
+        micro_batches=tuple(_tensors(bins[rank], by_key) if bins[rank] else IDLE for bins in whole),
+        num_tokens=sum(sum(work.answers) for work in works),
         num_sequences=sum(len(group.rows) for group in trained),
+        plan=whole,
     )
+
+
+def faults(
+    groups: Sequence[ScoredGroup],
+    advantages: Sequence[Sequence[float | None]],
+    *,
+    max_tokens: int,
+) -> dict[str, str]:
+    """Groups that no rank has room for, by prompt id: the prompt and its longest answer."""
+    works = [group.work for group in _trained(groups, advantages)]
+    return {work.key: too_large(work, max_tokens) for work in works if smallest(work) > max_tokens}
 
 
 def groups_of_rank(
     groups: Sequence[ScoredGroup],
     advantages: Sequence[Sequence[float | None]],
     *,
+    limits: Limits,
     rank: int,
     world_size: int,
 ) -> list[ScoredGroup]:
-    """The groups whose clips a rank needs for `collate`'s batch.
-
-    The cheapest one of the step stands in where a rank has less to do than the others.
-    """
-    trained = _trained(groups, advantages)
-    if not trained:
+    """The groups whose clips a rank needs for `collate`'s batch, in the order of their use."""
+    works = [group.work for group in _trained(groups, advantages)]
+    if not works:
         return []
-    share = _shares(trained, world_size)[rank]
-    cheapest = _cheapest(trained)
-    if world_size > 1 and all(item is not cheapest for item in share):
-        share = [*share, cheapest]
-    return [item.group for item in share]
+    whole = plan(works, world_size=world_size, limits=limits)
+    keys = dict.fromkeys(part.work.key for bins in whole for part in bins[rank])
+    by_key = {group.prompt_id: group for group in groups}
+    return [by_key[key] for key in keys]
 
 
 def _trained(
@@ -160,54 +182,30 @@ def _trained(
     ]
 
 
-def _cheapest(groups: Sequence[_Group]) -> _Group:
-    return min(groups, key=lambda group: group.cost)
-
-
 def _rows(group: ScoredGroup, advantages: Sequence[float | None]) -> Iterable[_Row]:
     for sample, advantage in zip(group.samples, advantages, strict=True):
         if advantage is not None:
             yield _Row(sample, advantage)
 
 
-def _shares(groups: Sequence[_Group], world_size: int) -> list[list[_Group]]:
-    """Groups of each rank: dearest first, to the least loaded; ties go by position everywhere."""
-    shares: list[list[_Group]] = [[] for _ in range(world_size)]
-    loads = [0] * world_size
-    for group in sorted(groups, key=lambda group: -group.cost):
-        rank = loads.index(min(loads))
-        shares[rank].append(group)
-        loads[rank] += group.cost
-    return shares
-
-
-def _micro_batches(groups: Sequence[_Group], micro_batch_groups: int) -> list[list[_Group]]:
-    ordered = sorted(groups, key=lambda group: group.shape)
-    return [
-        list(chunk)
-        for _, same_shape in itertools.groupby(ordered, key=lambda group: group.shape)
-        for chunk in _chunks(list(same_shape), micro_batch_groups)
-    ]
-
-
-def _chunks(groups: Sequence[_Group], size: int) -> Iterable[Sequence[_Group]]:
-    for start in range(0, len(groups), size):
-        yield groups[start : start + size]
-
-
-def _tensors(groups: Sequence[_Group]) -> MicroBatch:
-    shape = (
-        len(groups),
-        max(len(group.rows) for group in groups),
-        max(len(row.sample.token_ids) for group in groups for row in group.rows),
-    )
+def _tensors(parts: Bin, groups: dict[str, _Group]) -> MicroBatch:
+    """Parts of equally long prompts stand together: they are forwarded as one segment."""
+    ordered = sorted(parts, key=lambda part: (part.work.prompt, part.order))
+    rows = [_rows_of(part, groups) for part in ordered]
+    answers = [[len(row.sample.token_ids) for row in group] for group in rows]
+    shape = (len(rows), max(map(len, rows)), max(map(max, answers)))
     answer_ids_GSR = torch.zeros(shape, dtype=torch.int64)
     answer_mask_GSR = torch.zeros(shape, dtype=torch.bool)
     rollout_logprobs_GSR = torch.zeros(shape, dtype=torch.float32)
     advantages_GS = torch.zeros(shape[:2], dtype=torch.float32)
     is_policy_GS = torch.zeros(shape[:2], dtype=torch.bool)
-    for g, group in enumerate(groups):
-        for s, (sample, advantage) in enumerate(group.rows):
+    prompt_ids_GP = torch.zeros(
+        len(rows), max(part.work.prompt for part in ordered), dtype=torch.int64
+    )
+    for g, part in enumerate(ordered):
+        prompt = groups[part.work.key].group.prompt_token_ids
+        prompt_ids_GP[g, : len(prompt)] = _tensor(prompt)
+        for s, (sample, advantage) in enumerate(rows[g]):
             length = len(sample.token_ids)
             answer_ids_GSR[g, s, :length] = _tensor(sample.token_ids)
             answer_mask_GSR[g, s, :length] = True
@@ -216,16 +214,21 @@ def _tensors(groups: Sequence[_Group]) -> MicroBatch:
                 is_policy_GS[g, s] = True
                 rollout_logprobs_GSR[g, s, :length] = _tensor(sample.logprobs)
     return MicroBatch(
-        prompt_ids_GP=torch.stack(
-            [_tensor(group.group.prompt_token_ids) for group in groups]
-        ).long(),
+        prompt_ids_GP=prompt_ids_GP,
         answer_ids_GSR=answer_ids_GSR,
         answer_mask_GSR=answer_mask_GSR,
         advantages_GS=advantages_GS,
         rollout_logprobs_GSR=rollout_logprobs_GSR,
         is_policy_GS=is_policy_GS,
-        clips=tuple(group.group.clip for group in groups),
+        clips=tuple(groups[part.work.key].group.clip for part in ordered),
+        prompt_tokens=tuple(part.work.prompt for part in ordered),
+        answer_tokens=tuple((*row, *[0] * (shape[1] - len(row))) for row in answers),
     )
+
+
+def _rows_of(part: Part, groups: dict[str, _Group]) -> list[_Row]:
+    rows = groups[part.work.key].rows
+    return [rows[row] for row in part.rows]
 
 
 def _tensor(numbers: Int32Array | Float32Array) -> Tensor:
@@ -234,12 +237,21 @@ def _tensor(numbers: Int32Array | Float32Array) -> Tensor:
     return torch.frombuffer(numbers.to_buffer(), dtype=dtype)
 
 
-def _without_work(group: _Group) -> MicroBatch:
-    """A real prompt with nothing to train on: it runs every collective and adds zero."""
-    micro_batch = _tensors([group])
-    return replace(
-        micro_batch,
-        answer_mask_GSR=torch.zeros_like(micro_batch.answer_mask_GSR),
-        advantages_GS=torch.zeros_like(micro_batch.advantages_GS),
-        is_policy_GS=torch.zeros_like(micro_batch.is_policy_GS),
+def _idle() -> MicroBatch:
+    """Nothing to train on: it enters every collective, adds zero, and needs no clip."""
+    ids = torch.zeros(1, 1, IDLE_TOKENS, dtype=torch.int64)
+    return MicroBatch(
+        prompt_ids_GP=ids[0],
+        answer_ids_GSR=ids,
+        answer_mask_GSR=torch.zeros_like(ids, dtype=torch.bool),
+        advantages_GS=torch.zeros(1, 1),
+        rollout_logprobs_GSR=torch.zeros(1, 1, IDLE_TOKENS),
+        is_policy_GS=torch.zeros(1, 1, dtype=torch.bool),
+        clips=(),
+        prompt_tokens=(IDLE_TOKENS,),
+        answer_tokens=((IDLE_TOKENS,),),
     )
+
+
+IDLE = _idle()
+"""Of a rank with less work than the others."""

@@ -5,7 +5,7 @@ Hugging Face checkpoint (Qwen3-VL, Qwen3.5, Qwen2.5-VL) does the work; `prefix.p
 share their prompt, `vision.py` keeps features of frozen towers, `positions.py` numbers the tokens.
 
 Shapes: G groups, S answers a group, P prompt tokens, R answer tokens, T trained tokens, H hidden
-size, V vocabulary, L = P + S·(R - 1) packed tokens: the last token of an answer predicts nothing.
+size, V vocabulary, L packed tokens (`batching/layout.py`).
 """
 
 import logging
@@ -20,10 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from common import torchvision_cpu
 from common.config import Lora
 from common.errors import EngineError, VideoError
-from common.messages import ScoredGroup
+from common.messages import ClipRef, ScoredGroup
 from common.model.expected import ARCHITECTURES, empty_model, refuse_unfit_model
 from common.video.frames import load_frames
 from services.learner.batching.batch import MicroBatch
+from services.learner.batching.layout import Packing
 from services.learner.model import lora, prefix, vision
 from services.learner.model.positions import prompt_positions
 
@@ -151,13 +152,13 @@ class Policy(nn.Module):
             VideoError: a clip cannot be decoded.
         """
         batch = batch.to(self.device)
-        packing = _packing(batch)
-        hidden_GLH = self._hidden_states(batch, packing)
-        prompt_GPH, answers_NRH = packing.split(hidden_GLH, dim=1)
-        before_NRH = torch.cat([packing.fork(prompt_GPH[:, -1:]), answers_NRH], dim=1)
-        before_GSRH = torch.unflatten(before_NRH, 0, (-1, packing.num_answers))
+        packing = Packing.of(batch.prompt_tokens, batch.answer_tokens)
+        hidden_LH = self._hidden_states(batch, packing)
+        before_GSR = packing.predictors(batch.answer_ids_GSR.shape[2]).to(self.device)
         mask_GSR = batch.answer_mask_GSR
-        logprobs_T, entropy_T = self._score(before_GSRH[mask_GSR], batch.answer_ids_GSR[mask_GSR])
+        logprobs_T, entropy_T = self._score(
+            hidden_LH[before_GSR[mask_GSR]], batch.answer_ids_GSR[mask_GSR]
+        )
         zeros_GSR = torch.zeros_like(mask_GSR, dtype=torch.float32)
         return TokenScores(
             logprobs_GSR=zeros_GSR.masked_scatter(mask_GSR, logprobs_T),
@@ -171,47 +172,63 @@ class Policy(nn.Module):
             scores: TokenScores = self(batch)
             return scores
 
-    def _hidden_states(self, batch: MicroBatch, packing: prefix.Packing) -> Tensor:
-        """[G, L, H] last hidden states of the packed sequences."""
+    def _hidden_states(self, batch: MicroBatch, packing: Packing) -> Tensor:
+        """[L, H] last hidden states of the packed sequence."""
         inner = self.model.model
-        features = self.clips.features(batch.clips, device=self.device)
-        answers_GA = batch.answer_ids_GSR[..., :-1].flatten(1)
-        embeds_GLH = inner.get_input_embeddings()(
-            torch.cat([batch.prompt_ids_GP, answers_GA], dim=1)
-        )
+        features = self._features(batch)
+        prompt_tokens, answer_tokens = batch.prompt_ids_GP.shape[1], batch.answer_ids_GSR.shape[2]
+        sources_L = packing.sources(prompt_tokens, answer_tokens).to(self.device)
+        flat = torch.cat([batch.prompt_ids_GP.flatten(), batch.answer_ids_GSR.flatten()])
+        ids_1L = flat[sources_L][None]
+        embeds_1LH = inner.get_input_embeddings()(ids_1L)
         # An answer may hold a placeholder id by chance: only the prompt's stand for the clip.
-        is_visual_GL = torch.zeros(embeds_GLH.shape[:2], dtype=torch.bool, device=self.device)
-        is_visual_GL[:, : packing.prompt_tokens] = (
-            batch.prompt_ids_GP == inner.config.video_token_id
-        )
-        visual_MH = torch.cat([clip.embeds_MH for clip in features]).to(embeds_GLH.dtype)
+        is_visual_1L = packing.is_prompt_L.to(self.device) & (ids_1L == inner.config.video_token_id)
+        if not batch.clips:
+            is_visual_1L[:, : len(features)] = True
         extra: dict[str, Any] = {}
-        if features[0].deepstack_DMH:
+        if features:
+            visual_MH = torch.cat([clip.embeds_MH for clip in features]).to(embeds_1LH.dtype)
+            embeds_1LH = embeds_1LH.masked_scatter(is_visual_1L[..., None], visual_MH)
+        if features and features[0].deepstack_DMH:
             levels = zip(*(clip.deepstack_DMH for clip in features), strict=True)
             extra["deepstack_visual_embeds"] = [torch.cat(level) for level in levels]
-            extra["visual_pos_masks"] = is_visual_GL
-        hidden_GLH: Tensor = inner.language_model(
-            inputs_embeds=embeds_GLH.masked_scatter(is_visual_GL[..., None], visual_MH),
+            extra["visual_pos_masks"] = is_visual_1L
+        hidden_1LH: Tensor = inner.language_model(
+            inputs_embeds=embeds_1LH,
             position_ids=self._positions(batch, packing),
             use_cache=False,
             packing=packing,
             **extra,
         ).last_hidden_state
-        return hidden_GLH
+        return hidden_1LH[0]
 
-    def _positions(self, batch: MicroBatch, packing: prefix.Packing) -> Tensor:
-        """[3, G, L] positions: every answer goes on after its prompt."""
-        prompt_3GP = prompt_positions(
-            self.model.model,
-            batch.prompt_ids_GP,
-            clips=batch.clips,
-            grids=[self.clips.grid(clip) for clip in batch.clips],
-        )
-        steps_A = torch.arange(packing.answer_tokens, device=self.device).repeat(
-            packing.num_answers
-        )
-        next_G1 = prompt_3GP.amax(dim=(0, 2))[:, None] + 1
-        return torch.cat([prompt_3GP, (next_G1 + steps_A).expand(3, -1, -1)], dim=2)
+    def _features(self, batch: MicroBatch) -> list[vision.ClipFeatures]:
+        """Of each clip; without clips nothing, or what brings a trained tower into step."""
+        if batch.clips:
+            return self.clips.features(batch.clips, device=self.device)
+        return [] if self.freeze_vision else [self.clips.blank_features(self.device)]
+
+    def _positions(self, batch: MicroBatch, packing: Packing) -> Tensor:
+        """[3, 1, L] positions: every answer goes on after its prompt."""
+        pieces = []
+        for segment in packing.segments:
+            groups = slice(segment.first, segment.first + segment.num_groups)
+            prompt_3GP = self._prompt_positions(
+                batch.prompt_ids_GP[groups, : segment.prompt_tokens], batch.clips[groups]
+            )
+            pieces.append(prompt_3GP.flatten(1))
+            next_G11 = prompt_3GP.amax(dim=(0, 2))[:, None, None] + 1
+            for block in segment.blocks:
+                steps_R = torch.arange(block.tokens, device=self.device)
+                shape = (-1, len(block.rows), -1)
+                pieces.append((next_G11 + steps_R).expand(shape).flatten().expand(3, -1))
+        return torch.cat(pieces, dim=1)[:, None]
+
+    def _prompt_positions(self, prompt_ids_GP: Tensor, clips: Sequence[ClipRef]) -> Tensor:
+        if not clips:
+            return torch.arange(prompt_ids_GP.shape[1], device=self.device).expand(3, 1, -1)
+        grids = [self.clips.grid(clip) for clip in clips]
+        return prompt_positions(self.model.model, prompt_ids_GP, clips=clips, grids=grids)
 
     def _score(self, hidden_TH: Tensor, ids_T: Tensor) -> tuple[Tensor, Tensor]:
         """[T] log-probabilities, entropies; beyond MAX_LOGITS in pieces, recomputed in backward."""
@@ -242,7 +259,7 @@ def load_policy(
     device: torch.device | str = "cpu",
     freeze_vision: bool = True,
     adapters: Lora | None = None,
-    gradient_checkpointing: bool = False,
+    recomputed: float = 0.0,
     attention: Attention | None = None,
     load_frames: vision.LoadFrames = load_frames,
     empty: bool = False,
@@ -256,7 +273,8 @@ def load_policy(
         device: where to put it.
         freeze_vision: no gradients for the tower, its features are computed once per clip.
         adapters: train these instead of the weights.
-        gradient_checkpointing: recompute each layer in backward instead of keeping activations.
+        recomputed: share of the decoder layers that backward computes again instead of keeping what
+            they made; 1 / n: every n-th. A trained tower's layers go with them.
         attention: kernel of the vision tower; default flash_attention_2 on CUDA if importable, else
             sdpa. The language model always uses PyTorch's kernels (`attention.py`).
         load_frames: where the frames of a clip come from.
@@ -283,8 +301,10 @@ def load_policy(
         model, device = empty_model(config, dtype=dtype, **kernels), "meta"
     else:
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, **kernels)
-    if gradient_checkpointing:
+    if recomputed > 0:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+        for index, layer in enumerate(model.model.language_model.layers):
+            layer.gradient_checkpointing = index % round(1 / recomputed) == 0
     model.to(device).train()
     return Policy(
         model,
@@ -304,12 +324,3 @@ def _default_attention(device: torch.device) -> Attention:
         return "flash_attention_2"
     logger.info("flash-attn is not installed (FLASH_ATTN=): the vision tower attends with SDPA")
     return "sdpa"
-
-
-def _packing(batch: MicroBatch) -> prefix.Packing:
-    _, num_answers, answer_tokens = batch.answer_ids_GSR.shape
-    return prefix.Packing(
-        prompt_tokens=batch.prompt_ids_GP.shape[1],
-        num_answers=num_answers,
-        answer_tokens=answer_tokens - 1,
-    )

@@ -1,4 +1,4 @@
-"""Prompt once per group: `prompt, answer 1, ..., answer S` packed → what S separate sequences give.
+"""Prompt once per group: prompts and answers in one sequence → what separate sequences give.
 
 All answers of a group share a prompt of up to 14k visual tokens, so `policy.py` sends it through
 the model once. Everything in a decoder layer works token by token except two mixers, and only
@@ -10,14 +10,14 @@ those see the packing:
 
 Both are exact, keep the autograd graph, and sit inside one call of a decoder layer. So FSDP
 gathers a layer once, and gradient checkpointing recomputes it like any other (no cache crosses
-layers).
+layers). Groups of unequal prompts stand in one sequence as segments (`batching/layout.py`).
 
-Shapes: G groups, S answers a group, P prompt tokens, R answer tokens, L = P + S·R packed tokens,
-N attention heads, D head size, H hidden size.
+Shapes, of one segment: G groups, P prompt tokens; of one of its blocks: S answers a group, R answer
+tokens; L packed tokens, N attention heads or G·S answers, D head size, H hidden size.
 """
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any, Self
 
@@ -25,36 +25,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from services.learner.model.attention import attend_to_prompt
+from services.learner.batching.layout import Block, Packing, Segment
+from services.learner.model.attention import attend_to_prompt, by_answer, in_row
 
 ATTENTION = "shared_prefix"
 """Name under which transformers finds `shared_prefix_attention`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """How a packed sequence is laid out."""
-
-    prompt_tokens: int
-    num_answers: int
-    answer_tokens: int
-    """Tokens of each answer, padding included."""
-
-    def split(self, packed: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
-        """[..., L, ...] → prompts [G, ..., P, ...] and answers [G·S, ..., R, ...]."""
-        prompt, answers = packed.tensor_split([self.prompt_tokens], dim=dim)
-        answers = torch.unflatten(answers, dim, (self.num_answers, self.answer_tokens))
-        return prompt, answers.movedim(dim, 1).flatten(0, 1)
-
-    def join(self, prompt: Tensor, answers: Tensor, *, dim: int) -> Tensor:
-        """The inverse of `split`."""
-        answers = torch.unflatten(answers, 0, (-1, self.num_answers)).movedim(1, dim)
-        return torch.cat([prompt, answers.flatten(dim, dim + 1)], dim=dim)
-
-    def fork(self, prompt: Tensor) -> Tensor:
-        """[G, ...] → [G·S, ...]: one copy an answer; gradients of the copies add up."""
-        copies = prompt[:, None].expand(-1, self.num_answers, *prompt.shape[1:])
-        return copies.flatten(0, 1)
 
 
 def install(model: Any) -> None:
@@ -82,57 +57,82 @@ def install(model: Any) -> None:
 
 def shared_prefix_attention(
     module: Any,
-    query_GNLD: Tensor,
-    key_GNLD: Tensor,
-    value_GNLD: Tensor,
+    query_1NLD: Tensor,
+    key_1NLD: Tensor,
+    value_1NLD: Tensor,
     attention_mask: None,
     *,
     packing: Packing,
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface for packed sequences; returns [G, L, N, D].
+    """transformers' attention interface for packed sequences; returns [1, L, N, D].
 
     Dropout is ignored: the ratio of two policies has to be that of two deterministic functions.
     """
-    (query, answer_query), (key, answer_key), (value, answer_value) = (
-        part.tensor_split([packing.prompt_tokens], dim=2)
-        for part in (query_GNLD, key_GNLD, value_GNLD)
-    )
+    views = (packing.split(packed, dim=2) for packed in (query_1NLD, key_1NLD, value_1NLD))
+    mixed = [
+        _attend_segment(segment, *tensors, scale=scaling)
+        for segment, *tensors in zip(packing.segments, *views, strict=True)
+    ]
+    return torch.cat(mixed, dim=2).transpose(1, 2), None
+
+
+def _attend_segment(
+    segment: Segment, query: Tensor, key: Tensor, value: Tensor, *, scale: float
+) -> Tensor:
+    """[1, N, L, D] of one segment."""
+    split = functools.partial(segment.split, dim=2)
+    (query, queries), (key, keys), (value, values) = map(split, (query, key, value))
     mixed = scaled_dot_product_attention(
         query,
         key,
         value,
         is_causal=True,
-        scale=scaling,
+        scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    if packing.answer_tokens == 0:
-        return mixed.transpose(1, 2), None
-    answer_mixed = attend_to_prompt(
-        answer_query,
-        (key, value),
-        (answer_key, answer_value),
-        num_answers=packing.num_answers,
-        scale=scaling,
-    )
-    return torch.cat([mixed, answer_mixed], dim=2).transpose(1, 2), None
+    answers_mixed = [
+        _attend_block(block, tensors, (key, value), scale=scale)
+        for block, *tensors in zip(segment.blocks, queries, keys, values, strict=True)
+    ]
+    return segment.join(mixed, answers_mixed, dim=2)
+
+
+def _attend_block(
+    block: Block, answers: Sequence[Tensor], prompt: tuple[Tensor, Tensor], *, scale: float
+) -> Tensor:
+    """[G·S, N, R, D]; queries, keys and values of the answers, keys and values of the prompts."""
+    num_answers = len(block.rows)
+    query, key, value = (in_row(part, num_answers) for part in answers)
+    mixed = attend_to_prompt(query, prompt, (key, value), num_answers=num_answers, scale=scale)
+    return by_answer(mixed, num_answers)
 
 
 def _delta_net_forward(net: Any, hidden_states: Tensor, *, packing: Packing, **_: Any) -> Tensor:
     """`Qwen3_5GatedDeltaNet.forward` for packed sequences: prompt, fork the states, answers."""
     forward = functools.partial(type(net).forward, net)
-    prompt_GPH, answers_NRH = packing.split(hidden_states, dim=1)
-    state = DeltaNetState()
-    mixed_GPH: Tensor = forward(prompt_GPH, cache_params=state)
-    if packing.answer_tokens == 0:
-        return mixed_GPH
-    if packing.answer_tokens == 1:
+    mixed = []
+    for segment, packed in zip(packing.segments, packing.split(hidden_states, dim=1), strict=True):
+        prompt_GPH, answers = segment.split(packed, dim=1)
+        state = DeltaNetState()
+        mixed_GPH: Tensor = forward(prompt_GPH, cache_params=state)
+        answers_mixed = [
+            _delta_net_block(forward, answers_NRH, state.forked(segment, block))
+            for block, answers_NRH in zip(segment.blocks, answers, strict=True)
+        ]
+        mixed.append(segment.join(mixed_GPH, answers_mixed, dim=1))
+    return torch.cat(mixed, dim=1)
+
+
+def _delta_net_block(
+    forward: Callable[..., Tensor], answers_NRH: Tensor, state: "DeltaNetState"
+) -> Tensor:
+    num_tokens = answers_NRH.shape[1]
+    if num_tokens == 1:
         # transformers would take its kernel for single tokens, and fla's has no backward.
         answers_NRH = torch.nn.functional.pad(answers_NRH, (0, 0, 0, 1))
-    mixed_NRH = forward(answers_NRH, cache_params=state.forked(packing))
-    mixed_NRH = mixed_NRH[:, : packing.answer_tokens]
-    return packing.join(mixed_GPH, mixed_NRH, dim=1)
+    return forward(answers_NRH, cache_params=state)[:, :num_tokens]
 
 
 class DeltaNetState:
@@ -176,11 +176,11 @@ class DeltaNetState:
         self.recurrent_states = (state,)
         return state
 
-    def forked(self, packing: Packing) -> "DeltaNetState":
-        """A copy for each answer, in the same graph."""
+    def forked(self, segment: Segment, block: Block) -> "DeltaNetState":
+        """A copy for each answer of a block, in the same graph."""
         assert self.conv_states is not None
         assert self.recurrent_states[0] is not None
         fork = DeltaNetState()
-        fork.conv_states = packing.fork(self.conv_states)
-        fork.recurrent_states = (packing.fork(self.recurrent_states[0]),)
+        fork.conv_states = segment.fork(self.conv_states, block)
+        fork.recurrent_states = (segment.fork(self.recurrent_states[0], block),)
         return fork

@@ -195,6 +195,14 @@ class ClipEncoder:
             return self._encode(clips, device)
         return [self._cached(clip, device) for clip in clips]
 
+    def blank_features(self, device: torch.device) -> ClipFeatures:
+        """Of one black token of no clip: a call of a trained tower that keeps step with others'."""
+        processor = self._processor
+        merge, patch = processor.merge_size, processor.patch_size
+        width = 3 * processor.temporal_patch_size * patch**2
+        pixels = torch.zeros(merge**2, width, device=device)
+        return self._run_tower(pixels, torch.tensor([[1, merge, merge]], device=device))[0]
+
     def _cached(self, clip: ClipRef, device: torch.device) -> ClipFeatures:
         key = self._key(clip)
         features = self._cache.get(key)
@@ -207,11 +215,11 @@ class ClipEncoder:
     def _encode(self, clips: Sequence[ClipRef], device: torch.device) -> list[ClipFeatures]:
         """One tower call for all clips, so that ranks with a sharded tower stay in step."""
         grids = torch.tensor([self.grid(clip) for clip in clips])
-        output = self._model.get_video_features(
-            torch.cat([self._pixels(clip) for clip in clips]).to(device),
-            grids.to(device),
-            return_dict=True,
-        )
+        pixels = torch.cat([self._pixels(clip) for clip in clips])
+        return self._run_tower(pixels.to(device), grids.to(device))
+
+    def _run_tower(self, pixels: Tensor, grids: Tensor) -> list[ClipFeatures]:
+        output = self._model.get_video_features(pixels, grids, return_dict=True)
         levels = getattr(output, "deepstack_features", None) or []
         return [
             ClipFeatures(embeds, tuple(level[index] for level in levels))

@@ -61,7 +61,8 @@ MAY_CHANGE = {
     "learner.shard_within": "who holds what: the same sum, in another order",
     "learner.gradient_checkpointing": "memory for time: gradients are the same bits",
     "learner.kernels": "speed: the same numbers to rounding",
-    "learner.micro_batch_groups": "memory: the same sum, in another order",
+    "learner.max_tokens_per_rank": "memory: the same sum, in another order",
+    "learner.allow_float32_on_cuda": "a permission: shared.dtype is compared",
 }
 """Key, or start of keys → why it may."""
 

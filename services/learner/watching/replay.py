@@ -145,7 +145,9 @@ def _logprobs(
     fields = {
         name: _restored(item, tensors, exact=True) for name, item in call["micro_batch"].items()
     }
-    fields["clips"] = tuple(fields["clips"])
+    for name in ("clips", "prompt_tokens"):
+        fields[name] = tuple(fields[name])
+    fields["answer_tokens"] = tuple(tuple(row) for row in fields["answer_tokens"])
     with torch.no_grad():
         found_GSR = policy(MicroBatch(**fields)).logprobs_GSR
     mask_GSR = fields["answer_mask_GSR"]

@@ -49,6 +49,7 @@ from tests.bench.gpu_learner.shapes import (
     write_config,
 )
 from tests.bench.spread import Spread
+from tests.fixtures.learner.groups import limits, one_each
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "H20": 148e12, "A100": 312e12}
 """Dense bfloat16, by the first name found in the card's."""
@@ -121,7 +122,7 @@ def drawn_policy(shape: Shape, folder: Path, *, device: torch.device) -> Policy:
         return load_policy(
             folder,
             device=device,
-            gradient_checkpointing=True,
+            recomputed=1.0,
             load_frames=lambda _: frames_of(shape),
         )
 
@@ -139,12 +140,15 @@ def batches_of(shape: Shape) -> tuple[TrainBatch, TrainBatch, int]:
     advantages = sample_advantages(group, strategy="shaping", settings=config.Advantage())
     pairs = zip(group.samples, group.verdicts, strict=True)
     singles = [
-        group.model_copy(update={"samples": (sample,), "verdicts": (verdict,)})
-        for sample, verdict in pairs
+        group.model_copy(
+            update={"prompt_id": f"p{number}", "samples": (sample,), "verdicts": (verdict,)}
+        )
+        for number, (sample, verdict) in enumerate(pairs)
     ]
+    each = [[advantage] for advantage in advantages]
     return (
-        collate([group], [advantages], micro_batch_groups=1),
-        collate(singles, [[advantage] for advantage in advantages], micro_batch_groups=1),
+        collate([group], [advantages], limits=limits()),
+        collate(singles, each, limits=one_each(singles)),
         len(group.prompt_token_ids),
     )
 

@@ -3,6 +3,7 @@
     trl       the whole ring beside TRL's GRPOTrainer on the same step (`beside_trl.py`), and how
               much of a step saving takes; PYTHON has trl.lock, without it this part is left out
     sharing   prompt once per group beside the naive batch (`sharing.py`)
+    balance   how evenly drawn steps fall on ranks, and padding; by FLOPs, not timed (`balance.py`)
 
 Ratios of one run, everything in turn; medians and extremes.
 """
@@ -22,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.learner import beside_trl, sharing
+from tests.bench.learner import balance, beside_trl, sharing
 from tests.fixtures.learner.tiny_models import ARCHITECTURES
 
 PROMPT_TOKENS, ANSWER_TOKENS, GROUP_SIZE = 1024, 16, 8
@@ -91,7 +92,20 @@ def shared(folder: Path, options: argparse.Namespace) -> tuple[dict[str, Any], R
     return {"sharing": report, "sharing_details": details}, rows
 
 
+def balanced(folder: Path, options: argparse.Namespace) -> tuple[dict[str, Any], Rows]:
+    """`balance.py`."""
+    found = balance.figures()
+    rows: Rows = []
+    for (groups, ranks), wanted in zip(balance.FLEETS, (">= .85", ">= .80"), strict=True):
+        useful = f"{found[f'{groups}/{ranks}']:.2f}"
+        rows.append((f"useful share of {ranks} ranks' time, {groups} groups", useful, wanted))
+    rows.append(("padding of answer tokens", f"{found['padding']:.2f}", "< .10"))
+    shares = {fleet: share for fleet, share in found.items() if fleet != "padding"}
+    return {"balance": shares, "padding": found["padding"]}, rows
+
+
 PARTS: dict[str, Part] = {
+    "balance": balanced,
     "sharing": shared,
     "trl": beside,
 }

@@ -25,7 +25,13 @@ from services.learner.batching.batch import MicroBatch, collate
 from services.learner.model.policy import Policy, load_policy
 from services.learner.model.positions import prompt_positions
 from tests.bench.spread import Spread
-from tests.fixtures.learner.groups import clip_ref, expanded_prompt, scored_group, write_clip
+from tests.fixtures.learner.groups import (
+    clip_ref,
+    expanded_prompt,
+    limits,
+    scored_group,
+    write_clip,
+)
 from tests.fixtures.learner.tiny_models import Architecture, write_tiny_model
 
 
@@ -118,7 +124,7 @@ def _batch(
         answer_lengths=[answer_tokens] * size,
         query="q" * (prompt_tokens - empty),
     )
-    (batch,) = collate([group], [[1.0] * size], micro_batch_groups=1).micro_batches
+    (batch,) = collate([group], [[1.0] * size], limits=limits()).micro_batches
     return batch
 
 

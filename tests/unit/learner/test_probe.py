@@ -13,7 +13,7 @@ from services.learner.batching.batch import collate
 from services.learner.model.policy import Policy, load_policy
 from services.learner.parallel import Ranks, start_ranks
 from services.learner.probe import BOUNDS, Gap, disagreement, logprob_gap
-from tests.fixtures.learner.groups import clip_ref, scored_group
+from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.tiny_models import Architecture
 
 
@@ -41,7 +41,7 @@ def group(
         answer_lengths=(4, 3),
         injected=False,
     )
-    (batch,) = collate([group], [[0.0, 0.0]], micro_batch_groups=1).micro_batches
+    (batch,) = collate([group], [[0.0, 0.0]], limits=limits()).micro_batches
     with torch.no_grad():
         logprobs_SR = policy(batch).logprobs_GSR[0]
     samples = tuple(

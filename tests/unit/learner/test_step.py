@@ -20,7 +20,7 @@ from services.learner.model.vision import LoadFrames
 from services.learner.objective.loss import policy_loss
 from services.learner.parallel import Ranks, shard_model
 from services.learner.step import Stepper
-from tests.fixtures.learner.groups import clip_ref, scored_group
+from tests.fixtures.learner.groups import clip_ref, one_each, scored_group
 from tests.fixtures.learner.tiny_models import Architecture
 
 TIMEOUT_S = 30.0
@@ -80,7 +80,7 @@ def stepper(
 
 def batch_of(groups: list[ScoredGroup]) -> TrainBatch:
     advantages = [[-1.0, 0.5, 1.0]] * len(groups)
-    return collate(groups, advantages, micro_batch_groups=1)
+    return collate(groups, advantages, limits=one_each(groups))
 
 
 def weights(stepper: Stepper) -> list[torch.Tensor]:
@@ -157,7 +157,7 @@ def test_an_update_that_is_not_finite_ends_its_step(
     made = stepper(model, ranks, updates_per_batch=3)
     advantages = [[math.inf, 0.5, 1.0]] * len(groups)
     before = weights(made)
-    figures = made.step(collate(groups, advantages, micro_batch_groups=1), number=1)
+    figures = made.step(collate(groups, advantages, limits=one_each(groups)), number=1)
     assert figures["learner/updates"] == 0.0
     assert figures["learner/skipped_steps"] == 1.0
     assert figures["learner/grad_norm"] == -1.0

@@ -8,7 +8,8 @@ import pytest
 from common.config import Learner, Rollout, Shared
 from common.model.architecture import PUBLISHED
 from common.model.flops import forward_flop
-from jobs.recipes.memory import CONTEXT_BYTES, ENGINE_BYTES, rank_memory, replica_memory
+from common.model.memory import CONTEXT_BYTES
+from jobs.recipes.memory import ENGINE_BYTES, rank_memory, replica_memory
 from jobs.recipes.times import Fleet, step_times
 from jobs.recipes.tokens import GroupTokens
 
@@ -20,19 +21,21 @@ GIB = 2**30
 
 def learner(**settings: object) -> Learner:
     return Learner.model_validate(
-        {"rows": "r", "run_dir": "d", "steps": 1, "gradient_checkpointing": True}
-        | {"micro_batch_groups": 1}
-        | settings
+        {"rows": "r", "run_dir": "d", "steps": 1, "gradient_checkpointing": "on"} | settings
     )
 
 
 def test_a_step_with_adamw_takes_the_measured_memory() -> None:
-    rank = rank_memory(SHARED, learner=learner(), architecture=QWEN3_VL, tokens=TOKENS, ranks=1)
+    rank = rank_memory(
+        SHARED, learner=learner(), architecture=QWEN3_VL, tokens=TOKENS, ranks=1, recomputed=1.0
+    )
     assert rank.step - rank.snapshot - CONTEXT_BYTES == pytest.approx(76 * GIB, rel=0.02)
 
 
 def test_a_backward_takes_at_most_a_third_less_than_estimated() -> None:
-    rank = rank_memory(SHARED, learner=learner(), architecture=QWEN3_VL, tokens=TOKENS, ranks=1)
+    rank = rank_memory(
+        SHARED, learner=learner(), architecture=QWEN3_VL, tokens=TOKENS, ranks=1, recomputed=1.0
+    )
     without_adamw = rank.backward - rank.snapshot - CONTEXT_BYTES - rank.states / 2
     assert 36 * GIB < without_adamw < 1.4 * 36 * GIB
 
@@ -42,12 +45,13 @@ def test_a_layer_keeps_what_checkpointing_was_measured_to_save() -> None:
     kept = [
         rank_memory(
             SHARED,
-            learner=learner(gradient_checkpointing=checkpointing),
+            learner=learner(),
             architecture=QWEN3_VL,
             tokens=TOKENS,
             ranks=1,
+            recomputed=recomputed,
         ).kept
-        for checkpointing in (False, True)
+        for recomputed in (0.0, 1.0)
     ]
     assert (kept[0] - kept[1]) / QWEN3_VL.layers == pytest.approx(3.3 * GIB, rel=0.15)
 
@@ -59,7 +63,14 @@ def test_flops_are_those_of_the_measured_step() -> None:
 
 def test_ranks_share_states_and_keep_activations() -> None:
     one, four = (
-        rank_memory(SHARED, learner=learner(), architecture=QWEN3_VL, tokens=TOKENS, ranks=ranks)
+        rank_memory(
+            SHARED,
+            learner=learner(),
+            architecture=QWEN3_VL,
+            tokens=TOKENS,
+            ranks=ranks,
+            recomputed=1.0,
+        )
         for ranks in (1, 4)
     )
     assert four.states == one.states / 4
@@ -77,6 +88,7 @@ def test_ranks_share_a_reference_model_and_its_tower_is_the_policy_s_if_frozen(
             architecture=QWEN3_VL,
             tokens=TOKENS,
             ranks=8,
+            recomputed=1.0,
         ).replicated
         for kl in (0.0, 0.04)
     ]
@@ -92,6 +104,7 @@ def test_a_trained_tower_is_sharded_instead_of_replicated() -> None:
             architecture=QWEN3_VL,
             tokens=TOKENS,
             ranks=1,
+            recomputed=1.0,
         )
         for freeze in (True, False)
     )
@@ -123,6 +136,7 @@ def test_what_travels_stands_once_on_rank_0(
         architecture=QWEN3_VL,
         tokens=TOKENS,
         ranks=ranks,
+        recomputed=1.0,
     )
     assert rank.snapshot == pytest.approx(wanted)
     assert rank.peak > rank.snapshot + CONTEXT_BYTES
@@ -170,6 +184,7 @@ def test_a_version_travels_beside_the_next_step_or_between_steps(
             architecture=QWEN3_VL,
             tokens=TOKENS,
             fleet=fleet,
+            recomputed=1.0,
         )
         for publish in ("full", "delta")
     )

@@ -140,6 +140,9 @@ def test_numbers_of_one_recipe_by_hand() -> None:
     assert (made.outstanding, made.slots) == (32, 32)
 
 
+ALLOWED = "learner.allow_float32_on_cuda=true"
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -152,7 +155,7 @@ def test_numbers_of_one_recipe_by_hand() -> None:
             ["shared.video.factor=28"],
             "shared.video.factor: found 28, wanted 32 for Qwen/Qwen3.5-4B",
         ),
-        (["shared.dtype=float32"], "shared.dtype: found 'float32', wanted 'bfloat16'"),
+        (["shared.dtype=float32", ALLOWED], "shared.dtype: found 'float32', wanted 'bfloat16'"),
         (["learner.device=cpu"], "learner.device: found 'cpu', wanted 'cuda'"),
         (["rollout.tensor_parallel=3"], "leaves 1 of 4 rollout GPUs idle"),
         (["rollout.tensor_parallel=8"], "--rollout-gpus: found 4, wanted at least one replica's 8"),
@@ -160,8 +163,8 @@ def test_numbers_of_one_recipe_by_hand() -> None:
         (["rollout.concurrent_prompts=16"], "found 16 x 4 replicas = 64, wanted at most the 32"),
         (["learner.groups_per_step=2"], "learner.groups_per_step: found 2, wanted at least 4"),
         (["rollout.max_num_seqs=4"], "rollout.max_num_seqs: found 4, wanted at least 7"),
-        (["learner.gradient_checkpointing=false"], "learner memory: found"),
-        (["learner.micro_batch_groups=8"], "learner memory: found"),
+        (["learner.gradient_checkpointing=off"], "learner memory: found"),
+        (["learner.max_tokens_per_rank=160000"], "learner memory: found"),
         (["rollout.kv_cache_bytes=500000000"], "found room for 0.5 GB of keys and values"),
         (["rollout.gpu_memory_utilization=0.3"], "replica memory: found room for 4.7 GB"),
         (["rollout.gpu_memory_utilization=0.3"], "(9.1 GB) in rollout.weight_staging = 'host'"),

@@ -14,7 +14,7 @@ from tests.bench.learner import __main__ as bench
 from tests.bench.learner.beside_trl import BesideTrl, ratio_of
 from tests.bench.learner.counting import Counts
 from tests.bench.spread import Spread
-from tests.fixtures.learner.groups import clip_ref, scored_group
+from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.tiny_models import Architecture
 
 
@@ -31,12 +31,12 @@ def test_counts_are_what_the_models_are_given(
         video_token_id=policy.model.config.video_token_id,
         answer_lengths=(5, 2, 4),
     )
-    (batch,) = collate([group], [[1.0] * 3], micro_batch_groups=1).micro_batches
+    (batch,) = collate([group], [[1.0] * 3], limits=limits()).micro_batches
     for _ in range(2):  # the tower is frozen: its features stay
         policy(batch)
     time, height, width = group.grid_thw
     assert counts.vision_patches == time * height * width
-    assert counts.llm_token_forwards == 2 * (len(group.prompt_token_ids) + 3 * 4)
+    assert counts.llm_token_forwards == 2 * (len(group.prompt_token_ids) + 4 + 3 + 1)
     assert counts.per_step(2)["sampling_token_forwards"] == 0
 
 

@@ -21,7 +21,7 @@ from services.learner.publishing.publisher import Publisher
 from services.learner.publishing.snapshot import Snapshot
 from services.learner.state.checkpoint import Checkpoints
 from services.learner.step import Stepper
-from tests.fixtures.learner.groups import clip_ref, scored_group
+from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.tiny_models import Architecture
 from tests.unit.learner.state.test_checkpoint import state
 
@@ -58,7 +58,7 @@ def batch(model: Path, clip_paths: tuple[Path, Path]) -> TrainBatch:
         video_token_id=load_policy(model).model.config.video_token_id,
         answer_lengths=(3, 5, 2),
     )
-    return collate([group], [[1.0, -1.0, 2.0]], micro_batch_groups=1)
+    return collate([group], [[1.0, -1.0, 2.0]], limits=limits())
 
 
 class World:

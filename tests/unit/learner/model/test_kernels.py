@@ -18,7 +18,7 @@ from services.learner.batching.batch import MicroBatch, collate
 from services.learner.model import kernels
 from services.learner.model.policy import Policy, load_policy
 from services.learner.parallel import Ranks, shard_model, start_ranks
-from tests.fixtures.learner.groups import clip_ref, scored_group
+from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.tiny_models import Architecture
 
 Tiny = Callable[[Architecture], Path]
@@ -131,7 +131,7 @@ def batch_of(policy: Policy, model: Path, clip: ClipRef, lengths: list[int]) -> 
         answer_lengths=lengths,
         query="When" * len(lengths),
     )
-    (batch,) = collate([group], [[1.0] * len(lengths)], micro_batch_groups=1).micro_batches
+    (batch,) = collate([group], [[1.0] * len(lengths)], limits=limits()).micro_batches
     return batch
 
 
@@ -157,7 +157,7 @@ def test_compiled_layers_learn_the_same_and_one_compilation_takes_all_shapes(
 ) -> None:
     """Checkpointed, in bfloat16 under FSDP; traced as for a GPU, run operation by operation."""
     model = tiny_model("qwen3_vl")
-    plain, compiled = (load_policy(model, gradient_checkpointing=True) for _ in range(2))
+    plain, compiled = (load_policy(model, recomputed=1.0) for _ in range(2))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     settings = Kernels(compile="on")

@@ -14,7 +14,7 @@ from common.messages import ScoredGroup
 from services.learner.batching.batch import MicroBatch, collate
 from services.learner.model.policy import Policy, load_policy
 from services.learner.parallel import Ranks, shard_model, start_ranks, whole_weights
-from tests.fixtures.learner.groups import clip_ref, scored_group
+from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.learner_rank import fill_adapters
 from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture
 
@@ -58,7 +58,7 @@ def batch_of(
         video_token_id=load_policy(model).model.config.video_token_id,
         answer_lengths=(3, 5, 2),
     )
-    (batch,) = collate([group], [[1.0, -1.0, 2.0]], micro_batch_groups=1).micro_batches
+    (batch,) = collate([group], [[1.0, -1.0, 2.0]], limits=limits()).micro_batches
     return batch
 
 
@@ -137,8 +137,8 @@ def test_a_bfloat16_checkpoint_is_kept_in_bfloat16_and_merged_in_float32(
 
 def test_only_adapters_learn_and_all_of_them(model: Path, batch: MicroBatch) -> None:
     losses, found = [], []
-    for checkpointing in (False, True):
-        policy = adapted(model, gradient_checkpointing=checkpointing)
+    for recomputed in (0.0, 1.0):
+        policy = adapted(model, recomputed=recomputed)
         loss = policy(batch).logprobs_GSR.sum()
         loss.backward()
         losses.append(loss.item())

@@ -9,11 +9,11 @@ import torch
 
 from common.errors import VideoError
 from common.messages import Int32Array, ScoredGroup
-from services.learner.batching.batch import MicroBatch, collate
+from services.learner.batching.batch import IDLE, MicroBatch, collate
 from services.learner.model import policy as policy_module
 from services.learner.model.policy import Policy, load_policy
 from services.learner.model.vision import ClipFeatures, FeatureCache
-from tests.fixtures.learner.groups import clip_ref, scored_group
+from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture, patch_factor
 
 ModelFolder = Callable[[Architecture], Path]
@@ -36,7 +36,7 @@ def group(policy: Policy, tiny_model: ModelFolder, clip_paths: tuple[Path, Path]
 
 def micro_batch(*groups: ScoredGroup) -> MicroBatch:
     advantages = [[1.0] * len(group.samples) for group in groups]
-    (batch,) = collate(groups, advantages, micro_batch_groups=8).micro_batches
+    (batch,) = collate(groups, advantages, limits=limits()).micro_batches
     return batch
 
 
@@ -83,7 +83,7 @@ def test_second_use_of_a_clip_takes_identical_features_from_the_cache(
 
 
 def _must_not_run(*_: object, **__: object) -> None:
-    raise AssertionError("the tower ran again for a clip it has seen")
+    raise AssertionError("nothing was to be decoded or encoded")
 
 
 def test_frozen_tower_has_no_gradient_and_a_trained_one_has(
@@ -96,11 +96,18 @@ def test_frozen_tower_has_no_gradient_and_a_trained_one_has(
         assert with_gradient == {not freeze_vision}
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("freeze_vision", [True, False])
 def test_micro_batch_with_nothing_to_train_on_reaches_every_parameter_with_zeros(
-    policy: Policy, group: ScoredGroup
+    tiny_model: ModelFolder,
+    architecture: Architecture,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    freeze_vision: bool,
 ) -> None:
-    idle = collate([group], [[1.0, 1.0]], micro_batch_groups=1, rank=1, world_size=2)
-    scores = policy(idle.micro_batches[0])
+    policy = load_policy(tiny_model(architecture), freeze_vision=freeze_vision)
+    monkeypatch.setattr(policy.clips, "_load_frames", _must_not_run)
+    scores = policy(IDLE)
     scores.logprobs_GSR.sum().backward()
     trained = [p for p in policy.parameters() if p.requires_grad]
     assert all(p.grad is not None and not p.grad.any() for p in trained)

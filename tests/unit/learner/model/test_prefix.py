@@ -15,8 +15,8 @@ from common.messages import ClipRef, ScoredGroup
 from services.learner.batching.batch import MicroBatch, collate
 from services.learner.model.policy import load_policy
 from services.learner.model.positions import prompt_positions
-from services.learner.model.prefix import Packing, install
-from tests.fixtures.learner.groups import clip_ref, expanded_prompt, scored_group
+from services.learner.model.prefix import install
+from tests.fixtures.learner.groups import clip_ref, expanded_prompt, limits, scored_group
 from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture
 
 TOLERANCE = 1e-5
@@ -36,7 +36,7 @@ class Case:
     @property
     def micro_batch(self) -> MicroBatch:
         advantages = [[1.0] * len(group.samples) for group in self.groups]
-        (micro_batch,) = collate(self.groups, advantages, micro_batch_groups=8).micro_batches
+        (micro_batch,) = collate(self.groups, advantages, limits=limits()).micro_batches
         return micro_batch
 
 
@@ -141,7 +141,7 @@ def test_loss_and_all_gradients_equal_the_naive_batch(case: Case, *, freeze_visi
 
 def test_gradient_checkpointing_changes_nothing(case: Case) -> None:
     plain = load_policy(case.model)
-    checkpointed = load_policy(case.model, gradient_checkpointing=True)
+    checkpointed = load_policy(case.model, recomputed=1.0)
     calls = []
     checkpointed.decoder_layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
     losses = []
@@ -154,6 +154,16 @@ def test_gradient_checkpointing_changes_nothing(case: Case) -> None:
     assert relative_error(gradients(checkpointed.model), gradients(plain.model)) == 0.0
 
 
+def test_every_second_layer_is_computed_again(case: Case) -> None:
+    policy = load_policy(case.model, recomputed=0.5)
+    calls: list[int] = []
+    for index, layer in enumerate(policy.decoder_layers):
+        layer.register_forward_pre_hook(lambda *_, index=index: calls.append(index))
+    policy(case.micro_batch).logprobs_GSR.sum().backward()
+    layers = range(len(policy.decoder_layers))
+    assert [calls.count(index) for index in layers] == [2 - index % 2 for index in layers]
+
+
 def test_answers_of_one_token_need_no_answer_pass(case: Case) -> None:
     policy = load_policy(case.model)
     whole = case.micro_batch
@@ -162,6 +172,7 @@ def test_answers_of_one_token_need_no_answer_pass(case: Case) -> None:
         answer_ids_GSR=whole.answer_ids_GSR[..., :1],
         answer_mask_GSR=whole.answer_mask_GSR[..., :1],
         rollout_logprobs_GSR=whole.rollout_logprobs_GSR[..., :1],
+        answer_tokens=((1, 1, 1), (1, 1, 1)),
     )
     found_GSR = policy(first).logprobs_GSR
     assert found_GSR.shape == (2, 3, 1)
@@ -173,22 +184,6 @@ def test_layers_that_look_through_a_window_are_refused() -> None:
     model = SimpleNamespace(config=SimpleNamespace(text_config=text))
     with pytest.raises(ValueError, match="found text layers of type"):
         install(model)
-
-
-def test_packing_splits_and_joins_along_any_axis() -> None:
-    packing = Packing(prompt_tokens=3, num_answers=2, answer_tokens=2)
-    packed_GHLD = torch.arange(2 * 5 * 7 * 4).view(2, 5, 7, 4)
-    prompt, answers = packing.split(packed_GHLD, dim=2)
-    assert prompt.shape == (2, 5, 3, 4)
-    assert answers.shape == (4, 5, 2, 4)
-    assert torch.equal(answers[1], packed_GHLD[0, :, 5:7])
-    assert torch.equal(answers[2], packed_GHLD[1, :, 3:5])
-    assert torch.equal(packing.join(prompt, answers, dim=2), packed_GHLD)
-
-
-def test_fork_copies_each_prompt_to_its_own_answers() -> None:
-    packing = Packing(prompt_tokens=1, num_answers=3, answer_tokens=1)
-    assert packing.fork(torch.tensor([[1], [2]])).flatten().tolist() == [1, 1, 1, 2, 2, 2]
 
 
 def recurrence(
@@ -243,7 +238,7 @@ def test_what_forks_a_delta_net_is_what_flash_linear_attention_documents(
         video_token_id=config_of(model).video_token_id,
         answer_lengths=answer_lengths,
     )
-    (batch,) = collate([group], [[1.0] * 3], micro_batch_groups=1).micro_batches
+    (batch,) = collate([group], [[1.0] * 3], limits=limits()).micro_batches
     found = []
     for kernel in (modeling_qwen3_5.torch_chunk_gated_delta_rule, recurrence):
         monkeypatch.setattr(modeling_qwen3_5, "torch_chunk_gated_delta_rule", kernel)

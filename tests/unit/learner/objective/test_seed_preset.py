@@ -13,7 +13,7 @@ from common.messages import ClipRef, Sample, Scored, ScoredGroup, Timings
 from services.learner.batching.batch import MicroBatch, collate
 from services.learner.objective.advantage import step_advantages
 from services.learner.objective.loss import LossStats, denominator, policy_loss
-from tests.fixtures.learner.groups import injected_sample, policy_sample
+from tests.fixtures.learner.groups import injected_sample, limits, policy_sample
 
 EOS = 2
 CUT = "length"
@@ -32,6 +32,8 @@ RECORDED: list[tuple[list[float], Answers]] = [
 ADVANTAGES = (-0.34958094909885556, 0.4159445406076403, -1.1956174573680933, 1.1292538658593048)
 LENGTHS = (3, 2, 4, 3)
 NUM_TOKENS = 12 + 7
+LARGER = 3 + 12 - 4
+"""Tokens forwarded of the first group: its prompt, and answers but for their last tokens."""
 
 
 def run_of(**tables: dict[str, Any]) -> Run:
@@ -82,11 +84,11 @@ def group_of(name: str, rewards: list[float], answers: Answers) -> ScoredGroup:
     )
 
 
-def micro_batches(run: Run, *, size: int) -> tuple[tuple[MicroBatch, ...], float]:
+def micro_batches(run: Run, *, together: bool) -> tuple[tuple[MicroBatch, ...], float]:
     """Of the recorded groups, and the step's denominator."""
     groups = recorded_groups()
     step = step_advantages(groups, strategy=run.shared.strategy, settings=run.learner.advantage)
-    batch = collate(groups, step.by_group, micro_batch_groups=size)
+    batch = collate(groups, step.by_group, limits=limits() if together else limits(LARGER))
     return batch.micro_batches, denominator(
         batch.num_tokens, batch.num_sequences, settings=run.learner.loss
     )
@@ -150,7 +152,7 @@ def test_an_unknown_preset_is_refused_and_a_resolved_config_reads_back() -> None
 
 
 def test_masks_hold_each_answer_up_to_its_first_eos_and_cut_ones_whole() -> None:
-    (batch,), share = micro_batches(run_of(), size=8)
+    (batch,), share = micro_batches(run_of(), together=True)
     assert share == NUM_TOKENS
     assert batch.answer_mask_GSR.sum(-1).tolist() == [list(LENGTHS), [1, 2, 1, 3]]
     last = [
@@ -160,8 +162,8 @@ def test_masks_hold_each_answer_up_to_its_first_eos_and_cut_ones_whole() -> None
     assert last == [[EOS, EOS, 8, EOS], [5, EOS, EOS, EOS]]
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_loss_and_gradient_are_the_token_mean_of_advantages_at_ratio_1(size: int) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_loss_and_gradient_are_the_token_mean_of_advantages_at_ratio_1(*, together: bool) -> None:
     """However far the engine's log-probabilities (-3) are from the learner's: no importance
     weight. The group that ties adds nothing but its tokens in the denominator.
 
@@ -169,7 +171,7 @@ def test_loss_and_gradient_are_the_token_mean_of_advantages_at_ratio_1(size: int
     """
     total = 0.0
     gradients = []
-    batches, share = micro_batches(run_of(), size=size)
+    batches, share = micro_batches(run_of(), together=together)
     for batch in batches:
         logprobs = torch.full(batch.answer_mask_GSR.shape, -1.0, dtype=torch.float64)
         logprobs.requires_grad_()
@@ -196,7 +198,7 @@ def test_a_stored_old_policy_is_clipped_at_8_and_128_and_3() -> None:
     Ratios 1.5, .5, 5 and 1.5: min(1.5, 1.28) and max of .8 and .5 for advantages above and below 0,
     3 at most below 0: 3 x .349581 x 1.5 - 2 x .415945 x .5 + 4 x 1.195617 x 3 - 3 x 1.129254.
     """
-    (batch, *_), share = micro_batches(run_of(), size=1)
+    (batch, *_), share = micro_batches(run_of(), together=False)
     logprobs = torch.full(batch.answer_mask_GSR.shape, -1.0, dtype=torch.float64)
     ratios = torch.tensor([1.5, 0.5, 5.0, 1.5], dtype=torch.float64)
     old = logprobs - ratios.log()[None, :, None]

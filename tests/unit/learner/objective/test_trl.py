@@ -21,7 +21,7 @@ from common.messages import ScoredGroup
 from services.learner.batching.batch import MicroBatch, collate
 from services.learner.model.policy import load_policy
 from services.learner.objective.loss import denominator, policy_loss
-from tests.fixtures.learner.groups import clip_ref, expanded_prompt, scored_group
+from tests.fixtures.learner.groups import clip_ref, expanded_prompt, limits, scored_group
 from tests.fixtures.learner.tiny_models import Architecture, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -99,7 +99,7 @@ def recorded(model: Path, clip_paths: tuple[Path, Path]) -> Recorded:
         query=QUERY,
         injected=False,
     )
-    (batch,) = collate([group], [list(ADVANTAGES)], micro_batch_groups=1).micro_batches
+    (batch,) = collate([group], [list(ADVANTAGES)], limits=limits()).micro_batches
     with torch.no_grad():
         logprobs_SR = load_policy(model)(batch).logprobs_GSR[0]
     generator = torch.Generator().manual_seed(0)

@@ -20,7 +20,7 @@ from services.learner import parallel
 from services.learner.batching.batch import collate
 from services.learner.model.policy import load_policy
 from services.learner.parallel import Ranks, shard_model, start_ranks
-from tests.fixtures.learner.groups import clip_ref, scored_group
+from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.learner_rank import Case, case_gradients, write_cases
 from tests.fixtures.learner.ranks import as_ranks
 from tests.fixtures.learner.tiny_models import Architecture, tied_copy
@@ -28,7 +28,8 @@ from tests.fixtures.learner.tiny_models import Architecture, tied_copy
 ROOT = Path(__file__).parents[4]
 DEADLINE_S = 120
 CASES = (
-    *("frozen_tower", "trained_tower", "checkpointed", "empty_rank", "linear_attention", "tied"),
+    *("frozen_tower", "trained_tower", "checkpointed", "linear_attention", "tied"),
+    *("empty_rank", "empty_rank_with_tower", "split_group"),
     *("adapters", "adapted_tower", "adapted_linear_attention"),
     *("reference", "reference_with_tower"),
 )
@@ -40,7 +41,7 @@ def cases(
     clip_paths: tuple[Path, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Case]:
-    """Three groups of different lengths for two ranks: one of them has an idle micro-batch."""
+    """Groups of different lengths for two ranks; with one group one of them has nothing to do."""
 
     def groups(architecture: Architecture, count: int) -> list[str]:
         model = tiny_model(architecture)
@@ -68,6 +69,8 @@ def cases(
         case("trained_tower", freeze_vision=False),
         case("checkpointed", freeze_vision=False, gradient_checkpointing=True),
         case("empty_rank", count=1),
+        case("empty_rank_with_tower", count=1, freeze_vision=False),
+        case("split_group", count=1, splits=True),
         case("linear_attention", "qwen3_5"),
         case("adapters", adapters=True, gradient_checkpointing=True),
         case("adapted_tower", adapters=True, freeze_vision=False),
@@ -127,7 +130,9 @@ def assert_as_one_process(case: Case, folder: Path) -> None:
     assert any("visual" in key for key in found) != case.freeze_vision
     assert found["loss"].item() == pytest.approx(wanted["loss"].item(), rel=1e-5)
     for key, gradient in wanted.items():
-        assert torch.allclose(found[key], gradient, rtol=1e-4, atol=1e-6), key
+        # One process forwards all groups at once: the same sums, in another order.
+        largest = float(gradient.abs().max())
+        assert torch.allclose(found[key], gradient, rtol=1e-4, atol=1e-6 + 1e-5 * largest), key
 
 
 @pytest.fixture
@@ -157,7 +162,7 @@ def test_bfloat16_computes_on_float32_masters(
 ) -> None:
     case = cases[name]
     group = ScoredGroup.model_validate_json(case.groups[0])
-    (batch,) = collate([group], [[1.0] * 3], micro_batch_groups=1).micro_batches
+    (batch,) = collate([group], [[1.0] * 3], limits=limits()).micro_batches
     scores = []
     for dtype in (torch.float32, torch.bfloat16):
         policy = load_policy(case.model, freeze_vision=case.freeze_vision)

@@ -1,8 +1,8 @@
 """Sizes of `[learner.lora]`: which weights have adapters, and how many numbers those are (pure).
 
-A layer of O outputs and I inputs has an adapter of rank x (O + I) numbers. `memory` and `times`
-count with them. Estimates where the tower is trained: all of its linear layers are counted,
-whatever `target_modules` says.
+A layer of O outputs and I inputs has an adapter of rank x (O + I) numbers. `memory` and
+`jobs.recipes.times` count with them. Estimates where the tower is trained: all of its linear layers
+are counted, whatever `target_modules` says.
 """
 
 from collections.abc import Iterator

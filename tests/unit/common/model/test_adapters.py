@@ -6,8 +6,8 @@ import pytest
 
 from common import config
 from common.config import Learner, Lora
+from common.model.adapters import trained
 from common.model.architecture import architecture_of
-from jobs.recipes.adapters import trained
 from jobs.recipes.memory import rank_memory
 from jobs.recipes.tokens import group_tokens
 from services.learner.model.policy import load_policy
