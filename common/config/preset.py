@@ -27,7 +27,6 @@ SEED: dict[str, Any] = {
         "groups_per_step": 16,
         "updates_per_batch": 1,
         "max_staleness": 0,
-        "modes": ["answer"],
         "freeze_vision": True,
         "optimizer": {
             "lr": 1e-6,
