@@ -13,6 +13,7 @@ from common.config.learner import Learner, Optimizer, Validation
 from common.config.lora import Lora
 from common.config.objective import Advantage, Loss
 from common.config.reading import SECRETS, Run, SectionName, bearer, dump, load, load_reward, parse
+from common.config.room import Room
 from common.config.services import Reward, Rollout
 from common.config.shared import Scoring, Shared, Video
 from common.config.watching import DumpSteps, Tracking
@@ -32,6 +33,7 @@ __all__ = [
     "Pool",
     "Reward",
     "Rollout",
+    "Room",
     "Run",
     "Scoring",
     "Section",

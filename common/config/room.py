@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from common.config.fields import PositiveInt, Section
+from common.config.fields import Count, PositiveInt, Section
 
 
 class Room(Section):
@@ -19,6 +19,16 @@ class Room(Section):
     every n-th. auto: as few as fit two of the longest groups; none on a CPU."""
     allow_float32_on_cuda: bool = False
     """Compute in float32 on a GPU, where no fused attention kernel does: for small sizes only."""
+
+    feature_cache_bytes: Count = 4 * 2**30
+    """Host memory of a rank (pinned beside a GPU) for features of frozen towers: 280 MiB for a
+    14k-token clip of a 4B model."""
+    device_feature_cache_bytes: Count = 512 * 2**20
+    """The same on the GPU, in front of it; counted by "auto". Without effect on a CPU."""
+    decode_ahead_bytes: Count = 4 * 2**30
+    """Host memory of a rank for patches decoded before their step: 336 MiB for a 14k-token clip."""
+    decode_workers: PositiveInt = 2
+    """Threads of a rank that decode clips and cut them into patches."""
 
     @model_validator(mode="before")
     @classmethod

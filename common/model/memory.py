@@ -97,6 +97,8 @@ class RankMemory:
     """Rank 0's copy of the model in shared.dtype, which travels to replicas; with
     learner.weight_staging = "host" its device buckets alone. Beside it the buckets in which ranks
     meet and, with learner.publish = "delta", a delta and the bucket that it is found in."""
+    features: float
+    """Of clips, kept on the device: learner.device_feature_cache_bytes."""
     start: float
     """A single rank: the whole model in float32; several: a share and the largest tensor."""
 
@@ -104,12 +106,14 @@ class RankMemory:
     def backward(self) -> float:
         """While a micro-batch is in work."""
         activations = self.root + self.gathered + self.kept + self.inside + self.logits
-        return self.states + self.replicated + activations + self.snapshot + CONTEXT_BYTES
+        kept = self.replicated + self.features + self.snapshot
+        return self.states + kept + activations + CONTEXT_BYTES
 
     @property
     def step(self) -> float:
         """While AdamW steps."""
-        return self.states + self.temporaries + self.replicated + self.snapshot + CONTEXT_BYTES
+        kept = self.replicated + self.features + self.snapshot
+        return self.states + self.temporaries + kept + CONTEXT_BYTES
 
     @property
     def peak(self) -> float:
@@ -143,6 +147,7 @@ def rank_memory(
         kept=architecture.layers * (boundary + (1 - recomputed) * kept),
         inside=2 * kept + _backward_keys(architecture, load, width),
         logits=LOGITS_BYTES * min(MAX_LOGITS, load.scored * architecture.vocabulary),
+        features=_features(learner),
         snapshot=_snapshot(architecture, learner, changing=changing, width=width, ranks=ranks),
         start=FP32 * architecture.parameters
         if ranks == 1
@@ -225,10 +230,22 @@ def _below_adapters(architecture: Architecture, learner: Learner, width: int) ->
 
 
 def _replicated(architecture: Architecture, learner: Learner, width: int, ranks: int) -> float:
-    has_reference = learner.loss.kl_coef > 0 and learner.lora is None
-    tower = architecture.tower_parameters if learner.freeze_vision or has_reference else 0
-    reference = architecture.language_parameters / ranks if has_reference else 0
+    tower = architecture.tower_parameters if _has_frozen_tower(learner) else 0
+    reference = architecture.language_parameters / ranks if _has_reference(learner) else 0
     return float(width * (tower + reference))
+
+
+def _features(learner: Learner) -> float:
+    return float(learner.device_feature_cache_bytes if _has_frozen_tower(learner) else 0)
+
+
+def _has_reference(learner: Learner) -> bool:
+    return learner.loss.kl_coef > 0 and learner.lora is None
+
+
+def _has_frozen_tower(learner: Learner) -> bool:
+    """The policy's, or that of a reference beside a trained one."""
+    return learner.freeze_vision or _has_reference(learner)
 
 
 def _snapshot(

@@ -232,6 +232,14 @@ class Desk:
             logger.warning("prompts not fed", extra={"error": str(error)})
             return []
 
+    def ahead(self, version: int) -> list[ScoredGroup]:
+        """The groups of the step after the next, if they are there already."""
+        try:
+            return self.intake.ahead(self._run.learner.groups_per_step, at=version)
+        except QueueError as error:
+            logger.warning("no groups read ahead", extra={"error": str(error)})
+            return []
+
     def acknowledge(self) -> None:
         """Delete from Redis what the last checkpoint contains; what stays is dropped on resume."""
         try:

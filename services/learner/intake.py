@@ -190,6 +190,18 @@ class Intake:
                     waiting.last_group_s = time.monotonic()
         return [self._accept(entry) for entry in taken.values()]
 
+    def ahead(self, count: int, *, at: int) -> list[ScoredGroup]:
+        """The groups that `take` would give now, without waiting or taking; none if too few."""
+        if len(self._read) < count:
+            self._read_more(count - len(self._read), block_s=0)
+        likely = [
+            entry.group
+            for entry in self._read
+            if entry.group.prompt_id in self._feed.outstanding
+            and self._staleness(entry.group, at=at) <= self._settings.max_staleness
+        ]
+        return likely[:count] if len(likely) >= count else []
+
     def acknowledge(self) -> None:
         """Delete from Redis what was taken or dropped so far. Only after a checkpoint of that."""
         self._runner.run(self._broker.acknowledge_groups(self._done))

@@ -235,6 +235,12 @@ SERIES = (
         "Steps repeated with fewer tokens at once because memory had run out.",
     ),
     Series(
+        "clips/(?P<what>features|pixels)_hit_fraction",
+        "tempsamp_learner_clip_hit_fraction",
+        "gauge",
+        "Clips of the step whose features were cached; of the others, those decoded ahead.",
+    ),
+    Series(
         "reward/best_of_group_iou",
         "tempsamp_learner_best_of_group_iou",
         "gauge",

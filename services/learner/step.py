@@ -55,7 +55,12 @@ class Stepper:
         elif run.learner.loss.kl_coef > 0:
             dtype = getattr(torch, run.shared.dtype)
             reference = load_reference(
-                policy, start=start, dtype=dtype, ranks=ranks, load_frames=load_frames
+                policy,
+                start=start,
+                dtype=dtype,
+                ranks=ranks,
+                load_frames=load_frames,
+                memory=run.learner,
             )
         return cls(run, ranks, policy, reference, optimizer, StepDumps(run, rank=ranks.rank))
 

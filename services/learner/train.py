@@ -24,20 +24,17 @@ from common.messages import PACKED, ScoredGroup
 from common.model.folder import fetched
 from common.video.loader import ClipLoader
 from services.learner import metrics, parallel
-from services.learner.batching import batch as batching
-from services.learner.batching.batch import NO_WORK, TrainBatch
 from services.learner.batching.budget import Budget, step_within
-from services.learner.batching.plan import Limits
 from services.learner.desk import Desk
 from services.learner.launch import OTHER_RANK_FAILED
 from services.learner.model import kernels
 from services.learner.model.policy import Policy
 from services.learner.model.start import start_policy
-from services.learner.objective.advantage import StepAdvantages, step_advantages
 from services.learner.objective.diagnostics import diagnostics
 from services.learner.parallel import Ranks, StopSignal
 from services.learner.probe import bounds_of, disagreement, generate_probe, logprob_gap
 from services.learner.publishing.publisher import Publisher
+from services.learner.share import Share
 from services.learner.state.best import is_best
 from services.learner.state.checkpoint import Checkpoints, refuse_existing, rng_state
 from services.learner.status import Status, serving
@@ -108,6 +105,7 @@ class Learner:
     policy: Policy
     stepper: Stepper
     budget: Budget
+    share: Share
     checkpoints: Checkpoints
     publisher: Publisher
     desk: Desk | None
@@ -132,9 +130,19 @@ class Learner:
         """
         self.stop.agree(self.ranks)
         if self.desk is None:
-            return None if self._follow()["do"] == "stop" else self.offered
+            order = self._follow()
+            if order["do"] == "stop":
+                return None
+            self.share.prefetch(order["clips"])
+            return self.offered
         groups = self._take(self.desk, version)
-        self._order("stop" if groups is None else "train")
+        if groups is None:
+            self._order("stop")
+            return None
+        ahead = self.desk.ahead(version + 1)
+        clips = self.share.clips_of_ranks(ahead, limits=self.budget.limits)
+        self._order("train", clips=clips)
+        self.share.prefetch(clips)
         return groups
 
     def _offer(self, groups: Sequence[ScoredGroup]) -> dict[str, str]:
@@ -143,56 +151,19 @@ class Learner:
         told = self.ranks.world_size > 1
         bodies = [group.model_dump(mode="json", context=PACKED) for group in groups] if told else []
         self._order("look", groups=bodies)
-        return self._agreed_faults(groups)
-
-    def _agreed_faults(self, groups: Sequence[ScoredGroup]) -> dict[str, str]:
-        """Why groups cannot be trained on, by prompt id: the same on all ranks."""
-        advantages = self._advantages(groups).by_group
-        large = batching.faults(groups, advantages, max_tokens=self.budget.limits.max_tokens)
-        fitting = [group for group in groups if group.prompt_id not in large]
-        found = self.policy.group_faults(self._own_groups(fitting))
-        faults = {key: fault for own in self.ranks.gather_json(found) for key, fault in own.items()}
-        return large | faults
-
-    def _own_groups(self, groups: Sequence[ScoredGroup]) -> Sequence[ScoredGroup]:
-        """Those whose clips this rank needs, in the order of their use."""
-        return batching.groups_of_rank(
-            groups,
-            self._advantages(groups).by_group,
-            limits=self.budget.limits,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-        )
-
-    def _advantages(self, groups: Sequence[ScoredGroup]) -> StepAdvantages:
-        strategy, settings = self.run.shared.strategy, self.run.learner.advantage
-        return step_advantages(groups, strategy=strategy, settings=settings)
+        return self.share.agreed_faults(groups, limits=self.budget.limits)
 
     def step(self, groups: Sequence[ScoredGroup], *, number: int) -> dict[str, float]:
         """One step on these groups, all its updates; its figures. A collective."""
-        advantages = self._advantages(groups)
-
-        def collate(limits: Limits) -> TrainBatch:
-            """This rank's part; without micro-batches, on all ranks, if nothing is left."""
-            if advantages.is_empty:
-                return NO_WORK
-            return batching.collate(
-                groups,
-                advantages.by_group,
-                limits=limits,
-                rank=self.ranks.rank,
-                world_size=self.ranks.world_size,
-            )
-
         figures, self.budget = step_within(
             self.budget,
             run_dir=self.run.learner.run_dir,
             ranks=self.ranks,
-            collate=collate,
+            collate=lambda limits: self.share.collate(groups, limits=limits),
             step=functools.partial(self.stepper.step, number=number),
             forget=self.stepper.forget,
         )
-        return figures
+        return figures | self.share.clip_figures()
 
     def publish(self, version: int) -> None:
         """Bring a version to all live replicas, at once or beside the next step; a collective."""
@@ -201,9 +172,12 @@ class Learner:
             self.desk.status.show({"policy_version": version})
 
     def top_up(self, version: int) -> None:
-        """Rank 0: keep the bounded number of prompts in flight and decode their clips."""
-        if self.desk is not None:
-            self.policy.clips.prefetch(self.desk.top_up(version))
+        """Rank 0: keep the bounded number of prompts in flight; a lone rank decodes their clips."""
+        if self.desk is None:
+            return
+        clips = self.desk.top_up(version)
+        if self.ranks.world_size == 1:
+            self.policy.clips.prefetch(clips)
 
     def validate(self, version: int) -> None:
         """Have the held-out rows answered if this version is due; a collective.
@@ -236,7 +210,7 @@ class Learner:
         line = {"step": version, "policy_version": version, **figures, **self.desk.figures()}
         line |= self.publisher.figures
         line |= metrics.group_metrics(groups, version=version - 1)
-        line |= diagnostics(self._advantages(groups))
+        line |= diagnostics(self.share.advantages(groups))
         line |= gap
         self.desk.show(line, step=version)
         logger.info("step", extra=line)
@@ -249,7 +223,7 @@ class Learner:
             self.stepper.dumps.finish(
                 step,
                 groups=groups,
-                advantages=self._advantages(groups).by_group,
+                advantages=self.share.advantages(groups).by_group,
                 figures=figures,
                 world_size=self.ranks.world_size,
             )
@@ -295,7 +269,7 @@ class Learner:
             self.stop.agree(self.ranks)
             if order["do"] == "look":
                 self.offered = [ScoredGroup.model_validate(group) for group in order["groups"]]
-                self._agreed_faults(self.offered)
+                self.share.agreed_faults(self.offered, limits=self.budget.limits)
             elif order["do"] != "wait":
                 return dict(order)
 
@@ -384,6 +358,7 @@ def open_learner(
             recomputed=budget.recomputed,
             kernels=settings.kernels,
             load_frames=loader.load,
+            memory=settings,
         )
         stepper = Stepper.of(run, policy, start=start, ranks=ranks, load_frames=loader.load)
         checkpoints = Checkpoints(
@@ -410,6 +385,7 @@ def open_learner(
             policy=policy,
             stepper=stepper,
             budget=budget,
+            share=Share(run, ranks, policy),
             checkpoints=checkpoints,
             publisher=publisher,
             desk=desk,

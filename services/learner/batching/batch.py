@@ -163,13 +163,27 @@ def groups_of_rank(
     world_size: int,
 ) -> list[ScoredGroup]:
     """The groups whose clips a rank needs for `collate`'s batch, in the order of their use."""
+    return shares(groups, advantages, limits=limits, world_size=world_size)[rank]
+
+
+def shares(
+    groups: Sequence[ScoredGroup],
+    advantages: Sequence[Sequence[float | None]],
+    *,
+    limits: Limits,
+    world_size: int,
+) -> list[list[ScoredGroup]]:
+    """`groups_of_rank` for each rank."""
     works = [group.work for group in _trained(groups, advantages)]
     if not works:
-        return []
+        return [[] for _ in range(world_size)]
     whole = plan(works, world_size=world_size, limits=limits)
-    keys = dict.fromkeys(part.work.key for bins in whole for part in bins[rank])
     by_key = {group.prompt_id: group for group in groups}
-    return [by_key[key] for key in keys]
+    keys = [
+        dict.fromkeys(part.work.key for bins in whole for part in bins[rank])
+        for rank in range(world_size)
+    ]
+    return [[by_key[key] for key in own] for own in keys]
 
 
 def _trained(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from common import torchvision_cpu
-from common.config import Lora
+from common.config import Lora, Room
 from common.errors import EngineError, VideoError
 from common.messages import ClipRef, ScoredGroup
 from common.model.expected import ARCHITECTURES, empty_model, refuse_unfit_model
@@ -26,6 +26,7 @@ from common.video.frames import load_frames
 from services.learner.batching.batch import MicroBatch
 from services.learner.batching.layout import Packing
 from services.learner.model import lora, prefix, vision
+from services.learner.model.features import ClipFeatures
 from services.learner.model.positions import prompt_positions
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Policy(nn.Module):
         *,
         freeze_vision: bool,
         adapters: Lora | None = None,
-        feature_cache_bytes: int = vision.FEATURE_CACHE_BYTES,
+        memory: Room | None = None,
         load_frames: vision.LoadFrames = load_frames,
     ) -> None:
         """See `load_policy`."""
@@ -71,7 +72,7 @@ class Policy(nn.Module):
             model.model,
             video_processor,
             frozen=freeze_vision,
-            max_bytes=feature_cache_bytes,
+            memory=memory or Room(),
             load_frames=load_frames,
         )
 
@@ -202,7 +203,7 @@ class Policy(nn.Module):
         ).last_hidden_state
         return hidden_1LH[0]
 
-    def _features(self, batch: MicroBatch) -> list[vision.ClipFeatures]:
+    def _features(self, batch: MicroBatch) -> list[ClipFeatures]:
         """Of each clip; without clips nothing, or what brings a trained tower into step."""
         if batch.clips:
             return self.clips.features(batch.clips, device=self.device)
@@ -262,6 +263,7 @@ def load_policy(
     recomputed: float = 0.0,
     attention: Attention | None = None,
     load_frames: vision.LoadFrames = load_frames,
+    memory: Room | None = None,
     empty: bool = False,
 ) -> Policy:
     """Load a checkpoint to train it.
@@ -278,6 +280,7 @@ def load_policy(
         attention: kernel of the vision tower; default flash_attention_2 on CUDA if importable, else
             sdpa. The language model always uses PyTorch's kernels (`attention.py`).
         load_frames: where the frames of a clip come from.
+        memory: `[learner]`: what is decoded ahead, and which features are kept.
         empty: on the meta device instead, for `start.py` to give it memory and values.
 
     Raises:
@@ -312,6 +315,7 @@ def load_policy(
         freeze_vision=freeze_vision,
         adapters=adapters,
         load_frames=load_frames,
+        memory=memory,
     )
 
 

@@ -9,13 +9,20 @@ from pathlib import Path
 
 import torch
 
+from common.config import Room
 from services.learner.model.policy import Policy, load_policy
 from services.learner.model.vision import LoadFrames
 from services.learner.parallel import Ranks, shard_model
 
 
 def load_reference(
-    policy: Policy, *, start: Path, dtype: torch.dtype, ranks: Ranks, load_frames: LoadFrames
+    policy: Policy,
+    *,
+    start: Path,
+    dtype: torch.dtype,
+    ranks: Ranks,
+    load_frames: LoadFrames,
+    memory: Room | None = None,
 ) -> Policy:
     """A collective on several ranks: each keeps a share, and computes in `dtype`.
 
@@ -25,8 +32,11 @@ def load_reference(
         dtype: of the parameters.
         ranks: of the learner.
         load_frames: where frames of a clip come from, if the policy's tower is trained.
+        memory: `[learner]`: which features are kept, if the policy's tower is trained.
     """
-    reference = load_policy(start, dtype=dtype, device=ranks.device, load_frames=load_frames)
+    reference = load_policy(
+        start, dtype=dtype, device=ranks.device, load_frames=load_frames, memory=memory
+    )
     reference.requires_grad_(False)
     if policy.freeze_vision:
         reference.model.model.visual = policy.tower

@@ -3,11 +3,11 @@
 `policy.py` asks for the clips of a micro-batch; frames come from the run's clip loader and pass the
 checkpoint's own video processor, which neither samples nor resizes again.
 
-Shapes: M merged visual tokens of a clip, H hidden size of the language model, D deepstack levels.
+Features are kept (`features.py`) under what they depend on: clip, processor and tower. Clips of the
+next step are decoded and cut into patches by a pool of threads, bounded in bytes.
 """
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,67 +20,39 @@ import torch
 from torch import Tensor
 
 from common import torchvision_cpu
+from common.config import Room
 from common.errors import VideoError
 from common.messages import ClipRef, ScoredGroup
 from common.video.frames import processor_metadata
+from services.learner.model.features import ClipFeatures, TieredCache
 
-FEATURE_CACHE_BYTES = 4 * 2**30
-"""Host memory for features of frozen towers; a 14k-token clip of an 8B model takes about 0.5 GB."""
-CLIPS_AHEAD = 32
-"""Decoded clips that wait for their turn: at most this many."""
+FORGET_AFTER = 8
+"""Looks at a step's clips; what was decoded ahead and not asked for since is dropped."""
 
 
 LoadFrames = Callable[[ClipRef], npt.NDArray[np.uint8]]
 """`ClipLoader.load` of the run, or `common.video.frames.load_frames`."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClipFeatures:
-    """What the language model takes in for one clip."""
+@dataclass(slots=True)
+class _Ahead:
+    """A clip that is decoded before its turn."""
 
-    embeds_MH: Tensor
-    deepstack_DMH: tuple[Tensor, ...]
-    """Qwen3-VL adds these to the hidden states of its first D layers; empty elsewhere."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of all tensors."""
-        return sum(tensor.nbytes for tensor in (self.embeds_MH, *self.deepstack_DMH))
-
-    def to(self, device: torch.device) -> "ClipFeatures":
-        """The same features on another device."""
-        return ClipFeatures(
-            self.embeds_MH.to(device), tuple(level.to(device) for level in self.deepstack_DMH)
-        )
+    pixels: Future[Tensor]
+    num_bytes: int
+    look: int
+    """At which it was asked for last."""
 
 
-class FeatureCache:
-    """Features by (clip, sampling, tower), least recently used out first, bounded in bytes."""
+@dataclass(slots=True)
+class ClipCounts:
+    """Since the last time they were read."""
 
-    def __init__(self, *, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self._features: OrderedDict[object, ClipFeatures] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._features)
-
-    def get(self, key: object) -> ClipFeatures | None:
-        """The features under `key`, now the most recently used."""
-        features = self._features.get(key)
-        if features is not None:
-            self._features.move_to_end(key)
-        return features
-
-    def put(self, key: object, features: ClipFeatures) -> None:
-        """Keep features and drop the oldest until all fit; what is too large alone is not kept."""
-        if features.num_bytes > self._max_bytes or key in self._features:
-            return
-        self._features[key] = features
-        self._num_bytes += features.num_bytes
-        while self._num_bytes > self._max_bytes:
-            _, dropped = self._features.popitem(last=False)
-            self._num_bytes -= dropped.num_bytes
+    asked: int = 0
+    cached: int = 0
+    """Features that were at hand."""
+    ahead: int = 0
+    """Of the others, pixels that were ready when a step first looked for them."""
 
 
 class ClipEncoder:
@@ -92,26 +64,38 @@ class ClipEncoder:
         video_processor: Any,
         *,
         frozen: bool,
-        max_bytes: int,
         load_frames: LoadFrames,
+        memory: Room,
     ) -> None:
         """`model` is a checkpoint's inner model: it has `visual` and `get_video_features`."""
         self._load_frames = load_frames
         self._model = model
         self._processor = video_processor
-        self._cache = FeatureCache(max_bytes=max_bytes)
+        self._cache = TieredCache(
+            device_bytes=memory.device_feature_cache_bytes, host_bytes=memory.feature_cache_bytes
+        )
         self._frozen = frozen
-        self._decoding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clips")
-        self._ahead: OrderedDict[object, Future[Tensor]] = OrderedDict()
+        self._processor_digest = _settings_digest(video_processor)
+        self._decoding = ThreadPoolExecutor(
+            max_workers=memory.decode_workers, thread_name_prefix="clips"
+        )
+        self._max_bytes_ahead = memory.decode_ahead_bytes
+        self._ahead: dict[object, _Ahead] = {}
+        self._look = 0
+        self._counts = ClipCounts()
 
     def prefetch(self, clips: Iterable[ClipRef]) -> None:
-        """Decode clips in the background that will be asked for soon; errors wait until then."""
+        """Decode clips in the background that will be asked for soon, in this order while memory
+        lasts (`learner.decode_ahead_bytes`); errors wait until then."""
+        left = self._max_bytes_ahead - sum(one.num_bytes for one in self._ahead.values())
         for clip in clips:
-            key = self._key(clip)
-            if key not in self._ahead and self._cache.get(key) is None:
-                self._ahead[key] = self._decoding.submit(self._decode, clip)
-        while len(self._ahead) > CLIPS_AHEAD:
-            self._ahead.popitem(last=False)[1].cancel()
+            if (key := self._key(clip)) in self._ahead or key in self._cache:
+                continue
+            size = self._pixel_bytes(clip)
+            if size > left:
+                return
+            self._start(key, clip, size)
+            left -= size
 
     def decode_faults(self, clips: Iterable[ClipRef]) -> list[str | None]:
         """Decode clips now that are about to be asked for; why that fails for each, None if not.
@@ -119,18 +103,36 @@ class ClipEncoder:
         What is decoded stays at hand for `features`.
         """
         keys = []
+        self._look += 1
         for clip in clips:
             keys.append(key := self._key(clip))
-            if key not in self._ahead and self._cache.get(key) is None:
-                self._ahead[key] = self._decoding.submit(self._decode, clip)
+            if (one := self._ahead.get(key)) is not None:
+                self._counts.ahead += one.look < self._look and one.pixels.done()
+                one.look = self._look
+            elif key not in self._cache:
+                self._start(key, clip, self._pixel_bytes(clip))
+        for key in [k for k, one in self._ahead.items() if one.look < self._look - FORGET_AFTER]:
+            self._ahead.pop(key).pixels.cancel()
         return [self._fault(key) for key in keys]
 
+    def take_counts(self) -> ClipCounts:
+        """What became of the clips asked for; counts from zero again."""
+        counts, self._counts = self._counts, ClipCounts()
+        return counts
+
+    def _start(self, key: object, clip: ClipRef, num_bytes: int) -> None:
+        self._ahead[key] = _Ahead(self._decoding.submit(self._decode, clip), num_bytes, self._look)
+
+    def _pixel_bytes(self, clip: ClipRef) -> int:
+        """Of normalised patches in float32; a clip that cannot be patched says so when decoded."""
+        height_px, width_px = clip.frame_hw
+        return 3 * 4 * len(clip.frame_indices) * height_px * width_px
+
     def _fault(self, key: object) -> str | None:
-        future = self._ahead.get(key)
-        if future is None:
+        if (one := self._ahead.get(key)) is None:
             return None
         try:
-            future.result()
+            one.pixels.result()
         except (VideoError, OSError, RuntimeError, ValueError) as error:
             del self._ahead[key]  # the next look may find the file again
             return f"{type(error).__name__}: {error}"
@@ -205,12 +207,15 @@ class ClipEncoder:
 
     def _cached(self, clip: ClipRef, device: torch.device) -> ClipFeatures:
         key = self._key(clip)
-        features = self._cache.get(key)
-        if features is None:
-            with torch.no_grad():
-                features = self._encode([clip], device)[0].to(torch.device("cpu"))
-            self._cache.put(key, features)
-        return features.to(device)
+        self._counts.asked += 1
+        features = self._cache.get(key, device=device)
+        if features is not None:
+            self._counts.cached += 1
+            return features
+        with torch.no_grad():
+            features = self._encode([clip], device)[0]
+        self._cache.put(key, features)
+        return features
 
     def _encode(self, clips: Sequence[ClipRef], device: torch.device) -> list[ClipFeatures]:
         """One tower call for all clips, so that ranks with a sharded tower stay in step."""
@@ -232,12 +237,13 @@ class ClipEncoder:
         return digest(self._model.visual) if self._frozen else None
 
     def _key(self, clip: ClipRef) -> object:
-        return self._tower, clip.sha256, clip.sampling, clip.frame_hw, clip.frame_indices
+        made_by = self._processor_digest, self._tower
+        return *made_by, clip.sha256, clip.sampling, clip.frame_hw, clip.frame_indices
 
     def _pixels(self, clip: ClipRef) -> Tensor:
         """Normalised patches of a clip, [patches, values of a patch]."""
         ahead = self._ahead.pop(self._key(clip), None)
-        return self._decode(clip) if ahead is None else ahead.result()
+        return self._decode(clip) if ahead is None else ahead.pixels.result()
 
     def _decode(self, clip: ClipRef) -> Tensor:
         metadata = processor_metadata(clip)
@@ -259,6 +265,11 @@ def load_video_processor(path: str) -> Any:
     from transformers import AutoVideoProcessor
 
     return AutoVideoProcessor.from_pretrained(path)
+
+
+def _settings_digest(video_processor: Any) -> str:
+    """Hex sha256 over a processor's settings."""
+    return hashlib.sha256(video_processor.to_json_string().encode()).hexdigest()
 
 
 def digest(module: torch.nn.Module) -> str:

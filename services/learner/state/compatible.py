@@ -62,6 +62,10 @@ MAY_CHANGE = {
     "learner.gradient_checkpointing": "memory for time: gradients are the same bits",
     "learner.kernels": "speed: the same numbers to rounding",
     "learner.max_tokens_per_rank": "memory: the same sum, in another order",
+    "learner.feature_cache_bytes": "memory: cached features are the computed ones",
+    "learner.device_feature_cache_bytes": "memory, as above",
+    "learner.decode_ahead_bytes": "memory",
+    "learner.decode_workers": "threads",
     "learner.allow_float32_on_cuda": "a permission: shared.dtype is compared",
 }
 """Key, or start of keys → why it may."""

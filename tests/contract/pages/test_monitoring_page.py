@@ -20,7 +20,7 @@ KEYS = [
     *("rollout/answer_tokens_mean", "rollout/score_s_mean", "intake/staleness_steps_max"),
     *("intake/groups_stale", "learner/importance_weight_max", "learner/logprob_gap_max_nats"),
     *("advantage/mean_group", "advantage/injected_abs_max"),
-    "batch/useful_fraction",
+    *("batch/useful_fraction", "clips/pixels_hit_fraction"),
 ]
 """One of each series that has labels."""
 

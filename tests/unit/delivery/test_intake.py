@@ -216,6 +216,19 @@ class TestTake:
         assert not ring.feed.outstanding
         assert ring.intake.counters.groups_taken == 2 * GROUPS_PER_STEP
 
+    def test_the_next_step_is_seen_before_it_is_taken(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        pushed = ring.answer()
+        assert ring.take(at=0) == pushed[:GROUPS_PER_STEP]
+        for _ in range(2):
+            seen = ids(ring.intake.ahead(GROUPS_PER_STEP, at=1))
+            assert seen == pushed[GROUPS_PER_STEP:]
+        assert ring.intake.counters.groups_taken == GROUPS_PER_STEP
+        assert ring.intake.ahead(GROUPS_PER_STEP + 1, at=1) == []
+        assert ring.intake.ahead(GROUPS_PER_STEP, at=100) == []
+        assert ring.take(at=1) == pushed[GROUPS_PER_STEP:]
+        assert ring.intake.ahead(GROUPS_PER_STEP, at=1) == []
+
     def test_waits_and_lets_the_caller_work_meanwhile(self, ring: Ring) -> None:
         ring.feed.top_up(0)
         ring.answer(2)

@@ -57,7 +57,7 @@ def test_a_card_gives_what_the_formula_leaves(
     tmp_path: Path, model: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    for gigabytes in (8, 80):
+    for gigabytes in (12, 96):
         monkeypatch.setattr(module, "_smallest_card", lambda _, size=gigabytes: size * 1e9)
         found.append(Budget.of(run_of(tmp_path), start=model, ranks=ranks).limits.max_tokens)
     assert found[1] > 8 * found[0]

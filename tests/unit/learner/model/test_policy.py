@@ -11,8 +11,8 @@ from common.errors import VideoError
 from common.messages import Int32Array, ScoredGroup
 from services.learner.batching.batch import IDLE, MicroBatch, collate
 from services.learner.model import policy as policy_module
+from services.learner.model.features import ClipFeatures, FeatureCache
 from services.learner.model.policy import Policy, load_policy
-from services.learner.model.vision import ClipFeatures, FeatureCache
 from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture, patch_factor
 

@@ -101,7 +101,15 @@ def test_every_rank_learns_that_a_version_is_the_best(is_main: bool, tmp_path: P
         "desk": SimpleNamespace(validate=validate) if is_main else None,
         "run": run_of(tmp_path, tmp_path, validation={"every": 2}),
     }
-    names = ("policy", "stepper", "budget", "checkpoints", "first_version", "saved_version")
+    names = (
+        "policy",
+        "stepper",
+        "budget",
+        "share",
+        "checkpoints",
+        "first_version",
+        "saved_version",
+    )
     learner = Learner(**cast("Any", dict.fromkeys(names) | parts), validates=True)
     learner.validate(2)
     assert learner.is_best
