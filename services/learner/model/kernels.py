@@ -17,6 +17,7 @@ import torch
 
 from common.config.kernels import Kernels
 from common.errors import ConfigError
+from services.learner.model import prefix
 from services.learner.model.policy import Policy
 
 DELTA_NET = "linear_attention"
@@ -62,13 +63,17 @@ def compile_layers(
     Before `shard_model`, and a layer's forward alone: FSDP's hooks and gradient checkpointing stay
     around the compiled code, where they are ordinary Python. All layers share that code, and
     lengths are symbols in it: 4 layers of Qwen3-VL-4B at 16k tokens took .315 s instead of .365
-    (checkpointed, one H200, a prototype).
+    (checkpointed, one H200, a prototype in which attention was compiled too).
+
+    Attention stays between two compiled pieces: it loops over segments and blocks, of which each
+    layout has other ones, and what it calls are kernels that a compiler leaves alone.
 
     Layers with a gated delta net stay as they are: compiled, their backward failed on a view
     (torch 2.13, CPU), and most of their time is in kernels that a compiler leaves alone.
     """
     if settings.compile == "off" or (settings.compile == "auto" and device.type != "cuda"):
         return 0
+    prefix.keep_uncompiled(policy.model.model)
     layers = [layer for layer in policy.decoder_layers if not hasattr(layer, "linear_attn")]
     for layer in layers:
         layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)

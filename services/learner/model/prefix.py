@@ -30,6 +30,8 @@ from services.learner.model.attention import attend_to_prompt, by_answer, in_row
 
 ATTENTION = "shared_prefix"
 """Name under which transformers finds `shared_prefix_attention`."""
+UNCOMPILED = "shared_prefix_uncompiled"
+"""The same for layers that are compiled: the compiler calls it as it is."""
 
 
 def install(model: Any) -> None:
@@ -53,6 +55,15 @@ def install(model: Any) -> None:
     for layer in model.language_model.layers:
         if (net := getattr(layer, "linear_attn", None)) is not None:
             net.forward = MethodType(_delta_net_forward, net)
+
+
+def keep_uncompiled(model: Any) -> None:
+    """Have `install`'s attention left out of what torch.compile makes of this model's layers."""
+    from transformers import AttentionInterface
+
+    as_it_is = torch.compiler.disable(shared_prefix_attention)  # type: ignore[no-untyped-call]
+    AttentionInterface.register(UNCOMPILED, as_it_is)
+    model.config.text_config._attn_implementation = UNCOMPILED
 
 
 def shared_prefix_attention(
