@@ -13,7 +13,7 @@ from common.errors import ConfigError, MemoryShortError
 from common.messages import ScoredGroup
 from common.video.frames import load_frames
 from services.learner.batching import budget as module
-from services.learner.batching.batch import TrainBatch, collate
+from services.learner.batching.batch import NO_WORK, TrainBatch, collate
 from services.learner.batching.budget import CPU_TOKENS, FILE, Budget, step_within
 from services.learner.batching.plan import Limits
 from services.learner.model.policy import Policy, load_policy
@@ -210,3 +210,44 @@ def test_what_cannot_be_split_says_so(
             forget=lambda: None,
         )
     assert not (tmp_path / FILE).exists()
+
+
+def test_between_a_steps_updates_it_ends_the_run_instead_of_making_one_twice(
+    tmp_path: Path, model: Path, ranks: Ranks, groups: list[ScoredGroup]
+) -> None:
+    stepper = stepper_of(run_of(tmp_path, updates_per_batch=2), model, ranks)
+    calls: list[int] = []
+
+    def fail(_: object, args: Sequence[torch.Tensor], output: torch.Tensor) -> None:
+        calls.append(output.shape[1])
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("planted in the second update")
+
+    stepper.policy.decoder_layers[-1].mlp.register_forward_hook(fail)
+    with pytest.raises(MemoryShortError, match=r"learner\.updates_per_batch.*\(--resume\)"):
+        step_within(
+            Budget(limits(), 0.0, configured=2**20),
+            run_dir=tmp_path,
+            ranks=ranks,
+            collate=lambda by: collate(groups, [[1.0, -1.0, 2.0]] * 2, limits=by),
+            step=lambda batch: stepper.step(batch, number=1),
+            forget=stepper.forget,
+        )
+    assert len(calls) == 2
+    assert json.loads((tmp_path / FILE).read_text())["wanted"] < calls[0]
+
+
+def test_a_step_without_work_has_no_share_of_useful_time(tmp_path: Path, ranks: Ranks) -> None:
+    figures, _ = step_within(
+        Budget(limits(), 0.0, configured=2**20),
+        run_dir=tmp_path,
+        ranks=ranks,
+        collate=lambda _: NO_WORK,
+        step=lambda _: {},
+        forget=lambda: None,
+    )
+    assert figures == {
+        "batch/micro_batches": 0.0,
+        "batch/max_tokens_per_rank": 2.0**20,
+        "batch/memory_retries": 0.0,
+    }
