@@ -26,7 +26,7 @@ WORDS = {
     "rollout": "tempsamp rollout serve",
     "reward": "tempsamp reward serve",
     "redis": "redis-server",
-    "learner": "torch.distributed.run",
+    "learner": "tempsamp learner",
 }
 """In the command lines of the demo's own children."""
 
