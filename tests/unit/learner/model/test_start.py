@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from services.learner.model import start
 from services.learner.parallel import Ranks, start_ranks
+from tests.fixtures.learner.ranks import as_ranks
 from tests.fixtures.learner.start_rank import assert_starts_as_loaded
 from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture
 
@@ -46,9 +46,8 @@ def models(tiny_model: ModelFolder, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_two_ranks_start_as_a_direct_load(models: list[Path]) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     finished = subprocess.run(
-        [*launch, "-m", "tests.fixtures.learner.start_rank", *map(str, models)],
+        as_ranks(2, "-m", "tests.fixtures.learner.start_rank", *map(str, models)),
         cwd=ROOT,
         capture_output=True,
         text=True,

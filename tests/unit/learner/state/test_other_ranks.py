@@ -1,7 +1,6 @@
 """A checkpoint is restored by another number of ranks, and by an optimizer with other groups."""
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from services.learner.state.checkpoint import Checkpoints
 from tests.fixtures.learner.checkpoint_rank import run_state
 from tests.fixtures.learner.groups import clip_ref, scored_group
 from tests.fixtures.learner.learner_rank import Case, write_cases
+from tests.fixtures.learner.ranks import as_ranks
 from tests.fixtures.learner.tiny_models import Architecture
 
 ROOT = Path(__file__).parents[4]
@@ -27,13 +27,8 @@ ModelFolder = Callable[[Architecture], Path]
 
 def run_ranks(folder: Path, mode: str, count: int) -> Path:
     """The weights after the second step."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     finished = subprocess.run(
-        [
-            *launch,
-            f"--nproc-per-node={count}",
-            *("-m", "tests.fixtures.learner.checkpoint_rank", str(folder), mode),
-        ],
+        as_ranks(count, "-m", "tests.fixtures.learner.checkpoint_rank", str(folder), mode),
         cwd=ROOT,
         capture_output=True,
         text=True,
