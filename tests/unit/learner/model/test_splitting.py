@@ -90,4 +90,6 @@ def test_one_answer_at_a_time_gives_the_gradient_of_the_group(
         scores = policy(micro_batch).logprobs_GSR
         (scores * micro_batch.advantages_GS[..., None]).sum().backward()
         total += torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
-    assert relative(total, wanted) < 1e-6
+    # Four backward passes are summed here, in another order than one sums them: in float32 that
+    # alone went beyond 1e-6 once, in gated delta nets.
+    assert relative(total, wanted) < 5e-6
