@@ -210,6 +210,17 @@ def fewest_recomputed(
     return 1.0
 
 
+def room_on_card(
+    shared: Shared, *, learner: Learner, architecture: Architecture, card: Card
+) -> tuple[float, int]:
+    """The share of layers that is recomputed, and the packed tokens that fit with it."""
+    recomputed = fewest_recomputed(shared, learner=learner, architecture=architecture, card=card)
+    tokens = tokens_that_fit(
+        shared, learner=learner, architecture=architecture, card=card, recomputed=recomputed
+    )
+    return recomputed, tokens
+
+
 def recomputed_share(chosen: str | int) -> float:
     """Of the layers: 1 / n for every n-th."""
     return 1 / chosen if isinstance(chosen, int) else float(chosen == "on")

@@ -17,8 +17,7 @@ from common.model.memory import (
     Card,
     Place,
     RankMemory,
-    fewest_recomputed,
-    tokens_that_fit,
+    room_on_card,
 )
 from jobs.recipes.memory import ReplicaMemory, rank_memory, replica_memory
 from jobs.recipes.times import Fleet, StepTimes, step_times
@@ -62,15 +61,8 @@ def plan(run: Run, *, architecture: Architecture, fleet: Fleet) -> Plan:
     tokens = group_tokens(run.shared, architecture=architecture)
     replicas = fleet.replicas(run.rollout)
     card = Card(fleet.gpu_bytes, ranks=fleet.learner_gpus)
-    recomputed = fewest_recomputed(
+    recomputed, room = room_on_card(
         run.shared, learner=run.learner, architecture=architecture, card=card
-    )
-    room = tokens_that_fit(
-        run.shared,
-        learner=run.learner,
-        architecture=architecture,
-        card=card,
-        recomputed=recomputed,
     )
     return Plan(
         run=run,

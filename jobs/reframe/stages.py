@@ -49,7 +49,6 @@ SUBJECT = (
     '1000. "size" is the width and the height of the frame on the scale that you use. Answer with '
     'JSON alone, in this form: {"center": [412, 637], "size": [1000, 1000]}'
 )
-SEVERAL = "several objects"
 
 
 @dataclass(frozen=True, kw_only=True)

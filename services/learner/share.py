@@ -32,9 +32,8 @@ class Share:
 
         Each rank decodes the clips of its own share.
         """
-        large = self._too_large(groups, limits)
-        fitting = [group for group in groups if group.prompt_id not in large]
-        found = self.policy.group_faults(self._shares(fitting, limits)[self.ranks.rank])
+        large, shares = self._divided(groups, limits)
+        found = self.policy.group_faults(shares[self.ranks.rank])
         faults = {key: fault for own in self.ranks.gather_json(found) for key, fault in own.items()}
         return large | faults
 
@@ -53,9 +52,7 @@ class Share:
 
     def clips_of_ranks(self, groups: Sequence[ScoredGroup], *, limits: Limits) -> list[list[Any]]:
         """The clips that each rank needs for these groups, as JSON."""
-        large = self._too_large(groups, limits)
-        fitting = [group for group in groups if group.prompt_id not in large]
-        shares = self._shares(fitting, limits)
+        _, shares = self._divided(groups, limits)
         return [[group.clip.model_dump(mode="json") for group in own] for own in shares]
 
     def prefetch(self, clips: Sequence[Sequence[Any]]) -> None:
@@ -78,11 +75,14 @@ class Share:
         strategy, settings = self.run.shared.strategy, self.run.learner.advantage
         return step_advantages(groups, strategy=strategy, settings=settings)
 
-    def _too_large(self, groups: Sequence[ScoredGroup], limits: Limits) -> dict[str, str]:
-        return batching.faults(
-            groups, self.advantages(groups).by_group, max_tokens=limits.max_tokens
-        )
-
-    def _shares(self, groups: Sequence[ScoredGroup], limits: Limits) -> list[list[ScoredGroup]]:
-        advantages, world_size = self.advantages(groups).by_group, self.ranks.world_size
-        return batching.shares(groups, advantages, limits=limits, world_size=world_size)
+    def _divided(
+        self, groups: Sequence[ScoredGroup], limits: Limits
+    ) -> tuple[dict[str, str], list[list[ScoredGroup]]]:
+        """What no rank has room for, and the rest by the rank that needs its clips."""
+        advantages = self.advantages(groups).by_group
+        large = batching.faults(groups, advantages, max_tokens=limits.max_tokens)
+        if large:  # a step without these has other advantages
+            groups = [group for group in groups if group.prompt_id not in large]
+            advantages = self.advantages(groups).by_group
+        world_size = self.ranks.world_size
+        return large, batching.shares(groups, advantages, limits=limits, world_size=world_size)

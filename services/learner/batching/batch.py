@@ -154,18 +154,6 @@ def faults(
     return {work.key: too_large(work, max_tokens) for work in works if smallest(work) > max_tokens}
 
 
-def groups_of_rank(
-    groups: Sequence[ScoredGroup],
-    advantages: Sequence[Sequence[float | None]],
-    *,
-    limits: Limits,
-    rank: int,
-    world_size: int,
-) -> list[ScoredGroup]:
-    """The groups whose clips a rank needs for `collate`'s batch, in the order of their use."""
-    return shares(groups, advantages, limits=limits, world_size=world_size)[rank]
-
-
 def shares(
     groups: Sequence[ScoredGroup],
     advantages: Sequence[Sequence[float | None]],
@@ -173,7 +161,7 @@ def shares(
     limits: Limits,
     world_size: int,
 ) -> list[list[ScoredGroup]]:
-    """`groups_of_rank` for each rank."""
+    """For each rank, the groups whose clips it needs for `collate`'s batch, in order of use."""
     works = [group.work for group in _trained(groups, advantages)]
     if not works:
         return [[] for _ in range(world_size)]

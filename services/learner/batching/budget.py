@@ -17,7 +17,7 @@ import torch
 from common.config import Run
 from common.errors import ConfigError, MemoryShortError
 from common.model.architecture import architecture_of
-from common.model.memory import Card, fewest_recomputed, recomputed_share, tokens_that_fit
+from common.model.memory import Card, recomputed_share, room_on_card
 from services.learner.batching.batch import TrainBatch
 from services.learner.batching.plan import Limits, flop_cost, smallest, useful_share
 from services.learner.parallel import Ranks
@@ -60,15 +60,8 @@ class Budget:
             room = CPU_TOKENS
         else:
             card = Card(card_bytes, ranks=ranks.world_size)
-            recomputed = fewest_recomputed(
+            recomputed, room = room_on_card(
                 run.shared, learner=run.learner, architecture=architecture, card=card
-            )
-            room = tokens_that_fit(
-                run.shared,
-                learner=run.learner,
-                architecture=architecture,
-                card=card,
-                recomputed=recomputed,
             )
         max_tokens = run.learner.max_tokens_per_rank or room
         _refuse_too_small(run, max_tokens, card_bytes)

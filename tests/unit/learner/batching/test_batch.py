@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.messages import PACKED, ClipRef, Scored, ScoredGroup, Timings
-from services.learner.batching.batch import IDLE, MicroBatch, collate, faults, groups_of_rank
+from services.learner.batching.batch import IDLE, MicroBatch, collate, faults, shares
 from tests.fixtures.learner.groups import injected_sample, limits, policy_sample
 
 
@@ -165,12 +165,12 @@ def test_groups_of_a_rank_are_those_whose_clips_its_batch_names() -> None:
     advantages = [[0.5, -0.5, 1.0]] * 4 + [[None, None, None]]
     for world_size in (1, 2, 3, 7):
         for rank in range(world_size):
-            keys = {"limits": limits(12, splits=True), "rank": rank, "world_size": world_size}
-            batch = collate(groups, advantages, **keys)
+            keys = {"limits": limits(12, splits=True), "world_size": world_size}
+            batch = collate(groups, advantages, rank=rank, **keys)
             needed = {clip.uri for micro in batch.micro_batches for clip in micro.clips}
-            own = {item.clip.uri for item in groups_of_rank(groups, advantages, **keys)}
+            own = {item.clip.uri for item in shares(groups, advantages, **keys)[rank]}
             assert needed == own
-    assert groups_of_rank(groups[-1:], advantages[-1:], **keys) == []
+    assert shares(groups[-1:], advantages[-1:], **keys)[rank] == []
 
 
 def test_tensors_hold_the_numbers_of_the_message_bit_for_bit() -> None:
