@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from common.config.lora import ALL_LINEAR, Lora
 from common.errors import ConfigError
+from services.learner.model.rows import own_rows
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class Adapters:
 
         def merge() -> Tensor:
             # The whole product and then its rows: products of fewer rows may round otherwise.
-            change_OI = self._change(*factors[name])[_rows(weight)]
+            change_OI = own_rows(self._change(*factors[name]), weight)
             return (mine.float() + change_OI).reshape(-1)
 
         return merge
@@ -205,17 +206,6 @@ def _targets(model: Any, settings: Lora, *, vision: bool) -> list[str]:
 
 def _matches(name: str, wanted: str) -> bool:
     return f".{name}".endswith(f".{wanted}")
-
-
-def _rows(weight: Tensor) -> slice:
-    """Which rows of a weight this rank holds."""
-    if not isinstance(weight, DTensor):
-        return slice(None)
-    mesh = weight.device_mesh
-    sharing = mesh.ndim - 1  # of several copies (HSDP), the dimension that shares one
-    chunk = -(-weight.shape[0] // mesh.size(sharing))
-    first = min(mesh.get_local_rank(sharing) * chunk, weight.shape[0])
-    return slice(first, first + weight.to_local().shape[0])
 
 
 def _whole(parameter: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from common.config import Kernels
 from common.model.expected import renamed_of
@@ -23,6 +23,7 @@ from common.model.tensors import Stored, stored
 from services.learner.model.kernels import compile_layers
 from services.learner.model.lora import hugging_face_name
 from services.learner.model.policy import Policy, load_policy
+from services.learner.model.rows import own_rows
 from services.learner.parallel import Ranks, shard_model
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -55,7 +56,7 @@ def start_policy(
     policy = load_policy(path, device=ranks.device, empty=empty, **settings)
     if kernels is not None:
         compile_layers(policy, kernels, device=ranks.device)
-    drawn = _without_values(policy, path, compute_dtype) if empty else {}
+    drawn = _prepare_adapters(policy, path, compute_dtype) if empty else {}
     shard_model(policy, ranks=ranks, compute_dtype=compute_dtype)
     if empty:
         _give_memory(policy, ranks.device)
@@ -64,7 +65,7 @@ def start_policy(
     return policy
 
 
-def _without_values(policy: Policy, path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+def _prepare_adapters(policy: Policy, path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """Values of the adapters, which no file has: equal on all ranks, whose seed is the same.
 
     What they stand beside is frozen, and kept in `dtype` where the file has it so.
@@ -145,16 +146,8 @@ def _read(name: str, tensor: Stored, *, ranks: Ranks) -> Tensor:
 @torch.no_grad()
 def keep_rows(target: Tensor, whole: Tensor) -> None:
     """This rank's rows, or all of them."""
-    if not isinstance(target, DTensor):
-        target.copy_(whole)
-        return
-    rows = whole
-    for axis, placement in enumerate(target.placements):
-        if isinstance(placement, Shard):
-            shares = rows.chunk(target.device_mesh.size(axis), dim=placement.dim)
-            own = target.device_mesh.get_local_rank(axis)
-            rows = shares[own] if own < len(shares) else rows.narrow(placement.dim, 0, 0)
-    target.to_local().copy_(rows)
+    local = target.to_local() if isinstance(target, DTensor) else target
+    local.copy_(own_rows(whole, target))
 
 
 def _carry_generation_settings(policy: Policy, path: Path) -> None:
