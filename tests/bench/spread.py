@@ -1,8 +1,9 @@
-"""Median and extremes: what every benchmark tells of its repeats."""
+"""Median and extremes: what every benchmark tells of its repeats, in four digits."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,3 +22,12 @@ class Spread:
         """`median (lowest-highest)`, each in a format such as `{:.1f}`."""
         low, high = form.format(self.lowest), form.format(self.highest)
         return f"{form.format(self.median)} ({low}-{high})"
+
+
+def rounded(value: Any) -> Any:
+    """Four digits, wherever floats stand in it."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -48,7 +48,7 @@ from tests.bench.gpu_learner.shapes import (
     model_flops,
     write_config,
 )
-from tests.bench.spread import Spread
+from tests.bench.spread import Spread, rounded
 from tests.fixtures.learner.groups import limits, one_each
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "H20": 148e12, "A100": 312e12}
@@ -208,13 +208,6 @@ def peak_flops(device: torch.device) -> float | None:
     """None for cards we have no figure of."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else ""
     return next((peak for card, peak in PEAK_FLOPS.items() if card in name), None)
-
-
-def rounded(value: Any) -> Any:
-    """Four digits."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def main() -> int:

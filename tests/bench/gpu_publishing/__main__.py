@@ -31,6 +31,7 @@ from tests.bench.gpu_publishing.learner import DEADLINE_S
 from tests.bench.gpu_publishing.measures import measure_fault, measure_transfer
 from tests.bench.publishing.bare import be_a_host_of_its_own
 from tests.bench.publishing.weights import Weights, megabytes
+from tests.bench.spread import rounded
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +97,6 @@ def keep(report: dict[str, Any], **found: Any) -> None:
         report[name] = value = rounded(value)
         sys.stdout.write(f"{name}: {json.dumps(value)}\n")
     sys.stdout.flush()
-
-
-def rounded(value: Any) -> Any:
-    """Four digits."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def main() -> int:

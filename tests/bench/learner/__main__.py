@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.learner import balance, beside_trl, sharing
+from tests.bench.spread import rounded
 from tests.fixtures.learner.tiny_models import ARCHITECTURES
 
 PROMPT_TOKENS, ANSWER_TOKENS, GROUP_SIZE = 1024, 16, 8
@@ -110,15 +111,6 @@ PARTS: dict[str, Part] = {
     "trl": beside,
 }
 """Each adds its keys to the report and its rows to the table."""
-
-
-def rounded(value: Any) -> Any:
-    """Four digits."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def arguments() -> argparse.Namespace:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from common.messages import PACKED, ClipRef, Scored, ScoredGroup, Timings
+from common.messages import PACKED, Scored, ScoredGroup, Timings
 from services.learner.batching.batch import IDLE, MicroBatch, collate, faults, shares
-from tests.fixtures.learner.groups import injected_sample, limits, policy_sample
+from tests.fixtures.learner.groups import injected_sample, limits, made_up_clip, policy_sample
 
 
 def group(name: str, *, prompt_tokens: int = 4, answers: tuple[int, ...] = (2, 3)) -> ScoredGroup:
@@ -17,17 +17,7 @@ def group(name: str, *, prompt_tokens: int = 4, answers: tuple[int, ...] = (2, 3
         row_id=name,
         epoch=0,
         mode="answer",
-        clip=ClipRef(
-            uri=name,
-            sha256="0",
-            decoder="decord",
-            source_fps=1.0,
-            total_frames=2,
-            frame_indices=(0, 1),
-            frame_times_s=(0.0, 1.0),
-            frame_hw=(32, 32),
-            sampling="s",
-        ),
+        clip=made_up_clip(name),
         prompt_token_ids=tuple(range(prompt_tokens)),
         num_visual_tokens=1,
         grid_thw=(1, 2, 2),

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from services.learner.model import start
 from services.learner.parallel import Ranks, start_ranks
-from tests.fixtures.learner.ranks import as_ranks
+from tests.fixtures.learner.ranks import run_ranks
 from tests.fixtures.learner.start_rank import assert_starts_as_loaded
 from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture
 
@@ -46,15 +45,7 @@ def models(tiny_model: ModelFolder, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_two_ranks_start_as_a_direct_load(models: list[Path]) -> None:
-    finished = subprocess.run(
-        as_ranks(2, "-m", "tests.fixtures.learner.start_rank", *map(str, models)),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-4000:]
+    run_ranks(2, "tests.fixtures.learner.start_rank", *map(str, models), timeout_s=DEADLINE_S)
 
 
 @pytest.fixture

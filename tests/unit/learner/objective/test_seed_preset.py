@@ -9,11 +9,11 @@ import torch
 from common import config
 from common.config import Run
 from common.errors import ConfigError
-from common.messages import ClipRef, Sample, Scored, ScoredGroup, Timings
+from common.messages import Sample, Scored, ScoredGroup, Timings
 from services.learner.batching.batch import MicroBatch, collate
 from services.learner.objective.advantage import step_advantages
 from services.learner.objective.loss import LossStats, denominator, policy_loss
-from tests.fixtures.learner.groups import injected_sample, limits, policy_sample
+from tests.fixtures.learner.groups import injected_sample, limits, made_up_clip, policy_sample
 
 EOS = 2
 CUT = "length"
@@ -63,17 +63,7 @@ def group_of(name: str, rewards: list[float], answers: Answers) -> ScoredGroup:
         row_id=name,
         epoch=0,
         mode="answer",
-        clip=ClipRef(
-            uri=name,
-            sha256="0",
-            decoder="decord",
-            source_fps=1.0,
-            total_frames=2,
-            frame_indices=(0, 1),
-            frame_times_s=(0.0, 1.0),
-            frame_hw=(32, 32),
-            sampling="s",
-        ),
+        clip=made_up_clip(name),
         prompt_token_ids=(1, 2, 3),
         num_visual_tokens=1,
         grid_thw=(1, 2, 2),

@@ -1,6 +1,5 @@
 """What a capture takes from FSDP's shards is the policy, bit for bit."""
 
-import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from common.weights.layout import Layout, describe, num_bytes
 from services.learner.parallel import Ranks
 from services.learner.publishing import shards
 from services.learner.publishing.snapshot import Snapshot
-from tests.fixtures.learner.ranks import as_ranks
+from tests.fixtures.learner.ranks import run_ranks
 from tests.fixtures.learner.tiny_models import Architecture
 
 ROOT = Path(__file__).parents[4]
@@ -29,19 +28,8 @@ def test_shards_of_three_ranks_are_put_together(
     tiny_model: Callable[[Architecture], Path],
 ) -> None:
     """Tied heads, Qwen3.5's convolutions, decay and time-step parameters, and merged adapters."""
-    launched = subprocess.run(
-        as_ranks(
-            3,
-            *("-m", "tests.fixtures.weights.capture_rank"),
-            *(str(tiny_model(name)) for name in ("qwen3_vl", "qwen3_5", "qwen2_5_vl")),
-        ),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    assert launched.returncode == 0, launched.stderr[-3000:]
+    models = (str(tiny_model(name)) for name in ("qwen3_vl", "qwen3_5", "qwen2_5_vl"))
+    run_ranks(3, "tests.fixtures.weights.capture_rank", *models, timeout_s=DEADLINE_S)
 
 
 shapes = st.lists(st.lists(st.integers(1, 7), max_size=3).map(tuple), min_size=1, max_size=5)

@@ -22,7 +22,7 @@ from services.learner.model.policy import load_policy
 from services.learner.parallel import Ranks, shard_model, start_ranks
 from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.learner_rank import Case, case_gradients, write_cases
-from tests.fixtures.learner.ranks import as_ranks
+from tests.fixtures.learner.ranks import as_ranks, run_ranks
 from tests.fixtures.learner.tiny_models import Architecture, tied_copy
 
 ROOT = Path(__file__).parents[4]
@@ -92,15 +92,8 @@ def two_ranks(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) 
 def gradients_of(count: int, fixture: str, cases: list[Case], *, folder: Path) -> Path:
     """Folder with what `count` ranks of a fixture wrote."""
     write_cases(folder, cases)
-    finished = subprocess.run(
-        as_ranks(count, "-m", f"tests.fixtures.learner.{fixture}", str(folder)),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-4000:]
+    module = f"tests.fixtures.learner.{fixture}"
+    run_ranks(count, module, str(folder), timeout_s=DEADLINE_S)
     return folder
 
 

@@ -1,6 +1,5 @@
 """A checkpoint is restored by another number of ranks, and by an optimizer with other groups."""
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from services.learner.state.checkpoint import Checkpoints
 from tests.fixtures.learner.checkpoint_rank import run_state
 from tests.fixtures.learner.groups import clip_ref, scored_group
 from tests.fixtures.learner.learner_rank import Case, write_cases
-from tests.fixtures.learner.ranks import as_ranks
+from tests.fixtures.learner.ranks import run_ranks
 from tests.fixtures.learner.tiny_models import Architecture
 
 ROOT = Path(__file__).parents[4]
@@ -25,17 +24,10 @@ DEADLINE_S = 120
 ModelFolder = Callable[[Architecture], Path]
 
 
-def run_ranks(folder: Path, mode: str, count: int) -> Path:
+def trained_on(folder: Path, mode: str, count: int) -> Path:
     """The weights after the second step."""
-    finished = subprocess.run(
-        as_ranks(count, "-m", "tests.fixtures.learner.checkpoint_rank", str(folder), mode),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-4000:]
+    module = "tests.fixtures.learner.checkpoint_rank"
+    run_ranks(count, module, str(folder), mode, timeout_s=DEADLINE_S)
     return folder / f"after-{mode}-{count}.safetensors"
 
 
@@ -62,7 +54,7 @@ def saved(
         "saved", str(model), freeze_vision=True, gradient_checkpointing=False, groups=groups
     )
     write_cases(folder, [case])
-    run_ranks(folder, "save", 2)
+    trained_on(folder, "save", 2)
     return folder
 
 
@@ -71,7 +63,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_at_other_numbers(
     count: int, gap: float, saved: Path
 ) -> None:
     wanted = load_file(saved / "after-save-2.safetensors")
-    found = load_file(run_ranks(saved, "restore", count))
+    found = load_file(trained_on(saved, "restore", count))
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert (found[name] - value).abs().max().item() <= gap, name
