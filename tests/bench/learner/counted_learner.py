@@ -17,10 +17,10 @@ from tests.bench.learner.counting import Counts
 def watch(file: Path) -> None:
     """Count and time from now on; everything is written anew after each save."""
     counts, saves_s = Counts(), []
-    load_policy, save = train.load_policy, train.Learner.save
+    start_policy, save = train.start_policy, train.Learner.save
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        policy = load_policy(*args, **kwargs)
+        policy = start_policy(*args, **kwargs)
         counts.watch(policy.model.model, trains=True)
         return policy
 
@@ -32,7 +32,7 @@ def watch(file: Path) -> None:
             saves_s.append(time.perf_counter() - start)
         file.write_text(json.dumps({"save_s": saves_s, **counts.per_step(max(version, 1))}))
 
-    train.load_policy = watched
+    train.start_policy = watched
     train.Learner.save = timed  # type: ignore[method-assign]
 
 

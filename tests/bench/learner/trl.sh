@@ -8,5 +8,7 @@ if cmp --silent "$lock" "$venv/installed.lock"; then exit 0; fi
 .venv/bin/python -m venv --clear "$venv"
 packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 "$venv/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps -r "$lock"
-echo "$packages" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth"
+# addsitedir and not the bare path: .venv's own .pth files count too (torchvision beside a torch without CUDA).
+echo "import site; site.addsitedir('$packages')" \
+  >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth"
 cp "$lock" "$venv/installed.lock"

@@ -4,13 +4,17 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from services.learner import train
 from services.learner.batching.batch import collate
 from services.learner.model.policy import load_policy
 from tests.bench.learner import __main__ as bench
+from tests.bench.learner import counted_learner
 from tests.bench.learner.beside_trl import BesideTrl, ratio_of
 from tests.bench.learner.counting import Counts
 from tests.bench.spread import Spread
@@ -57,6 +61,24 @@ def test_calls_without_gradient_are_sampling(
 
 def _stop(*_: object) -> None:
     raise StopIteration
+
+
+def test_the_learner_that_is_watched_counts_its_policy_and_times_its_saves(
+    tiny_model: Callable[[Architecture], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load_policy(tiny_model("qwen2_5_vl"))
+    monkeypatch.setattr(train, "start_policy", lambda: policy)
+    monkeypatch.setattr(train.Learner, "save", lambda *_: None)
+    counted_learner.watch(tmp_path / "counts.json")
+    # looked up anew: what a run calls is what was put in its place
+    watched: Any = train.start_policy
+    watched().model.model.language_model.register_forward_pre_hook(_stop)
+    with pytest.raises(StopIteration):
+        policy.model.model.language_model(inputs_embeds=torch.zeros(2, 7, 64))
+    train.Learner.save(SimpleNamespace(saved_version=None), 2)  # type: ignore[arg-type]
+    found = json.loads((tmp_path / "counts.json").read_text())
+    assert found["llm_token_forwards"] == 7
+    assert len(found["save_s"]) == 1
 
 
 def test_ratios_are_taken_pair_by_pair() -> None:
