@@ -263,6 +263,14 @@ def plan() -> Command:
     return command
 
 
+@app.command("doctor", cls=Leaf, rich_help_panel=JOBS)
+def doctor() -> Command:
+    """Look for what would keep a run from working, and say what mends it."""
+    from jobs.doctor.command import command
+
+    return command
+
+
 @app.command("audit", cls=Leaf, rich_help_panel=JOBS)
 def audit() -> Command:
     """Prove that a run trained on every row once, or list the others."""

@@ -25,6 +25,7 @@ from common.queue.stream_entries import (
     Depths,
     Fields,
     Limits,
+    ServerFacts,
     dead_letter,
     fields_of,
     finish,
@@ -32,7 +33,7 @@ from common.queue.stream_entries import (
     to_fields,
 )
 
-__all__ = ["Broker", "ClaimedPrompt", "Depths", "Hold", "Limits"]
+__all__ = ["Broker", "ClaimedPrompt", "Depths", "Hold", "Limits", "ServerFacts"]
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +122,10 @@ class Broker:
             QueueError: wrong password (at once), a server older than 6.2, or time is up.
         """
         await self._connection.wait_ready(timeout_s)
+
+    async def describe(self) -> ServerFacts:
+        """What Redis says of itself; nothing is made or changed."""
+        return await self._connection.describe()
 
     # --- prompts ------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ connection, loading its data, out of memory, out of disk, or a replica that is n
 import asyncio
 import logging
 import re
+import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -18,7 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from common.errors import ConfigError, QueueError, RunLostError
-from common.queue.stream_entries import Command
+from common.queue.stream_entries import Command, ServerFacts
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ SOCKET_TIMEOUT_S = 20.0
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0
 LOG_OUTAGE_EVERY_S = 10.0
 OLDEST_SERVER = (6, 2)
+PINGS = 21
+"""Calls of which `describe` takes the median."""
 UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 """In OpenSSL's words; waiting does not mend it."""
 
@@ -115,6 +118,27 @@ class Connection:
         if not info.get("aof_enabled"):
             log.warning("redis will lose what is in flight when it restarts: set appendonly yes")
         await self.make_groups()
+
+    async def describe(self) -> ServerFacts:
+        """What the server says of itself.
+
+        Raises:
+            QueueError: as `call`.
+        """
+        info = await self.call(lambda: self._redis.info())
+        took_s = []
+        for _ in range(PINGS):
+            began_s = time.perf_counter()
+            seconds, micros = await self.call(lambda: self._redis.time())
+            took_s.append(time.perf_counter() - began_s)
+        return ServerFacts(
+            version=str(info["redis_version"]),
+            keeps_aof=bool(info.get("aof_enabled")),
+            max_memory_bytes=int(info.get("maxmemory", 0)),
+            eviction=str(info.get("maxmemory_policy", "noeviction")),
+            clock_s=int(seconds) + int(micros) / 1e6,
+            round_trip_s=statistics.median(took_s),
+        )
 
     async def run(self, *command: Any, **parsing: Any) -> Any:
         """One command."""

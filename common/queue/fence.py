@@ -18,7 +18,8 @@ class Hold:
     """Who is a run's learner."""
 
     epoch: int
-    """Of the one who asked: higher than that of any learner before; 0: somebody else has it."""
+    """After `take`: of the one who asked, higher than that of any learner before; 0: somebody else
+    has it. After `look`: of the latest learner; 0: there was none."""
     holder: str
     left_s: float
     """Until that lease ends."""
@@ -53,6 +54,13 @@ class RunFence:
         )
         self.epoch = int(epoch) or self.epoch
         return Hold(epoch=int(epoch), holder=str(held), left_s=int(left_ms) / 1000)
+
+    async def look(self) -> Hold:
+        """Who has the run, without taking it; holder "" when nobody has."""
+        holder = await self._connection.run("GET", self._holder)
+        epoch = await self._connection.run("GET", self._epoch)
+        left_ms = int(await self._connection.run("PTTL", self._holder))
+        return Hold(epoch=int(epoch or 0), holder=holder or "", left_s=max(0, left_ms) / 1000)
 
     async def renew(
         self, holder: str, *, epoch: int, ttl_s: float, patience_s: float | None = None

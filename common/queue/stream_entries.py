@@ -48,6 +48,23 @@ class Depths:
     dead_letters: int
 
 
+@dataclass(frozen=True)
+class ServerFacts:
+    """What a Redis says of itself, for who looks whether it suits a run."""
+
+    version: str
+    keeps_aof: bool
+    """Whether what is in flight survives a restart of it."""
+    max_memory_bytes: int
+    """0: no limit."""
+    eviction: str
+    """What it does at that limit; anything but noeviction loses prompts."""
+    clock_s: float
+    """Its wall clock, seconds since 1970."""
+    round_trip_s: float
+    """Median of some calls."""
+
+
 def to_fields(prompt_id: str, message: Message) -> tuple[str, ...]:
     """Names and values for XADD; token ids and log-probabilities are packed."""
     return ("prompt_id", prompt_id, "body", message.model_dump_json(context=PACKED))

@@ -5,9 +5,27 @@
 """
 
 import time
+from collections.abc import Mapping
+from importlib import metadata
+
+from pydantic import Field
 
 from common.logs import LastProblem
 from common.messages import Message, ReplicaStatus
+
+PACKAGES = ("tempsamp", "torch", "transformers", "vllm")
+"""Whose versions decide whether two machines compute the same; vllm is not in a learner's image."""
+
+
+def software() -> dict[str, str]:
+    """Versions of `PACKAGES` that are installed here."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 class ProblemReport(Message):
@@ -16,6 +34,15 @@ class ProblemReport(Message):
     event: str
     error: str | None = None
     age_s: float
+
+
+class Machine(Message):
+    """Where a service runs, as far as two of them have to agree."""
+
+    software: Mapping[str, str] = Field(default_factory=software)
+    """Package → version."""
+    clock_s: float = Field(default_factory=time.time)
+    """Wall clock, seconds since 1970."""
 
 
 class ReplicaReport(Message):
@@ -30,6 +57,7 @@ class ReplicaReport(Message):
     trouble: str | None = None
     """Why it answers no prompts now."""
     last_problem: ProblemReport | None = None
+    machine: Machine | None = None
 
 
 class LearnerReport(Message):
@@ -45,6 +73,7 @@ class LearnerReport(Message):
     """Wall time of all steps so far, divided by their number."""
     last_step_age_s: float | None = None
     last_problem: ProblemReport | None = None
+    machine: Machine | None = None
 
 
 def problem_of(last: LastProblem) -> ProblemReport | None:

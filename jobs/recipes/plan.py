@@ -168,7 +168,7 @@ def _ring_rows(plan: Plan) -> Iterator[Figure]:
 
 def misfits(plan: Plan) -> list[str]:
     """What does not fit, one line each; empty when everything does."""
-    return [*_device_misfits(plan), *_length_misfits(plan), *_memory_misfits(plan), *_ring(plan)]
+    return [*_device_misfits(plan), *length_misfits(plan), *memory_misfits(plan), *_ring(plan)]
 
 
 def _device_misfits(plan: Plan) -> Iterator[str]:
@@ -193,7 +193,7 @@ def _device_misfits(plan: Plan) -> Iterator[str]:
         )
 
 
-def _length_misfits(plan: Plan) -> Iterator[str]:
+def length_misfits(plan: Plan) -> Iterator[str]:
     shared, rollout, tokens = plan.run.shared, plan.run.rollout, plan.tokens
     if tokens.prompt > shared.max_prompt_tokens:
         yield (
@@ -208,7 +208,7 @@ def _length_misfits(plan: Plan) -> Iterator[str]:
         )
 
 
-def _memory_misfits(plan: Plan) -> Iterator[str]:
+def memory_misfits(plan: Plan) -> Iterator[str]:
     rank, replica = plan.rank, plan.replica
     if rank.peak > (usable := USABLE * plan.fleet.gpu_bytes):
         when = {rank.backward: "backward", rank.step: "AdamW's step"}.get(rank.peak, "the start")

@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from common.config import Run
 from common.logs import LAST_PROBLEM
 from common.messages import ReplicaPhase, ReplicaStatus
-from common.rest.fleet_api import LearnerReport, problem_of
+from common.rest.fleet_api import LearnerReport, Machine, problem_of
 from common.secrets import Tokens
 from services.learner.metrics import SERIES, series_of
 
@@ -159,6 +159,7 @@ class Status:
                 step_s=wall_s / steps if steps else None,
                 last_step_age_s=None if math.isnan(age_s) else age_s,
                 last_problem=problem_of(LAST_PROBLEM),
+                machine=Machine(),
             )
 
     def _value(self, name: str, *labels: tuple[str, str]) -> float | None:

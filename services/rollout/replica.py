@@ -19,7 +19,7 @@ from common.errors import TempSampError
 from common.logs import LAST_PROBLEM
 from common.messages import HeldWeights, ReplicaPhase, ReplicaStatus
 from common.queue.broker import Broker
-from common.rest.fleet_api import ReplicaReport, problem_of
+from common.rest.fleet_api import Machine, ReplicaReport, problem_of
 from common.video.limits import ClipLimits
 from common.video.loader import ClipLoader
 from services.rollout.claiming.wellness import innermost
@@ -259,6 +259,7 @@ class Replica:
             generates_waiting=self.gate.waiting,
             trouble=self._worker.trouble if self._worker else None,
             last_problem=problem_of(LAST_PROBLEM),
+            machine=Machine(),
         )
 
     async def _withdraw(self, broker: Broker) -> None:

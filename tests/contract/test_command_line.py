@@ -51,6 +51,7 @@ def test_every_command_is_in_the_tree() -> None:
         "data inspect",
         "data preprocess",
         "demo",
+        "doctor",
         "drain",
         "eval",
         "eval score",

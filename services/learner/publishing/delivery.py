@@ -24,7 +24,7 @@ from common.errors import WeightError
 from common.messages import HeldWeights, ReplicaStatus
 from common.weights.group import WeightGroup, backend_of, side_stream, versions
 from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
-from common.weights.receiver import REHEARSAL_BYTES
+from common.weights.sender import join_as_sender
 from common.weights.store import StoreServer
 from common.weights.stream import send
 from services.learner.publishing.membership import PeerError, Strikes
@@ -258,19 +258,14 @@ class Delivery:
         return Group(self._numbers, group, store, tuple(members))
 
     def _join(self, store: StoreServer, world_size: int, *, rehearsal: bool) -> WeightGroup:
-        group = WeightGroup.join(
-            store.store(timeout_s=self._timeout_s),
+        return join_as_sender(
+            store,
             host=self._host,
-            port=store.port,
-            rank=0,
             world_size=world_size,
             device=self._device,
             timeout_s=self._timeout_s,
-            deadline_s=self._timeout_s,
+            rehearsal=rehearsal,
         )
-        if rehearsal:
-            group.broadcast(torch.zeros(REHEARSAL_BYTES, dtype=torch.uint8, device=self._device))
-        return group
 
     async def _transfer(
         self, group: Group, parcel: Parcel, outcome: Outcome

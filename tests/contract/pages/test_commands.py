@@ -108,6 +108,13 @@ def test_make_passes_its_knobs_on() -> None:
             assert "pytest" in shown
 
 
+def test_the_doctor_finds_this_environment_well(tmp_path: Path) -> None:
+    block = example("doctor")
+    shown = run_script(block.script, cwd=tmp_path, timeout_s=TIMEOUT_S)
+    names = [line.split(":")[:2] for line in shown.splitlines()]
+    assert names == [line.split(":")[:2] for line in block.text.splitlines()[1:]]
+
+
 def write_annotations(folder: Path) -> None:
     """A TimeLens file and its videos."""
     events = [{"query": "a shape moves", "span": [1.0, 3.0]}, {"query": "it rests", "span": [0, 2]}]

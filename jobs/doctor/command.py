@@ -1,0 +1,88 @@
+"""`tempsamp doctor`: what stands between a run file and a run, each with its cure.
+
+    run file -> [jobs.doctor.rounds] -> a line each, or JSON
+
+Exit code by the worst line: 0 ok, 1 warn, 2 fail.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from common import config
+from common.errors import ConfigError
+from jobs.doctor.finding import Finding, exit_code
+
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def command(
+    run_file: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="The run's TOML file; without one: this machine."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="section.key=value, over the file; may be repeated."),
+    ] = None,
+    asks_fleet: Annotated[
+        bool, typer.Option("--fleet", help="Ask the learner and every replica of the run too.")
+    ] = False,
+    compares: Annotated[
+        bool,
+        typer.Option(
+            "--engines/--no-engines",
+            help="Start engine and learner and compare them; takes a minute or several.",
+        ),
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, and no lines.")] = False,
+) -> None:
+    """Look for what would keep a run from working, and say what mends it."""
+    if run_file is None and (asks_fleet or overrides):
+        raise ConfigError("--config: found none beside --fleet or --set, wanted a run file")
+    run = None if run_file is None else config.load(run_file, overrides=overrides or ())
+    from jobs.doctor.rounds import Round, findings
+
+    console = Console(stderr=as_json)
+    # What waits says so in a log; here it is a line of its own.
+    logging.getLogger("common.queue").setLevel(logging.ERROR)
+    taken = Round(
+        run=run,
+        run_file=run_file,
+        overrides=overrides or (),
+        asks_fleet=asks_fleet,
+        compares=compares,
+        console=console,
+    )
+    found = []
+    for finding in findings(taken):
+        found.append(finding)
+        if not as_json:
+            show(finding, console)
+    if as_json:
+        typer.echo(json.dumps({"findings": [one.as_json() for one in found]}, indent=2))
+    else:
+        console.print(summary(found))
+    raise typer.Exit(exit_code(found))
+
+
+def show(finding: Finding, console: Console) -> None:
+    """A line, and the cure below it."""
+    colour = COLOURS[finding.level]
+    name = f"{finding.area}: {finding.name}"
+    console.print(
+        f"[{colour}]{finding.level:<4}[/]  {escape(name)}: {escape(finding.found)}", soft_wrap=True
+    )
+    if finding.cure and finding.level != "ok":
+        console.print(f"      [dim]→ {escape(finding.cure)}[/]", soft_wrap=True)
+
+
+def summary(found: list[Finding]) -> str:
+    """How many of each."""
+    counts = {level: sum(one.level == level for one in found) for level in COLOURS}
+    return ", ".join(f"{count} {level}" for level, count in counts.items())
