@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from common.errors import VideoError
+from common.video.names import as_on_disk
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
@@ -50,7 +51,7 @@ class VideoRoots:
         self._downloads = downloads if allow_urls else None
 
     def resolve(self, uri: str) -> Path:
-        """The real path of a video, all links followed.
+        """The real path of a video, all links followed; letters may be composed in another way.
 
         Args:
             uri: a path, absolute or from the working directory; or an http(s) address, which is
@@ -72,7 +73,7 @@ class VideoRoots:
 
     def _local(self, uri: str) -> Path:
         try:
-            real = Path(uri).resolve(strict=True)
+            real = as_on_disk(Path(uri)).resolve(strict=True)
             mode = real.stat().st_mode
         except (OSError, RuntimeError, ValueError) as error:  # missing; a loop of links; a NUL
             raise VideoError(f"{uri!r}: {getattr(error, 'strerror', None) or error}") from error

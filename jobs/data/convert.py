@@ -23,6 +23,7 @@ import numpy as np
 
 from common.errors import ConfigError, TempSampError
 from common.rows import UnusableRowError
+from common.video.names import SHOWN
 from jobs.data.annotations.reading import read
 from jobs.data.annotations.records import Annotation, BadRecord, SchemaName
 from jobs.data.annotations.trainer_rows import MadeRow, RowRules, make_row
@@ -111,6 +112,11 @@ class Report:
     """Good rows outside the bounds, or not drawn, by reason."""
     repeated: int = 0
     """Rows written again to fill a bucket."""
+    without_duration: int = 0
+    """Rows of which neither the input nor --duration-source says how long their video is: spans
+    past its end are not noticed."""
+    not_found: dict[str, None] = field(default_factory=dict)
+    """The first videos of these that --duration-source does not have."""
     short: dict[str, int] = field(default_factory=dict)
     """Bucket → rows that its target wanted and the file does not have."""
 
@@ -165,6 +171,8 @@ def _made_rows(
         report.records_in += 1
         made = _made(record, conversion.rules)
         if isinstance(made, MadeRow):
+            assert isinstance(record, Annotation)
+            _note_duration(made, record, report)
             yield made
             continue
         if conversion.strict:
@@ -180,6 +188,13 @@ def _made(record: Annotation | BadRecord, rules: RowRules) -> MadeRow | BadRecor
         return make_row(record, rules=rules)
     except UnusableRowError as error:
         return BadRecord(record.position, error.reason, error.detail)
+
+
+def _note_duration(made: MadeRow, record: Annotation, report: Report) -> None:
+    if made.duration_s is None:
+        report.without_duration += 1
+        if len(report.not_found) <= SHOWN:  # one more: a message says that there are more
+            report.not_found[record.video] = None
 
 
 def _rejected_line(rejected: BadRecord, record: Annotation | BadRecord) -> bytes:

@@ -96,6 +96,7 @@ def command(
     """
     from rich.console import Console
 
+    from common.video.names import with_nearest
     from jobs.data.annotations.durations import read_durations
     from jobs.data.annotations.paths import STRIP_PREFIXES, Rerooting
     from jobs.data.annotations.reading import schema_named
@@ -135,6 +136,16 @@ def command(
     report = convert(source, output=output, conversion=conversion)
     console = Console()
     console.print(table_of(report, title=f"{source.name} ({name}) to {output.name}"))
+    if duration_source is not None and report.without_duration:
+        console.print(
+            f"--duration-source: nothing in {duration_source} for {report.without_duration:,} of "
+            f"{report.records_in:,} records, whose spans may end after their video: "
+            f"{with_nearest(report.not_found, conversion.rules.durations)}",
+            style="yellow",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     if sampling in ("gt_len", "coverage", "joint"):
         console.print(f"[yellow]--sampling {sampling}: {_LEAK}.[/yellow]")
     if report.rows_out == 0:
@@ -155,6 +166,7 @@ def table_of(report: Report, *, title: str) -> Table:
         *([("repeated", report.repeated)] if report.repeated else []),
         ("rows out", report.rows_out),
         ("  of them clipped to the end of the video", report.clipped),
+        *([("without a duration", report.without_duration)] if report.without_duration else []),
         *((f"missing in {bucket}", count) for bucket, count in report.short.items()),
     ]
     for label, count in lines:

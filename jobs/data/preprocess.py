@@ -25,6 +25,7 @@ from common.rows import TrainerRow
 from common.video.cache import ClipCache, SourceFile
 from common.video.frames import file_digest
 from common.video.loader import ensure_entry
+from common.video.names import as_on_disk, near_files
 from common.video.roots import VideoRoots
 from common.video.sampling import VideoSampling
 from common.video.windows import entry_key, window_in_words
@@ -132,9 +133,11 @@ def find_video(video: str, plan: Plan) -> Path:
     roots = VideoRoots(plan.roots, allow_urls=plan.downloads is not None, downloads=plan.downloads)
     if "://" in video:
         return roots.resolve(video)
-    file = plan.roots[0] / video
+    file = as_on_disk(plan.roots[0] / video)
     if not file.exists():
-        raise FileNotFoundError(f"{video}: found nothing at {file}; the knob is --video-root")
+        raise FileNotFoundError(
+            f"{video}: found nothing at {file}; the knob is --video-root{near_files(file)}"
+        )
     return roots.resolve(os.fspath(file))
 
 

@@ -7,15 +7,14 @@ deep. `jobs.data.annotations` reads them, `jobs.evaluation.questions` asks about
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 
 from common.errors import ConfigError
+from common.video.names import as_on_disk, video_key, videos_in
 
 LAYOUTS = ("", "videos", "video_shards")
 """Folders below the video root that published layouts use."""
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
-"""Annotations say .mp4; downloads keep what the site gave."""
 ROWS_SUFFIXES = frozenset({".jsonl", ".json", ".gz"})
 
 
@@ -151,23 +150,29 @@ def annotation_file(benchmark: Benchmark, *, folder: Path | None) -> Path:
 def find_video(name: str, *, root: Path, subset: str = "") -> Path | None:
     """The file of a video, absolute; None if it is not there.
 
-    Looked for as the annotations write it, then by its name alone in every published layout
-    (`videos/`, `video_shards/`, flat; with and without the benchmark's folder) and container.
+    Looked for as the annotations write it, then by its name alone (`common.video.names`: any
+    suffix of a video, letters composed either way) in every published layout (`videos/`,
+    `video_shards/`, flat; with and without the benchmark's folder).
 
     Args:
         name: as `jobs.data.annotations` gives it.
         root: --video-root.
         subset: of the benchmark.
     """
-    exact = root / name
+    exact = as_on_disk(root / name)
     if exact.is_file():
         return exact.resolve()
-    stem = PurePosixPath(name).name
-    stem = stem.removesuffix(PurePosixPath(stem).suffix)
-    for layout in LAYOUTS:
-        for folder in dict.fromkeys((root / layout / subset, root / layout)):
-            for suffix in SUFFIXES:
-                path = folder / f"{stem}{suffix}"
-                if path.is_file():
-                    return path.resolve()
-    return None
+    key = video_key(name)
+    found = (videos_in(folder).get(key) for folder in _folders(root, subset))
+    file = next((file for file in found if file is not None and file.is_file()), None)
+    return None if file is None else file.resolve()
+
+
+def names_there(root: Path, *, subset: str = "") -> set[str]:
+    """Names of all videos that `find_video` could find by name."""
+    return {file.name for folder in _folders(root, subset) for file in videos_in(folder).values()}
+
+
+def _folders(root: Path, subset: str) -> list[Path]:
+    places = (folder for layout in LAYOUTS for folder in (root / layout / subset, root / layout))
+    return list(dict.fromkeys(places))

@@ -8,7 +8,7 @@ asked or scored, are listed with their reasons.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from common.errors import ConfigError
 from common.messages import ChatMessage, Mode, SpansTarget, Window
 from common.prompts import EVALUATION_PROMPTS, HIGHLIGHTS, chat_messages
 from common.rows import CLIP_END_TOLERANCE_S, Row, UnusableRowError, window_of
+from common.video.names import with_nearest
 from jobs.data.annotations.reading import read
 from jobs.data.annotations.records import Annotation, BadRecord, clean_query
 from jobs.evaluation.scoring.matching import Question
@@ -82,6 +83,8 @@ class Questions:
     """Queries by video that is not there."""
     unusable: tuple[str, ...]
     """`position: reason` of annotations that cannot be asked or scored."""
+    there: Collection[str] = ()
+    """Names of the videos that are there, where some are missing."""
 
     def shard(self, index: int, count: int) -> list[Asked]:
         """The `index`-th of `count` parts, from 1; the queries of a clip stay together."""
@@ -99,7 +102,8 @@ class Questions:
         if self.missing:
             raise ConfigError(
                 f"--video-root: found no file for {len(self.missing)} videos of "
-                f"{sum(self.missing.values())} queries, wanted all: {_some(list(self.missing))}; "
+                f"{sum(self.missing.values())} queries, wanted all: "
+                f"{with_nearest(self.missing, self.there)}; "
                 "--allow-missing goes on without them and counts them"
             )
         if self.unusable:
@@ -115,6 +119,7 @@ def find_questions(
     find: Callable[[str], Path | None],
     task: Task = "moments",
     limit: int | None = None,
+    there: Callable[[], Collection[str]] = tuple,
 ) -> Questions:
     """The questions of an annotation file.
 
@@ -123,6 +128,7 @@ def find_questions(
         find: video as the annotation names it → file, or None.
         task: what is asked for; highlights need ratings that can be scored.
         limit: only the first queries whose videos are there.
+        there: names of all videos there are; asked when some are missing.
 
     Raises:
         ConfigError: an id stands twice, or there is no annotation with a truth at all.
@@ -143,8 +149,14 @@ def find_questions(
             missing[question.video] += 1
         elif limit is None or len(asked) < limit:
             asked.append(_asked(annotation, question, file))
-    _refuse_nothing(path, asked, missing, unusable)
-    return Questions(asked=tuple(asked), missing=dict(missing), unusable=tuple(unusable))
+    found = Questions(
+        asked=tuple(asked),
+        missing=dict(missing),
+        unusable=tuple(unusable),
+        there=there() if missing else (),
+    )
+    _refuse_nothing(path, found)
+    return found
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -243,19 +255,18 @@ def _asked(annotation: Annotation, question: Question, file: Path) -> Asked:
     )
 
 
-def _refuse_nothing(
-    path: Path, asked: Sequence[Asked], missing: Counter[str], unusable: Sequence[str]
-) -> None:
-    if asked:
+def _refuse_nothing(path: Path, found: Questions) -> None:
+    if found.asked:
         return
-    if missing:
+    if found.missing:
         raise ConfigError(
-            f"--video-root: found no file for any of {len(missing)} videos, wanted "
-            f"{_some(list(missing))}"
+            f"--video-root: found no file for any of {len(found.missing)} videos among the "
+            f"{len(found.there)} that are there, wanted "
+            f"{with_nearest(found.missing, found.there)}"
         )
     raise ConfigError(
         f"{path}: found no annotation that can be asked and scored"
-        + (f": {_some(unusable)}" if unusable else ", wanted at least one")
+        + (f": {_some(found.unusable)}" if found.unusable else ", wanted at least one")
     )
 
 

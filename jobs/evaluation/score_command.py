@@ -39,5 +39,8 @@ def command(
     console = Console()
     for table in tables_of(score, mode=score.mode):
         console.print(table)
+    for name, near in score.unknown_nearest.items():
+        line = f"no annotation of {name!r}; nearest: {near or 'nothing like it'}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if output is not None:
         write_or_refuse(output, score.model_dump_json(indent=1) + "\n", knob="--json")

@@ -8,6 +8,7 @@ or a question asked. Neighbours: `jobs.evaluation.command` above, `.runner` and 
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,13 @@ from common.messages import Mode
 from common.video.sampling import FIELDS, VideoSampling
 from jobs.asking.journal import write_atomically
 from jobs.asking.replicas import RETRY_S, Fleet
-from jobs.evaluation.benchmarks import BENCHMARKS, Benchmark, annotation_file, find_video
+from jobs.evaluation.benchmarks import (
+    BENCHMARKS,
+    Benchmark,
+    annotation_file,
+    find_video,
+    names_there,
+)
 from jobs.evaluation.journal import (
     Journal,
     predictions_name,
@@ -243,6 +250,7 @@ def _prepare(plan: Plan, benchmark: Benchmark) -> Prepared:
         find=_finder(plan, benchmark),
         task=plan.task,
         limit=plan.limit,
+        there=functools.partial(names_there, plan.video_root, subset=benchmark.subset),
     )
     if not plan.allow_missing:
         questions.refuse_gaps()

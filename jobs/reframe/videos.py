@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import ConfigError, VideoError
 from common.messages import ClipRef
+from common.video.names import as_on_disk, near_files
 from common.video.sampling import VideoSampling, frame_size
 from jobs.reframe.crop import Size
 
@@ -41,9 +42,9 @@ def find(folder: Path, video_id: str) -> Path:
     Raises:
         MissingVideoError: it is not there.
     """
-    path = folder / f"{video_id}{SUFFIX}"
+    path = as_on_disk(folder / f"{video_id}{SUFFIX}")
     if not path.is_file():
-        raise MissingVideoError(f"found no {path}")
+        raise MissingVideoError(f"found no {path}{near_files(path)}")
     return path
 
 

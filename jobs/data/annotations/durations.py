@@ -1,28 +1,25 @@
 """Durations from another file, for annotations that have none: path → seconds by video name.
 
 A CSV of `id,seconds`, or JSON (lines or array) of records with `video_path` or `videos` and
-`duration` (SPEC A2). Videos are matched by file name without folder and suffix, whichever way its
-letters are composed (NFC or NFD). Rows about a window say nothing of their file's length.
+`duration` (SPEC A2). Videos are matched by `common.video.names.video_key`: without folder and
+suffix. Rows about a window say nothing of their file's length.
 """
 
 import csv
 import io
 import math
-import unicodedata
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from common.errors import ConfigError
+from common.video.names import video_key
 from jobs.data.annotations.containers import first_byte, json_records, open_bytes
 from jobs.data.annotations.records import Record
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v"})
-"""What a CSV may leave behind an id."""
-
 
 def read_durations(path: Path) -> dict[str, float]:
-    """Seconds by `video_name`.
+    """Seconds by `video_key`.
 
     Raises:
         ConfigError: no such file, no durations in it, or two different ones for a video.
@@ -43,11 +40,6 @@ def read_durations(path: Path) -> dict[str, float]:
     return durations
 
 
-def video_name(video: str) -> str:
-    """File name without folder and suffix, its letters composed (NFC)."""
-    return unicodedata.normalize("NFC", PurePosixPath(video).stem)
-
-
 def is_duration(value: Any) -> TypeGuard[float]:
     """Whether it can be a video's length: a finite number above 0."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -63,13 +55,7 @@ def _csv_pairs(path: Path) -> Iterator[tuple[str, float]]:
             except (IndexError, ValueError):
                 continue
             if is_duration(duration_s):
-                yield _name_of_id(cells[0].strip()), duration_s
-
-
-def _name_of_id(cell: str) -> str:
-    """An id, or a file name; the dots of `v_0.0_150.0` are no suffix."""
-    is_file = PurePosixPath(cell).suffix.lower() in VIDEO_SUFFIXES
-    return video_name(cell if is_file else f"{cell}.mp4")
+                yield video_key(cells[0].strip()), duration_s
 
 
 def _json_pairs(path: Path) -> Iterator[tuple[str, float]]:
@@ -82,4 +68,4 @@ def _json_pairs(path: Path) -> Iterator[tuple[str, float]]:
         video = record.content.get("video_path") or (videos[0] if videos else None)
         duration_s = record.content.get("duration")
         if isinstance(video, str) and is_duration(duration_s):
-            yield video_name(video), float(duration_s)
+            yield video_key(video), float(duration_s)

@@ -16,7 +16,8 @@ from common.answers.spans import Span
 from common.messages import Highlight, Window
 from common.prompts import VIDEO_TAG, grounding_problem, highlight_problem
 from common.rows import CLIP_END_TOLERANCE_S, UnusableRowError, query_of, window_of
-from jobs.data.annotations.durations import is_duration, video_name
+from common.video.names import video_key
+from jobs.data.annotations.durations import is_duration
 from jobs.data.annotations.paths import Rerooting
 from jobs.data.annotations.records import Annotation, clean_query
 
@@ -43,7 +44,7 @@ class RowRules:
     end_tolerance_s: float = CLIP_END_TOLERANCE_S
     """A span may end this much after its video; it is cut there."""
     durations: Mapping[str, float] = field(default_factory=dict)
-    """Seconds by video name, where the file has none."""
+    """Seconds by `video_key`, where the file has none."""
     extract_question: bool = False
     """Whether an instruction that a record brings is replaced by the published one, asked with the
     query found in it (SPEC A2)."""
@@ -206,7 +207,7 @@ def _duration_s(annotation: Annotation, window: Window | None, rules: RowRules) 
     Of a window, the annotation's own only where that is the window's: some give the file's.
     """
     own_s = annotation.duration_s
-    file_s = rules.durations.get(video_name(annotation.video))
+    file_s = rules.durations.get(video_key(annotation.video))
     if own_s is not None and not is_duration(own_s) and file_s is None:
         raise UnusableRowError("bad duration", f"found {own_s} s, wanted a finite number above 0")
     if window is None or window[1] is None:

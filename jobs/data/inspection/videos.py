@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from common.answers.spans import Span
 from common.errors import VideoError
+from common.video.names import as_on_disk, near_files
 from common.video.roots import VideoRoots
 from common.video.windows import WINDOW_END_TOLERANCE_S
 from jobs.data.annotations.records import Annotation, BadRecord
@@ -173,8 +174,9 @@ def reason_of(message: str, *, path: Path) -> str:
 
 def _probe(video: Video, *, root: Path, probe: Callable[[Path], float]) -> Check:
     """Runs in a worker."""
-    if not video.path.exists():
-        return _bad(video, reason=MISSING, detail=f"{video.path}: no such file; see --video-root")
+    if not as_on_disk(video.path).exists():
+        detail = f"{video.path}: no such file; see --video-root{near_files(video.path)}"
+        return _bad(video, reason=MISSING, detail=detail)
     try:
         path = VideoRoots([root]).resolve(os.fspath(video.path))
     except VideoError as error:

@@ -1,23 +1,24 @@
 """Which annotation does a prediction answer? `match(predictions, questions=…)` → `Matched`.
 
-By the annotation's id where the file uses such ids, else by video and query as names and sentences
-are commonly rewritten: folders, suffixes, letter case, spaces and outer dots do not count. Between
+By the annotation's id where the file uses such ids, else by video (`common.video.names.video_key`:
+folders, suffixes and how letters are composed do not count) and by query, as sentences are commonly
+rewritten: letter case, composition, spaces and outer dots do not count. Between
 `jobs.evaluation.scoring.predictions`, `jobs.data.annotations` and
 `jobs.evaluation.scoring.protocols`.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import pairwise
-from pathlib import PurePosixPath
 
 from common.answers.spans import Span
 from common.messages import Window
+from common.video.names import nearest, video_key
 from jobs.evaluation.scoring.predictions import Prediction
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v"})
-"""Names such as `NUsG9BgSes0_210.0_360.0` hold dots that are no suffix."""
 SHOWN = 5
 """Names in a message."""
 
@@ -54,6 +55,8 @@ class Matched:
     """Predictions without an annotation, left out."""
     unanswered: int
     """Annotations without a prediction, left out."""
+    nearest: Mapping[str, str | None] = field(default_factory=dict)
+    """The first of `unknown` → what they may have been meant for."""
 
 
 def own_questions(predictions: Sequence[Prediction]) -> list[Question]:
@@ -96,11 +99,12 @@ def match(
             belongs to another query, or one side has what the other lacks.
     """
     index = _Index(questions)
-    pairs, unknown, answered = [], [], set[str]()
+    pairs, answered = [], set[str]()
+    unknown: list[Prediction] = []
     for prediction in predictions:
         question = index.find(prediction)
         if question is None:
-            unknown.append(prediction.key)
+            unknown.append(prediction)
             continue
         if question.id in answered:
             raise ValueError(f"found two predictions for annotation {question.id!r}, wanted one")
@@ -111,15 +115,18 @@ def match(
             question = replace(question, window=prediction.window)
         pairs.append((prediction, question))
     unanswered = [question.id for question in questions if question.id not in answered]
+    near = {one.key: index.nearest(one) for one in unknown[:SHOWN]}
     if not partial:
-        _refuse(unknown, "predictions without an annotation")
-        _refuse(unanswered, "annotations without a prediction")
+        _refuse(near, len(unknown), "predictions without an annotation")
+        _refuse(dict.fromkeys(unanswered), len(unanswered), "annotations without a prediction")
     if not pairs:
         raise ValueError(
             f"found no prediction for any of {len(questions)} annotations, wanted at least one: "
-            "are --bench and --gt those that were asked?"
+            f"are --bench and --gt those that were asked? The file has {_shown(near)}"
         )
-    return Matched(pairs=tuple(pairs), unknown=len(unknown), unanswered=len(unanswered))
+    return Matched(
+        pairs=tuple(pairs), unknown=len(unknown), unanswered=len(unanswered), nearest=near
+    )
 
 
 class _Index:
@@ -137,7 +144,7 @@ class _Index:
         """Made when the first prediction has no id that is known here."""
         named: dict[tuple[str, str], list[Question]] = {}
         for question in self._by_id.values():
-            name = (_video(question.video), _query(question.query))
+            name = (video_key(question.video), _query(question.query))
             named.setdefault(name, []).append(question)
         return named
 
@@ -145,7 +152,7 @@ class _Index:
         if prediction.id is not None and (found := self._by_id.get(prediction.id)):
             _check_same_query(prediction, found)
             return found
-        name = (_video(prediction.video or ""), _query(prediction.query or ""))
+        name = (video_key(prediction.video or ""), _query(prediction.query or ""))
         candidates = self._by_name.get(name, [])
         same = [question for question in candidates if question.spans == prediction.truth]
         if not (same or candidates):
@@ -154,6 +161,26 @@ class _Index:
         if len(candidates) > 1:
             candidates.remove(chosen)
         return chosen
+
+    def nearest(self, prediction: Prediction) -> str | None:
+        """What a prediction that was not found may have been meant for, in words."""
+        if not prediction.video:
+            found = get_close_matches(prediction.key, self._by_id, n=1)
+            return f"id {found[0]!r}" if found else None
+        queries = self._queries.get(video_key(prediction.video))
+        if queries is None:
+            near = nearest(prediction.video, self._queries)
+            return f"video {near[0]!r}" if near else None
+        near = get_close_matches(_query(prediction.query or ""), queries, n=1, cutoff=0.3)
+        return f"query {near[0]!r} of this video" if near else "other queries of this video"
+
+    @cached_property
+    def _queries(self) -> dict[str, list[str]]:
+        """Queries by video."""
+        found: dict[str, list[str]] = {}
+        for question in self._by_id.values():
+            found.setdefault(video_key(question.video), []).append(_query(question.query))
+        return found
 
 
 def _check_same_query(prediction: Prediction, question: Question) -> None:
@@ -166,19 +193,21 @@ def _check_same_query(prediction: Prediction, question: Question) -> None:
         )
 
 
-def _refuse(names: Sequence[str], what: str) -> None:
-    if names:
-        shown = ", ".join(repr(name) for name in names[:SHOWN])
+def _refuse(near: Mapping[str, str | None], count: int, what: str) -> None:
+    if count:
+        more = ", …" if count > SHOWN else ""
         raise ValueError(
-            f"found {len(names)} {what}, wanted none: {shown}"
-            f"{', …' if len(names) > SHOWN else ''}; --partial leaves them out and counts them"
+            f"found {count} {what}, wanted none: {_shown(near)}{more}; --partial leaves them out "
+            "and counts them"
         )
 
 
-def _video(name: str) -> str:
-    path = PurePosixPath(name)
-    return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
+def _shown(near: Mapping[str, str | None]) -> str:
+    """Names, each with what is nearest."""
+    named = list(near.items())[:SHOWN]
+    return ", ".join(f"{name!r}" + (f" (nearest: {hint})" if hint else "") for name, hint in named)
 
 
 def _query(sentence: str) -> str:
-    return " ".join(sentence.split()).strip(" .").casefold()
+    plain = unicodedata.normalize("NFC", sentence)
+    return " ".join(plain.split()).strip(" .").casefold()

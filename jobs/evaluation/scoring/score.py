@@ -83,6 +83,8 @@ class Score(BaseModel):
     """Cut while being written, dropped."""
     unknown: int
     """Predictions without an annotation, left out."""
+    unknown_nearest: Mapping[str, str | None] = MappingProxyType({})
+    """The first of them, each with the video, query or id of an annotation that is nearest."""
     unanswered: int
     """Annotations without a prediction, left out."""
     bad_annotations: int
@@ -147,6 +149,7 @@ def score_matched(
         predictions=len(file.predictions),
         truncated_lines=file.truncated_lines,
         unknown=matched.unknown,
+        unknown_nearest=matched.nearest,
         unanswered=matched.unanswered,
         bad_annotations=bad_annotations,
         without_duration=sum(question.duration_s is None for _, question in pairs),

@@ -17,6 +17,8 @@ from common.rows import TrainerRow
 from jobs.data.convert import Conversion, RejectedRecordError, convert, rejected_path
 from jobs.data.convert_command import command
 
+CASES = Path(__file__).resolve().parents[5] / "shared" / "data" / "cases"
+
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(command)
 
@@ -238,3 +240,28 @@ def test_no_invalid_span_is_ever_written(tmp_path: Path, spans: Any, duration: A
         assert isinstance(row.target, SpansTarget)
         for start, end in row.target.spans:
             assert 0 <= start < end <= (math.inf if row.duration is None else row.duration)
+
+
+def test_videos_that_the_duration_file_lacks_are_counted_and_the_nearest_named(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "charades.txt"
+    source.write_text("AAAAA 1.0 5.0##a\nAAAAB 1.0 5.0##b\nAAAAB 2.0 5.0##c\nccccc 1.0 2.0##d\n")
+    durations = tmp_path / "durations.csv"
+    durations.write_text("AAAAA.mp4,30\nCCCCC,9\n")
+    result = run("-i", source, "-o", tmp_path / "out", "--duration-source", durations)
+    assert result.exit_code == 0
+    said = " ".join(result.output.split())
+    assert "without a duration │ 3" in said
+    assert f"nothing in {durations} for 3 of 4 records" in said
+    assert "'AAAAB.mp4' (nearest: 'AAAAA'), 'ccccc.mp4' (nearest: 'CCCCC')" in said
+    matched = run("-i", source, "-o", tmp_path / "out", "--max-samples", "1")
+    assert "--duration-source" not in matched.output
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the reported files are not here")
+def test_ids_with_dots_find_the_durations_that_name_files(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    result = run("-i", CASES / "dot.jsonl", "-o", output, "--duration-source", CASES / "dur2.csv")
+    assert "nothing in" not in result.output
+    assert [row.duration for row in rows_of(output)] == [150.0, 300.0]

@@ -280,6 +280,8 @@ def test_relative_path_starts_at_the_first_root_as_in_the_ring(plan: Plan, tmp_p
     assert find_video(str(here), both) == here
     with pytest.raises(FileNotFoundError, match=r"empty/a\.mp4"):
         find_video("a.mp4", both)
+    with pytest.raises(FileNotFoundError, match=r"--video-root; nearest there: 'a\.mp4'"):
+        find_video("A.mkv", plan)
 
 
 def test_address_is_refused_unless_the_run_allows_it(plan: Plan) -> None:

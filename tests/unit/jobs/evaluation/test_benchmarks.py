@@ -1,5 +1,6 @@
 """Benchmark names, annotation files and videos in the layouts people have."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from jobs.evaluation.benchmarks import (
     annotation_file,
     benchmarks_named,
     find_video,
+    names_there,
 )
 from jobs.evaluation.scoring.score import BENCHES
 
@@ -94,3 +96,15 @@ def test_a_name_with_dots_keeps_them(tmp_path: Path) -> None:
     path = touch(tmp_path / "videos" / "NUsG9BgSes0_210.0_360.0.mp4")
     assert find_video("NUsG9BgSes0_210.0_360.0.mp4", root=tmp_path) == path.resolve()
     assert find_video("NUsG9BgSes0_210.0_361.0.mp4", root=tmp_path) is None
+
+
+@pytest.mark.parametrize("asked", ["NUsG9BgSes0_210.0_360.0", "v/NUsG9BgSes0_210.0_360.0.webm"])
+def test_a_suffix_may_be_left_out_or_be_another(asked: str, tmp_path: Path) -> None:
+    path = touch(tmp_path / "videos" / "NUsG9BgSes0_210.0_360.0.MP4")
+    assert find_video(asked, root=tmp_path) == path.resolve()
+
+
+def test_letters_of_videos_match_however_they_are_composed(tmp_path: Path) -> None:
+    path = touch(tmp_path / "videos" / unicodedata.normalize("NFD", "Kühlschrank.mkv"))
+    assert find_video("Kühlschrank.mp4", root=tmp_path) == path.resolve()
+    assert names_there(tmp_path) == {path.name}

@@ -76,6 +76,11 @@ def test_missing_videos_are_listed_and_refused(
     assert found.missing == {"videos/missing.mp4": 2}
     with pytest.raises(ConfigError, match=r"1 videos of 2 queries.*missing\.mp4.*--allow-missing"):
         found.refuse_gaps()
+    near = find_questions(
+        bench(tmp_path / "b.json", videos), find=find, there=lambda: ["missing1.mkv"]
+    )
+    with pytest.raises(ConfigError, match=r"'videos/missing.mp4' \(nearest: 'missing1.mkv'\)"):
+        near.refuse_gaps()
 
 
 @pytest.mark.parametrize(

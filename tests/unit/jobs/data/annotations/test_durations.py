@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from jobs.data.annotations.durations import read_durations, video_name
+from common.video.names import video_key
+from jobs.data.annotations.durations import read_durations
 
 
 def test_csv_heading_and_broken_rows_are_passed_over(tmp_path: Path) -> None:
@@ -53,13 +54,13 @@ def test_csv_names_files_with_or_without_a_suffix(tmp_path: Path, suffix: str) -
     )
     found = read_durations(path)
     assert found == {"bP5KfdFJzC4_660.0_810.0": 150.0, "bP5KfdFJzC4_660.0_960.0": 300.0}
-    assert found[video_name("videos/bP5KfdFJzC4_660.0_960.0.mp4")] == 300.0
+    assert found[video_key("videos/bP5KfdFJzC4_660.0_960.0.mp4")] == 300.0
 
 
 def test_letters_match_however_they_are_composed(tmp_path: Path) -> None:
     path = tmp_path / "durations.csv"
     path.write_text(f"{unicodedata.normalize('NFD', 'Kühlschrank')},12\n", encoding="utf-8")
-    assert read_durations(path)[video_name("Kühlschrank.mp4")] == 12.0
+    assert read_durations(path)[video_key("Kühlschrank.mp4")] == 12.0
 
 
 def test_rows_about_a_window_say_nothing_of_their_file(tmp_path: Path) -> None:

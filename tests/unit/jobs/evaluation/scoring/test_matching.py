@@ -1,5 +1,7 @@
 """Predictions find their annotation; what does not fit is named or, if asked, counted."""
 
+import unicodedata
+
 import pytest
 
 from common.answers.spans import Span
@@ -100,3 +102,38 @@ def test_predictions_that_repeat_their_truth_need_no_annotations() -> None:
     assert (rated.clip_ids, rated.saliency) == ((4, 7), tuple(ratings.values()))
     with pytest.raises(ValueError, match=r"no true span with prediction 'x'.*--gt"):
         own_questions([Prediction(key="x")])
+
+
+def test_letters_match_however_they_are_composed() -> None:
+    composed = question("1", video="Kühlschrank.mp4", query="ein Kühlschrank")
+    nfd = {
+        key: unicodedata.normalize("NFD", text)
+        for key, text in (("video", composed.video), ("query", composed.query))
+    }
+    assert match([Prediction(key="p", **nfd)], questions=[composed]).pairs[0][1] == composed
+
+
+def test_predictions_that_find_nothing_come_with_the_nearest() -> None:
+    questions = [
+        question("qid 17", video="3MSZA.mp4", query="a dog runs"),
+        question("2", video="3MSZB.mp4"),
+    ]
+    given = [
+        Prediction(key="query", video="3MSZA", query="a dog runs away"),
+        Prediction(key="case", video="3msza.mp4", query="a dog runs"),
+        Prediction(key="qid 18", id="qid 18"),
+        Prediction(key="far", video="zebra", query="?"),
+    ]
+    nearest = {
+        "query": "query 'a dog runs' of this video",
+        "case": "video '3MSZA'",
+        "qid 18": "id 'qid 17'",
+        "far": None,
+    }
+    answers = [Prediction(key="2", id="2")]
+    assert match([*given, *answers], questions=questions, partial=True).nearest == nearest
+    said = r"found 4 .*'case' \(nearest: video '3MSZA'\), .*'far'; --partial"
+    with pytest.raises(ValueError, match=said):
+        match([*given, *answers], questions=questions)
+    with pytest.raises(ValueError, match=r"The file has 'case' \(nearest: video '3MSZA'\)"):
+        match(given[1:2], questions=questions, partial=True)
