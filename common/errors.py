@@ -10,6 +10,7 @@
     ├── StalledError  the ring gives the learner nothing that it can use
     ├── ParityError   engine and learner disagree about one and the same weights
     ├── CheckpointError  a checkpoint could not be written, or none is whole
+    ├── OutputError   a file could not be written after the work had begun
     ├── MemoryShortError  a rank's memory ran out
     └── RunLostError  another learner has taken the run
     ConfigError(ValueError)   the run's TOML is wrong
@@ -56,6 +57,10 @@ class ParityError(TempSampError):
 
 class CheckpointError(TempSampError):
     """A checkpoint could not be written, or none of those found is whole."""
+
+
+class OutputError(TempSampError):
+    """A file could not be written after the work had begun: no room, or no permission any more."""
 
 
 class MemoryShortError(TempSampError):

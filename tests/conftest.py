@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.fixtures.servers.redis_server", "tests.fixtures.scorers.scorer_packages"]
+pytest_plugins = [
+    "tests.fixtures.servers.places",
+    "tests.fixtures.servers.redis_server",
+    "tests.fixtures.scorers.scorer_packages",
+]
 
 RING = Path(__file__).parent / "ring"
 CHAOS = Path(__file__).parent / "chaos"

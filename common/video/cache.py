@@ -362,10 +362,12 @@ def _write_entry(
             sync_file(temporary / path.name)
         os.replace(temporary / path.name, path)
     except OSError as error:
-        raise OSError(
+        failure = OSError(
             f"{path}: cannot write {frames.nbytes / 1e6:.1f} MB: {error}; free the disk or choose "
             "another cache folder"
-        ) from error
+        )
+        failure.errno = error.errno
+        raise failure from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return header

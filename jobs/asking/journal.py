@@ -9,7 +9,6 @@ Opening repairs the file: a last line that was cut is dropped, and so is what `k
 import contextlib
 import fcntl
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, Self, TypeVar
@@ -17,17 +16,13 @@ from typing import Generic, Self, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from common.errors import ConfigError
+from common.queue.disk import replace_text, writing
 
 logger = logging.getLogger(__name__)
 
+KEPT = "answers before this one are kept, and the same command goes on after them"
+
 Record = TypeVar("Record", bound=BaseModel)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The whole text or, if this process dies, what was there before."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def line_of(record: BaseModel) -> str:
@@ -68,6 +63,7 @@ class Lines(Generic[Record]):
         wanted: str,
         keep: Callable[[Sequence[Record]], Sequence[Record]],
         several: str,
+        knob: str = "--out",
     ) -> None:
         """Open or make the file, and repair it.
 
@@ -77,25 +73,35 @@ class Lines(Generic[Record]):
             wanted: that in words.
             keep: which of the records found there stay; may raise, and then nothing is changed.
             several: what to do for several processes.
+            knob: what names the folder.
 
         Raises:
             ConfigError: a line that is no record, or another process writes.
+            OutputError: it cannot be written.
         """
-        self._path = path
-        with contextlib.ExitStack() as opened:
+        self._path, self._knob = path, knob
+        with writing(path, knob=knob), contextlib.ExitStack() as opened:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock = opened.enter_context(path.with_name(f".{path.name}.lock").open("w"))
             _lock_or_refuse(lock.fileno(), path, several=several)
             self.kept: list[Record] = []
             if path.exists():
                 self.kept = list(keep(list(read_lines(path, record, wanted=wanted))))
-                write_atomically(path, "".join(map(line_of, self.kept)))
-            self._file = opened.enter_context(path.open("a", encoding="utf-8"))
+                replace_text(path, "".join(map(line_of, self.kept)))
+            # Without a buffer: what could not be written is not tried again when it is closed.
+            self._file = opened.enter_context(path.open("ab", buffering=0))
             self._owned = opened.pop_all()
 
     def append(self, record: Record) -> None:
-        """Add a line; it is on its way to the disk when this returns."""
-        self._file.write(line_of(record))
-        self._file.flush()
+        """Add a line; it is on its way to the disk when this returns.
+
+        Raises:
+            OutputError: it cannot be written; the records before it are kept.
+        """
+        line = line_of(record).encode()
+        with writing(self._path, knob=self._knob, kept=KEPT):
+            while line:
+                line = line[self._file.write(line) :]
 
     def close(self) -> None:
         """Let the next process write."""

@@ -30,7 +30,8 @@ from rich.table import Table
 from rich.text import Text
 
 from common.config import Video, load
-from common.errors import ConfigError
+from common.errors import ConfigError, OutputError
+from common.queue.disk import FULL, check_file, check_folder, write_file
 from common.rows import TrainerRow, UnusableRowError
 from common.video.cache import ClipCache, sync_file
 from jobs.data.crash_safe_pool import Lost, results
@@ -38,6 +39,9 @@ from jobs.local.processes import interruptible
 
 Key = TypeVar("Key")
 
+NO_ROOM = "no space left"
+SHOWN = 20
+"""Failures in the terminal where no file can hold them."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -135,6 +139,10 @@ class Report:
     """How a run ended."""
 
     num_videos: int
+    stopped: str | None = None
+    """Why it ended before all videos were tried: there is no room for more."""
+    unlisted: str | None = None
+    """Why the failures are in no file."""
     done: list[Done] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
@@ -177,7 +185,7 @@ def fill(
 
     Raises:
         WorkersKeepDyingError: workers die faster than they can be replaced.
-        OSError: the disk fails, or a failure file cannot be written.
+        OSError: the disk fails.
     """
     report = Report(num_videos=len(rows.places), failures=list(rows.unreadable))
     report.bad_rows.update(failure.reason for failure in rows.unreadable)
@@ -188,6 +196,9 @@ def fill(
             synced: list[Future[None]] = []
             for finished, (key, outcome) in enumerate(outcomes, start=1):
                 _note(report, str(key), outcome, places=rows.places[key])
+                if isinstance(outcome, Fault) and outcome.reason == NO_ROOM:
+                    report.stopped = outcome.detail
+                    break  # every further video would be decoded in vain
                 if isinstance(outcome, Done) and outcome.written:
                     synced.append(disk.submit(sync_file, outcome.entry))
                 if on_video is not None:
@@ -197,8 +208,13 @@ def fill(
     finally:
         outcomes.close()  # before the sweep: a worker that lives may be writing
         ClipCache(cache).remove_leftovers()
-        _write_failures(report.failures, inputs=inputs, file=failures_file)
+        report.unlisted = _write_failures(report.failures, inputs=inputs, file=failures_file)
     return report
+
+
+def no_entry(error: OSError) -> Fault:
+    """Why a cache did not take an entry."""
+    return Fault(NO_ROOM if error.errno in FULL else "cannot write", str(error))
 
 
 def group_rows(inputs: Sequence[Path], *, key: Callable[[TrainerRow], Key]) -> RowsByKey[Key]:
@@ -243,15 +259,23 @@ def _bad_row(path: Path, number: int, error: UnusableRowError) -> Failure:
 
 def _write_failures(
     failures: Sequence[Failure], *, inputs: Sequence[Path], file: Path | None
-) -> None:
-    """One file for all inputs, or one beside each; without failures an older file is removed."""
+) -> str | None:
+    """One file for all inputs, or one beside each; without failures an older file is removed.
+
+    Returns:
+        Why it cannot be written; None if it is.
+    """
     targets = {path: file or failures_path(path) for path in inputs}
-    for target in dict.fromkeys(targets.values()):
-        lines = [f.model_dump_json() + "\n" for f in failures if targets[f.input] == target]
-        if lines:
-            target.write_text("".join(lines), encoding="utf-8")
-        else:
-            target.unlink(missing_ok=True)
+    try:
+        for target in dict.fromkeys(targets.values()):
+            lines = [f.model_dump_json() + "\n" for f in failures if targets[f.input] == target]
+            if lines:
+                write_file(target, "".join(lines), knob="--failures")
+            else:
+                target.unlink(missing_ok=True)
+    except (OutputError, OSError) as error:
+        return str(error)
+    return None
 
 
 def failures_path(path: Path) -> Path:
@@ -273,9 +297,14 @@ def fill_in_terminal(
     """`fill` with a progress bar and the closing table; one process per CPU without `workers`.
 
     Raises:
+        ConfigError: the cache or a failure file cannot be written; nothing was done.
+        OutputError: there is no room for further entries, or for the failure file.
         typer.Exit: 0 if every row has its entry, 1 if one has not, 130 after Ctrl-C.
     """
     console = Console(stderr=True)
+    check_folder(cache, knob="--cache")
+    for path in inputs:
+        check_file(failures_file or failures_path(path), knob="--failures")
     try:
         with interruptible(), _progress_bar(console) as bar:
             task = bar.add_task(title, total=len(rows.places))
@@ -293,7 +322,22 @@ def fill_in_terminal(
         console.print("stopped: finished entries are kept, run it again to go on")
         raise typer.Exit(INTERRUPTED) from None
     Console().print(table_of(report))
+    _raise_what_is_not_written(report, console=console)
     raise typer.Exit(1 if report.failures else 0)
+
+
+def _raise_what_is_not_written(report: Report, *, console: Console) -> None:
+    if report.unlisted is not None:
+        for failure in report.failures[:SHOWN]:
+            line = f"{failure.input}: rows {failure.rows}: {failure.reason}: {failure.detail}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if report.stopped is not None:
+        raise OutputError(
+            f"--cache: {report.stopped}: found room for {len(report.done)} of {report.num_videos} "
+            "videos; those are kept, and the same command goes on"
+        )
+    if report.unlisted is not None:
+        raise OutputError(f"{report.unlisted}; the failures above are listed nowhere")
 
 
 class _Speed(ProgressColumn):

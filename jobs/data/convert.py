@@ -22,6 +22,7 @@ from typing import IO, Literal
 import numpy as np
 
 from common.errors import ConfigError, TempSampError
+from common.queue.disk import check_file, sync, writing
 from common.rows import UnusableRowError
 from common.video.names import SHOWN
 from jobs.data.annotations.reading import read
@@ -145,13 +146,20 @@ def convert(source: Path, *, output: Path, conversion: Conversion) -> Report:
     Without a row nothing is written, and an older output stays.
 
     Raises:
-        ConfigError: the source cannot be read, or an output would overwrite it.
+        ConfigError: the source cannot be read, or an output would overwrite it or cannot be
+            written.
+        OutputError: an output could not be written to its end; older ones stay.
         RejectedRecordError: strict, and a record cannot be a row; names it and the reason.
     """
     _refuse_overwriting(source, output)
+    for written in (output, rejected_path(output)):
+        check_file(written, knob="--output")
     report = Report()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(rejected_path(output)) as rejects, _replacing(output) as rows:
+    with (
+        writing(output, knob="--output", kept="no row is written, an older file stays"),
+        _replacing(rejected_path(output)) as rejects,
+        _replacing(output) as rows,
+    ):
         made = _made_rows(source, conversion=conversion, report=report, rejects=rejects)
         kept = _inside(made, conversion=conversion, report=report)
         if conversion.sampling.kind == "head":
@@ -307,10 +315,13 @@ def _refuse_overwriting(source: Path, output: Path) -> None:
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when it is done and not empty."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("wb") as new:
             yield new
         if partial.stat().st_size:
+            sync(partial)
             partial.replace(path)
+            sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)

@@ -96,6 +96,7 @@ def command(
     """
     from rich.console import Console
 
+    from common.queue.disk import check_file
     from common.video.names import with_nearest
     from jobs.data.annotations.durations import read_durations
     from jobs.data.annotations.paths import STRIP_PREFIXES, Rerooting
@@ -104,6 +105,7 @@ def command(
     from jobs.data.annotations.trainer_rows import RowRules
     from jobs.data.convert import Bounds, Conversion, Sampling, convert
 
+    check_file(output, knob="--output")
     name = sniff(source) if schema is None else schema_named(schema)
     conversion = Conversion(
         schema=name,

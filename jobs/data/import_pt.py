@@ -49,6 +49,7 @@ from jobs.data.cache_filling import (
     Workers,
     fill_in_terminal,
     group_rows,
+    no_entry,
     video_settings,
 )
 from jobs.data.preprocess import Plan, content_of, find_video
@@ -109,7 +110,7 @@ def import_entry(old: OldEntry, plan: Plan, pt_dir: Path) -> Done | Fault:
     except VideoError as error:
         return Fault("unusable video", str(error))
     except OSError as error:
-        return Fault("cannot write", str(error))
+        return no_entry(error)
 
 
 def _import_entry(old: OldEntry, plan: Plan, pt_dir: Path) -> Done:

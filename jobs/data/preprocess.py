@@ -48,6 +48,7 @@ from jobs.data.cache_filling import (
     Workers,
     fill_in_terminal,
     group_rows,
+    no_entry,
     video_settings,
 )
 
@@ -101,7 +102,7 @@ def make_entry(part: Part, plan: Plan) -> Done | Fault:
     except VideoError as error:
         return Fault("unusable video", str(error))
     except OSError as error:
-        return Fault("cannot write", str(error))
+        return no_entry(error)
     except MemoryError:
         return Fault("out of memory", "too little memory for its frames: use fewer --workers")
 

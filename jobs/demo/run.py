@@ -11,10 +11,8 @@ last checkpoint.
 import functools
 import json
 import logging
-import os
 import secrets
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +25,7 @@ from rich.logging import RichHandler
 
 from common import config
 from common.errors import ConfigError
+from common.queue.disk import check_folder
 from common.secrets import only as secrets_of_child
 from jobs.demo.course import METHODS, Course, Split, console, steps_done, take
 from jobs.demo.summary import ANSWERS_BEFORE
@@ -139,6 +138,8 @@ def run_demo(demo: Demo, *, write_report: bool) -> dict[str, Any]:
         )
     # Before anything is started: a wrong setting is said at once.
     config.load(CONFIG, overrides=demo.overrides(NO_REDIS), environ=demo.environ)
+    for folder in (demo.run_dir, demo.data):
+        check_folder(folder, knob="runs")
     demo.run_dir.mkdir(parents=True, exist_ok=True)
     with _children_of(demo.run_dir) as children:
         course = _started(demo, children)
@@ -192,14 +193,7 @@ def run_attached(course: Course, *, write_report: bool) -> dict[str, Any]:
         TempSampError: the services were not up in time, or the learner failed.
     """
     started = time.monotonic()
-    try:
-        course.folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=course.folder).close()
-    except OSError as error:
-        raise ConfigError(
-            f"learner.run_dir: found {course.folder}: {error.strerror}, wanted a folder that user "
-            f"{os.geteuid()} may write to"
-        ) from error
+    check_folder(course.folder, knob="learner.run_dir")
     for split in ("train", course.split):
         if not course.rows(split).is_file():
             raise ConfigError(

@@ -6,7 +6,6 @@ With --endpoint, running replicas answer; without, one of our own is started and
 """
 
 import asyncio
-import tempfile
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +18,7 @@ from common import config
 from common.config import Run, Video
 from common.errors import ConfigError
 from common.model.folder import fetched
+from common.queue.disk import check_folder
 from common.secrets import tokens
 from jobs.asking.endpoints import check_endpoints
 from jobs.evaluation.benchmarks import BENCHMARKS, benchmarks_named
@@ -170,7 +170,7 @@ def command(
             f"--selector: found agreement with --mode {mode}, wanted mixed_selected or "
             "mixed_oracle: one mode leaves nothing to choose; --samples takes samples alone"
         )
-    _check_folder(out)
+    check_folder(out, knob="--out")
     console = Console()
     run = config.load(run_config) if run_config is not None else None
     plan = Plan(
@@ -204,22 +204,6 @@ def command(
     except KeyboardInterrupt:
         console.print(f"interrupted; {out} keeps every answer, and the same command goes on")
         raise typer.Exit(130) from None
-
-
-def _check_folder(out: Path) -> None:
-    """Refuse a folder that cannot be made or written in, before anything is asked.
-
-    Raises:
-        ConfigError: a file is in the way, or the disk says no.
-    """
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"--out: found {there}: {error.strerror}, wanted a folder that can be written"
-        ) from error
 
 
 def _with_endpoints(

@@ -70,6 +70,7 @@ class HeldOut:
             video=video,
             limit=limit,
             concurrency=concurrency,
+            knob="learner.run_dir",
         )
         (self._prepared,) = prepare(self._plan)
 

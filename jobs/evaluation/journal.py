@@ -16,27 +16,14 @@ from jobs.evaluation.scoring.predictions import PredictionRecord
 
 WANTED = "a prediction"
 PATTERN = "predictions*.jsonl"
+ALL_KEPT = "all answers are kept, and the same command goes on"
+"""When what is made of them cannot be written."""
 
 
 def predictions_name(shard: tuple[int, int]) -> str:
     """File of shard (i, n)."""
     index, count = shard
     return "predictions.jsonl" if count == 1 else f"predictions-{index}-of-{count}.jsonl"
-
-
-def write_or_refuse(path: Path, text: str, *, knob: str) -> None:
-    """Write what an option asked for, and make its folder.
-
-    Raises:
-        ConfigError: it cannot be written there; names the option.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{knob}: found {path}: {error.strerror}, wanted a file that can be written"
-        ) from error
 
 
 def read_records(folder: Path) -> list[PredictionRecord]:
@@ -57,14 +44,22 @@ def read_records(folder: Path) -> list[PredictionRecord]:
 class Journal:
     """One shard's file, open for appending; a second process that opens it is refused."""
 
-    def __init__(self, folder: Path, *, shard: tuple[int, int], fingerprint: str) -> None:
+    def __init__(
+        self, folder: Path, *, shard: tuple[int, int], fingerprint: str, knob: str = "--out"
+    ) -> None:
         """Open or make the file, and repair it: whole lines of answers stay.
+
+        Args:
+            folder: of the run; made when absent.
+            shard: (i, n), which part of the questions this is.
+            fingerprint: of the run's settings.
+            knob: what names the folder.
 
         Raises:
             ConfigError: a line that is no record, one of another run, or another process writes.
+            OutputError: it cannot be written.
         """
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / predictions_name(shard)
         self._fingerprint = fingerprint
         self._lines = Lines(
@@ -73,6 +68,7 @@ class Journal:
             wanted=WANTED,
             keep=self._kept,
             several="use --shard i/n for several",
+            knob=knob,
         )
         try:
             self.answered = frozenset(record.id for record in read_records(folder))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigError
-from jobs.evaluation.journal import write_or_refuse
+from common.queue.disk import check_file, write_file
 from jobs.evaluation.scoring.score import BENCHES, score_file
 
 
@@ -32,6 +32,8 @@ def command(
 
     from jobs.evaluation.showing.tables import tables_of
 
+    if output is not None:
+        check_file(output, knob="--json")
     try:
         score = score_file(predictions, bench=bench, gt=gt, partial=partial)
     except (ValueError, OSError) as error:
@@ -43,4 +45,4 @@ def command(
         line = f"no annotation of {name!r}; nearest: {near or 'nothing like it'}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if output is not None:
-        write_or_refuse(output, score.model_dump_json(indent=1) + "\n", knob="--json")
+        write_file(output, score.model_dump_json(indent=1) + "\n", knob="--json")

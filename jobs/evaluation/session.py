@@ -19,8 +19,8 @@ import httpx
 from common.config import Video
 from common.errors import ConfigError, TempSampError
 from common.messages import Mode
+from common.queue.disk import write_file
 from common.video.sampling import FIELDS, VideoSampling
-from jobs.asking.journal import write_atomically
 from jobs.asking.replicas import RETRY_S, Fleet
 from jobs.evaluation.benchmarks import (
     BENCHMARKS,
@@ -30,6 +30,7 @@ from jobs.evaluation.benchmarks import (
     names_there,
 )
 from jobs.evaluation.journal import (
+    ALL_KEPT,
     Journal,
     predictions_name,
     read_records,
@@ -72,6 +73,8 @@ class Plan:
     shard: tuple[int, int] = (1, 1)
     concurrency: int = 16
     """Questions in work in each replica."""
+    knob: str = "--out"
+    """What names `out`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,7 @@ def open_run(
         sampling=plan.sampling,
         clip=VideoSampling(**plan.video.model_dump(include=FIELDS)),
     )
-    agree_or_refuse(prepared.folder, settings=settings)
+    agree_or_refuse(prepared.folder, settings=settings, knob=plan.knob)
     return settings, sum(len(_unanswered(plan, prepared, mode)) for mode in settings.modes)
 
 
@@ -160,6 +163,7 @@ async def ask(
                     _folder(prepared, plan.mode, mode),
                     shard=plan.shard,
                     fingerprint=settings.fingerprint,
+                    knob=plan.knob,
                 )
             )
             for mode in settings.modes
@@ -190,9 +194,11 @@ def finish(plan: Plan, prepared: Prepared, *, settings: RunSettings) -> Summary:
         mine = [record for record in answers if record.id in ids]
         by = None if plan.mode == "mixed_oracle" else plan.selector
         chosen = mix(mine, thoughts=thoughts, by=by)
-        write_atomically(
+        write_file(
             folder / predictions_name(plan.shard),
             "".join(record.model_dump_json(exclude_none=True) + "\n" for record in chosen),
+            knob=plan.knob,
+            kept=ALL_KEPT,
         )
     return summarize(
         folder,
@@ -200,6 +206,7 @@ def finish(plan: Plan, prepared: Prepared, *, settings: RunSettings) -> Summary:
         questions=prepared.questions,
         scored_as=prepared.benchmark.scored_as,
         mixed=pairs,
+        knob=plan.knob,
     )
 
 

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from common.errors import ConfigError
 from common.messages import Mode
 from common.model.checks import FILES, matches
+from common.queue.disk import write_file
 from common.video.sampling import VideoSampling
-from jobs.asking.journal import write_atomically
 from jobs.evaluation.scoring.predictions import AnswerMode, Task
 
 FILE = "settings.json"
@@ -110,7 +110,7 @@ def asked_modes(mode: AnswerMode) -> tuple[Mode, ...]:
     return ("answer", "think")
 
 
-def agree_or_refuse(folder: Path, *, settings: RunSettings) -> None:
+def agree_or_refuse(folder: Path, *, settings: RunSettings, knob: str = "--out") -> None:
     """Save the settings of a new run; compare with those of an interrupted one.
 
     Raises:
@@ -118,8 +118,7 @@ def agree_or_refuse(folder: Path, *, settings: RunSettings) -> None:
     """
     path = folder / FILE
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, settings.model_dump_json(indent=1) + "\n")
+        write_file(path, settings.model_dump_json(indent=1) + "\n", knob=knob)
         return
     found = json.loads(path.read_text(encoding="utf-8"))
     wanted = settings.model_dump(mode="json")

@@ -11,8 +11,8 @@ from statistics import fmean
 
 from pydantic import BaseModel, ConfigDict
 
-from jobs.asking.journal import write_atomically
-from jobs.evaluation.journal import PATTERN
+from common.queue.disk import write_file
+from jobs.evaluation.journal import ALL_KEPT, PATTERN
 from jobs.evaluation.questions import Questions
 from jobs.evaluation.scoring.matching import match
 from jobs.evaluation.scoring.modes import (
@@ -70,7 +70,13 @@ class Summary(BaseModel):
 
 
 def summarize(
-    folder: Path, *, settings: RunSettings, questions: Questions, scored_as: str, mixed: Pairs
+    folder: Path,
+    *,
+    settings: RunSettings,
+    questions: Questions,
+    scored_as: str,
+    mixed: Pairs,
+    knob: str = "--out",
 ) -> Summary:
     """Score everything that all shards have answered, and write it down.
 
@@ -80,6 +86,10 @@ def summarize(
         questions: of all shards.
         scored_as: key of `jobs.evaluation.scoring.score.BENCHES`.
         mixed: both answers of each query; empty unless the mode mixes.
+        knob: what names the folder.
+
+    Raises:
+        OutputError: it cannot be written.
     """
     files = [path for path in sorted(folder.glob(PATTERN)) if path.stat().st_size]
     predictions = tuple(one for path in files for one in read_predictions(path).predictions)
@@ -104,7 +114,7 @@ def summarize(
         score=score,
         mixed=compare_choices(mixed),
     )
-    write_atomically(folder / FILE, summary.model_dump_json(indent=1) + "\n")
+    write_file(folder / FILE, summary.model_dump_json(indent=1) + "\n", knob=knob, kept=ALL_KEPT)
     return summary
 
 

@@ -30,6 +30,7 @@ from common.errors import ConfigError, EngineError
 from common.messages import ClipRef, GenerateRequest, Mode, Sampling, Window
 from common.model.folder import fetched
 from common.prompts import chat_messages, grounding_problem
+from common.queue.disk import check_file, writing
 from common.secrets import tokens
 from common.video.sampling import VideoSampling
 from jobs.asking.endpoints import check_endpoints
@@ -189,8 +190,9 @@ def _check_options(query: str, *, video: Path, sheet: Path, clip: Path | None) -
         raise ConfigError("query: found no words, wanted what to look for")
     if sheet.resolve() == video.resolve():
         raise ConfigError(f"--out: found {sheet}, the video itself, wanted another file")
-    if sheet.suffix.lower() != ".png" or sheet.is_dir() or not sheet.parent.is_dir():
-        raise ConfigError(f"--out: found {sheet}, wanted a .png in a folder that is there")
+    if sheet.suffix.lower() != ".png":
+        raise ConfigError(f"--out: found {sheet}, wanted a .png")
+    check_file(sheet, knob="--out")
     if clip is not None:
         check_output(video, output=clip)
     try:
@@ -361,12 +363,8 @@ def _write_sheet(found: Grounding, *, output: Path) -> None:
         notes.append(f"{unshown} less confident candidates are not shown")
     lanes = tuple(Lane(spans=c.spans, label=_lane_label(c, found)) for c in shown)
     sheet = Sheet(query=found.query, answer=headline, notes=tuple(notes), lanes=lanes)
-    try:
+    with writing(output, knob="--out"):
         write_sheet(found.video, sheet=sheet, output=output, window=found.window_s)
-    except OSError as error:
-        raise ConfigError(
-            f"--out: found {output}: {error.strerror}, wanted a file that can be written"
-        ) from error
 
 
 def _lane_label(candidate: Candidate, found: Grounding) -> str:

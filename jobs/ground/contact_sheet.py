@@ -133,7 +133,7 @@ def write_sheet(
     window: Window | None = None,
     mark: Mark | None = None,
 ) -> None:
-    """Draw the sheet into a PNG file, complete or not at all.
+    """Draw the sheet into a PNG file, complete or not at all; makes its folder.
 
     Raises:
         VideoError: the video cannot be read.
@@ -142,6 +142,7 @@ def write_sheet(
     picture = draw_sheet(video, sheet=sheet, window=window, mark=mark)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         picture.save(partial, "PNG")
         os.replace(partial, output)
     finally:

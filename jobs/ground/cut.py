@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.answers.spans import Span
-from common.errors import ConfigError, VideoError
+from common.errors import ConfigError, OutputError, VideoError
+from common.queue.disk import FULL, check_file, reason
 from common.video.pyav_reader import CONTAINERS
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
@@ -83,19 +84,16 @@ def check_output(source: str | os.PathLike[str], *, output: Path) -> None:
     """Refuse an output that cannot be written, before anything slow is done.
 
     Raises:
-        ConfigError: it is the source itself, its folder is missing, or its suffix is unknown.
+        ConfigError: it is the source itself, its suffix is unknown, or `check_file` refuses it.
     """
     if output.exists() and os.path.exists(source) and output.samefile(source):
         raise ConfigError(f"--cut: found {output}, the video itself, wanted another file")
-    if not output.parent.is_dir():
-        raise ConfigError(
-            f"--cut: found no folder {output.parent}, wanted one to write {output.name} in"
-        )
     if output.suffix.lower() not in SUFFIXES:
         wanted = ", ".join(SUFFIXES)
         raise ConfigError(
             f"--cut: found suffix {output.suffix!r} in {output.name}, wanted one of {wanted}"
         )
+    check_file(output, knob="--cut")
 
 
 def cut(source: str | os.PathLike[str], *, span: Span, output: Path) -> Cut:
@@ -111,6 +109,7 @@ def cut(source: str | os.PathLike[str], *, span: Span, output: Path) -> Cut:
         ConfigError: an output that `check_output` refuses.
         VideoError: the span is empty or lies wholly outside the video, the source cannot be read,
             or the container cannot hold its streams.
+        OutputError: there is no room for it.
     """
     import av
 
@@ -119,12 +118,16 @@ def cut(source: str | os.PathLike[str], *, span: Span, output: Path) -> Cut:
         raise VideoError(f"{source}: found span {_shown(span)}, wanted a start before its end")
     partial = output.with_name(f".{output.stem}.{os.getpid()}.partial{output.suffix}")
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         part = _part(source, span=span)
         has_audio = _copy(source, part=part, output=partial)
         os.replace(partial, output)
     except VideoError as error:
         raise VideoError(f"{source}: {error}") from error
     except (av.FFmpegError, OSError) as error:
+        if error.errno in FULL:
+            why = reason(OSError(error.errno, error.strerror), output)
+            raise OutputError(f"--cut: {output}: {why}") from error
         raise VideoError(f"{source}: cannot copy it to {output}: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.errors import VideoError
+from common.queue.disk import check_file
 from jobs.reframe.crop import Box, Size, centred
 from jobs.reframe.index import read_index
-from jobs.reframe.submission import check_output, of, write_submission
+from jobs.reframe.submission import of, write_submission
 from jobs.reframe.videos import check_folder, read_headers
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def command(
 
     wanted = read_index(index)
     check_folder(video_dir)
-    check_output(out)
+    check_file(out, knob="--out")
     headers = read_headers(video_dir, [one.video_id for one in wanted])
     lines = []
     unread: list[str] = []

@@ -24,6 +24,7 @@ from common import config
 from common.errors import ConfigError, EngineError, TempSampError, VideoError
 from common.messages import GenerateRequest
 from common.model.folder import fetched
+from common.queue.disk import check_file
 from common.secrets import tokens
 from common.video.sampling import VideoSampling
 from jobs.asking.endpoints import check_endpoints
@@ -42,7 +43,7 @@ from jobs.local.processes import interruptible
 from jobs.reframe.center import IndexFile, VideoDir
 from jobs.reframe.index import Wanted, read_index
 from jobs.reframe.journal import Journal, VideoEnd
-from jobs.reframe.submission import check_output, write_submission
+from jobs.reframe.submission import write_submission
 from jobs.reframe.tracking import EVERY
 from jobs.reframe.videos import check_folder, read_headers
 
@@ -131,7 +132,7 @@ def command(
     _check_who_answers(endpoint, model=model, openai=openai, openai_model=openai_model)
     wanted = read_index(index)
     check_folder(video_dir)
-    check_output(out)
+    check_file(out, knob="--out")
     console = Console()
     settings = Settings(
         video=_sampling(config_file, model=model, is_pictures=openai is not None, console=console),

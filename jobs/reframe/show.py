@@ -16,9 +16,10 @@ import typer
 
 from common.answers.spans import Span
 from common.errors import ConfigError, VideoError
+from common.queue.disk import check_file, writing
 from jobs.reframe.center import VideoDir
 from jobs.reframe.crop import Box, Size
-from jobs.reframe.submission import Submitted, check_output, read_submission
+from jobs.reframe.submission import Submitted, read_submission
 from jobs.reframe.videos import check_folder, find
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def write_clip(
 
     partial = output.with_name(f".{output.stem}.{os.getpid()}.partial{output.suffix}")
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(partial), "w") as container:
             rate = Fraction(index.source_fps).limit_denominator(100_000)
             stream: Any = None
@@ -142,16 +144,18 @@ def command(
 
     one = _line(submission, video_id)
     check_folder(video_dir)
-    check_output(out)
     if out.suffix.lower() not in (".mp4", ".mov", ".mkv"):
         raise ConfigError(f"--out: found suffix {out.suffix!r}, wanted .mp4, .mov or .mkv")
+    for path in (out, out.with_suffix(".png")):
+        check_file(path, knob="--out")
     video = find(video_dir, video_id)
     index = index_frames(video)
     if (last := max(one.boxes)) >= index.total_frames:
         raise VideoError(
             f"{video}: found frame {last} in {submission}, wanted at most {index.total_frames - 1}"
         )
-    write_clip(video, boxes=one.boxes, ratio=one.ratio, index=index, output=out)
+    with writing(out, knob="--out"):
+        write_clip(video, boxes=one.boxes, ratio=one.ratio, index=index, output=out)
     spans = segments_s(one.boxes, index=index)
     frame = Size(index.width_px, index.height_px)
 
@@ -162,7 +166,8 @@ def command(
     words = f"{len(one.boxes)} of {index.total_frames} frames, {one.ratio[0]}:{one.ratio[1]}"
     lane = Lane(spans=tuple(spans), label=f"{len(spans)} highlight" + "s" * (len(spans) > 1))
     sheet = Sheet(query=video_id, answer=words, lanes=(lane,))
-    write_sheet(video, sheet=sheet, output=out.with_suffix(".png"), mark=mark)
+    with writing(out.with_suffix(".png"), knob="--out", kept=f"{out} is written"):
+        write_sheet(video, sheet=sheet, output=out.with_suffix(".png"), mark=mark)
     console = Console()
     console.print(f"{video_id}: {words}", markup=False, highlight=False)
     console.print(f"clip: {out}\nsheet: {out.with_suffix('.png')}", markup=False, soft_wrap=True)

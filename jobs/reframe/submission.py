@@ -7,14 +7,13 @@ equal boxes give equal files. `jobs.reframe.check` reads what anybody wrote, thi
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
-from jobs.asking.journal import write_atomically
+from common.queue.disk import write_file
 from jobs.reframe.crop import Box, Size
 from jobs.reframe.index import Wanted, is_ratio
 
@@ -29,19 +28,13 @@ class Submitted:
     """By frame, ascending."""
 
 
-def check_output(out: Path) -> None:
-    """Refuse a file that cannot be written, before anything slow is done.
+def write_submission(path: Path, *, lines: Iterable[Submitted]) -> None:
+    """The whole file, or what was there before.
 
     Raises:
-        ConfigError: names --out.
+        OutputError: it cannot be written; names --out.
     """
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise ConfigError(f"--out: found {out}, wanted a file in a folder that can be written")
-
-
-def write_submission(path: Path, *, lines: Iterable[Submitted]) -> None:
-    """The whole file, or what was there before."""
-    write_atomically(path, "".join(map(_line, lines)))
+    write_file(path, "".join(map(_line, lines)), knob="--out")
 
 
 def read_submission(path: Path, *, knob: str) -> dict[str, Submitted]:

@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import ConfigError
+from common.queue.disk import check_file, write_file
 from jobs.data.annotations.reading import read, schema_named
 from jobs.data.annotations.records import SchemaName
 from jobs.data.crash_safe_pool import WorkersKeepDyingError
@@ -74,6 +75,9 @@ def command(
         raise typer.BadParameter(f"found {file} as input and output, wanted two files")
     if not check_videos and (failures or video_root):
         raise typer.BadParameter("--failures and --video-root need --check-videos")
+    for knob, output in (("--html", html), ("--failures", failures)):
+        if output is not None:
+            check_file(output, knob=knob)
     videos: dict[str, Named] = {}
     known = None if schema is None else schema_named(schema)
     inspection = _inspected(file, schema=known, videos=videos if check_videos else None)
@@ -192,7 +196,7 @@ def _show_health(checked: Health) -> None:
 def _write_failures(path: Path, checked: Health) -> None:
     """Without failures the file is empty: an older one must not speak for this run."""
     lines = [bad.model_dump_json() + "\n" for bad in checked.failures]
-    path.write_text("".join(lines), encoding="utf-8")
+    write_file(path, "".join(lines), knob="--failures")
 
 
 def _table(first: str, *others: str) -> Table:

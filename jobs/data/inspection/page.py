@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jinja2
 
+from common.queue.disk import write_file
 from jobs.data.inspection.charts import density_chart, histogram_chart
 from jobs.data.inspection.columns import RELATIVE
 from jobs.data.inspection.rows import Example, Inspection
@@ -40,6 +41,9 @@ def write_page(
         source: name of the annotation file, for the title.
         inspection: what it holds.
         health: what became of its videos; None when they were not probed.
+
+    Raises:
+        OutputError: it cannot be written.
     """
     absolute = [h for h in inspection.histograms if h.unit != RELATIVE]
     relative = [h for h in inspection.histograms if h.unit == RELATIVE]
@@ -57,8 +61,7 @@ def write_page(
         density=density_chart(inspection.density) if inspection.density.any() else None,
         examples=_examples(inspection.examples),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_file(path, page, knob="--html")
 
 
 def bars(example: Example) -> list[Bar]:

@@ -17,9 +17,9 @@ import typer
 
 from common.answers.spans import Span
 from common.errors import ConfigError
+from common.queue.disk import check_file, write_file
 from jobs.evaluation.comparing.differences import Differences, Record, differences
 from jobs.evaluation.comparing.runs import Answers, Run, read_run
-from jobs.evaluation.journal import write_or_refuse
 from jobs.evaluation.scoring.matching import Pair, Question, match, own_questions
 from jobs.evaluation.scoring.modes import label_of
 from jobs.evaluation.scoring.predictions import AnswerMode
@@ -81,6 +81,8 @@ def command(
     """Compare two runs query by query: differences with intervals, answers that flipped."""
     from rich.console import Console
 
+    if output is not None:
+        check_file(output, knob="--json")
     try:
         found = compare_runs(run_a, run_b, protocol=protocol, gt=gt, common=common)
     except (ValueError, OSError) as error:
@@ -89,7 +91,7 @@ def command(
     for grid in grids_of(found):
         console.print(rich_table(grid))
     if output is not None:
-        write_or_refuse(output, found.model_dump_json(indent=1) + "\n", knob="--json")
+        write_file(output, found.model_dump_json(indent=1) + "\n", knob="--json")
 
 
 def compare_runs(

@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from common.messages import Mode
+from common.queue.disk import write_file
 from jobs.charts import Drawing
+from jobs.evaluation.journal import ALL_KEPT
 from jobs.evaluation.scoring.matching import Pair, Question
 from jobs.evaluation.scoring.modes import ORACLE_LABEL
 from jobs.evaluation.scoring.protocols import PROTOCOLS, Judgement, judge, read_answer
@@ -100,6 +102,7 @@ def write_report(
 
     Raises:
         ValueError: there is no benchmark.
+        OutputError: it cannot be written.
     """
     if not run:
         raise ValueError("found no scored benchmark, wanted at least one")
@@ -116,8 +119,7 @@ def write_report(
         cell_percent=100 / NUM_FRAMES,
         max_listed=MAX_LISTED,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_file(path, page, knob="--out", kept=ALL_KEPT)
 
 
 def _section(one: Reported) -> Section:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.queue.disk import write_file
+from jobs.evaluation.journal import ALL_KEPT
 from jobs.evaluation.scoring.modes import ORACLE_LABEL, label_of
 from jobs.evaluation.scoring.predictions import AnswerMode
 from jobs.evaluation.scoring.protocols import PROTOCOLS, THRESHOLDS
@@ -80,14 +82,14 @@ def write_tables(folder: Path, *, run: Sequence[Scored]) -> tuple[Path, Path, Pa
 
     Raises:
         ValueError: there is no benchmark.
+        OutputError: they cannot be written.
     """
     if not run:
         raise ValueError("found no scored benchmark, wanted at least one")
     grids = [overview(run), *(grid for scored in run for grid in grids_of(scored))]
     texts = {MARKDOWN_FILE: markdown(grids), LATEX_FILE: latex(grids), CSV_FILE: csv_of(run)}
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_file(folder / name, text, knob="--out", kept=ALL_KEPT)
     return folder / MARKDOWN_FILE, folder / LATEX_FILE, folder / CSV_FILE
 
 

@@ -1,27 +1,21 @@
 """Files that survive a power cut: synced before they are renamed, lines whole or cut.
 
 A rename is atomic, but what it names may reach the disk after it: files first, then their folders,
-then the rename, then the folder it happened in.
+then the rename, then the folder it happened in (`common.queue.disk`).
 """
 
+import contextlib
 import json
 import logging
 import os
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import CheckpointError
+from common.queue import disk
+from common.queue.disk import sync as sync
 
 logger = logging.getLogger(__name__)
-
-
-def sync(path: Path) -> None:
-    """Bring a file or the entries of a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_tree(folder: Path) -> None:
@@ -33,12 +27,13 @@ def sync_tree(folder: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """The whole text or, whatever happens, what was there before."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    partial.replace(path)
-    sync(path.parent)
+    """The whole text or, whatever happens, what was there before.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with _said(path):
+        disk.replace_text(path, text)
 
 
 def append(path: Path, line: str, *, synced: bool = False) -> None:
@@ -47,17 +42,20 @@ def append(path: Path, line: str, *, synced: bool = False) -> None:
     Raises:
         CheckpointError: it cannot be written; the torn line is cut when the run is resumed.
     """
+    with _said(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        if synced:
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            if synced:
-                os.fsync(file.fileno())
+        yield
     except OSError as error:
-        free_mb = shutil.disk_usage(path.parent).free / 1e6
         raise CheckpointError(
-            f"learner.run_dir: {path}: {error.strerror} (found {free_mb:,.0f} MB free): make room "
-            "and resume (--resume)"
+            f"learner.run_dir: {path}: {disk.reason(error, path)}: make room and resume (--resume)"
         ) from error
 
 

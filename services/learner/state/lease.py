@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from common.config import Run
 from common.errors import ConfigError, QueueError, RunLostError
 from common.queue.broker import Broker, Hold
+from common.queue.disk import check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -160,8 +161,9 @@ def lock_file(path: Path) -> IO[bytes]:
     """Locked until it is closed or this process ends; its content is kept.
 
     Raises:
-        ConfigError: another process has it.
+        ConfigError: another process has it, or the folder cannot be written.
     """
+    check_folder(path.parent, knob="learner.run_dir")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.open("a+b")
     try:

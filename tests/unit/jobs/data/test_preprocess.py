@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -18,23 +19,29 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from common.errors import ConfigError
+from common.errors import ConfigError, OutputError
+from common.queue import disk
 from common.video.cache import ClipCache
 from common.video.frames import decode, file_digest, load_frames
 from common.video.loader import ClipLoader
 from common.video.roots import VideoRoots
 from common.video.sampling import VideoSampling
 from jobs.data.cache_filling import (
+    NO_ROOM,
     Done,
+    Failure,
     Fault,
     Report,
+    RowsByKey,
     failures_path,
     fill,
+    fill_in_terminal,
     group_rows,
     video_settings,
 )
 from jobs.data.preprocess import Part, Plan, command, content_of, find_video, make_entry, part_of
 from tests.fixtures.clips import make_clip
+from tests.fixtures.servers.places import no_room
 
 ROOT = Path(__file__).resolve().parents[4]
 SAMPLING = VideoSampling(fps=4.0)
@@ -269,6 +276,67 @@ def test_cache_that_cannot_be_written_is_a_fault(plan: Plan) -> None:
     fault = make_entry(Part("a.mp4"), plan)
     assert isinstance(fault, Fault)
     assert fault.reason == "cannot write"
+
+
+def no_room_but_for_a(part: Part) -> Done | Fault:
+    if part.video == "a.mp4":
+        return Done(entry=Path("/dev/null"), written=False, entry_bytes=1, float32_bytes=4)
+    return Fault(NO_ROOM, "the cache: No space left on device")
+
+
+def test_a_full_disk_stops_the_work_and_keeps_what_is_done(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with no_room(4096):
+        fault = make_entry(Part("a.mp4"), plan)
+    assert isinstance(fault, Fault)
+    assert fault.reason == NO_ROOM
+    assert "cannot write" in fault.detail
+    rows = write_rows(tmp_path / "rows.jsonl", "a.mp4", *(f"{n}.mp4" for n in range(50)))
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    failures = taken / "failures.jsonl"
+    with pytest.raises(OutputError, match=r"--cache: .* for 1 of 51 videos; those are kept"):
+        fill_in_terminal(
+            "preprocess",
+            no_room_but_for_a,
+            group_rows([rows], key=part_of),
+            inputs=[rows],
+            cache=plan.cache,
+            workers=1,
+            timeout_s=60.0,
+            failures_file=failures,
+        )
+    assert len(failures.read_text().splitlines()) == 1
+    assert "failed: no space left" in capsys.readouterr().out
+
+
+def test_failures_that_no_file_takes_are_shown(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", "no.mp4")
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk, "replace_text", full)
+    with pytest.raises(OutputError, match=r"--failures: .*failed\.jsonl: No space left .* nowhere"):
+        fill_in_terminal(
+            "preprocess",
+            no_room_but_for_a,
+            RowsByKey(
+                places={},
+                unreadable=(
+                    Failure(input=rows, rows=[1], video=None, reason="bad row", detail="it is"),
+                ),
+            ),
+            inputs=[rows],
+            cache=plan.cache,
+            workers=1,
+            timeout_s=60.0,
+            failures_file=None,
+        )
+    assert f"{rows}: rows [1]: bad row: it is" in capsys.readouterr().err
 
 
 def test_relative_path_starts_at_the_first_root_as_in_the_ring(plan: Plan, tmp_path: Path) -> None:

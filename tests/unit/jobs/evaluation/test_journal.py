@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
+from common.errors import ConfigError, OutputError
 from common.video.sampling import VideoSampling
 from jobs.evaluation.journal import Journal, read_records
 from jobs.evaluation.scoring.predictions import PredictionRecord, read_predictions
@@ -15,6 +15,7 @@ from jobs.evaluation.settings import (
     agree_or_refuse,
     checkpoint_digest,
 )
+from tests.fixtures.servers.places import no_room
 
 SETTINGS = RunSettings(
     bench="charades-timelens",
@@ -169,3 +170,19 @@ def test_a_checkpoint_is_its_files(tmp_path: Path) -> None:
     assert checkpoint_digest(one) != checkpoint_digest(two)
     with pytest.raises(ConfigError, match=r"--model: found no .*config\.json"):
         checkpoint_digest(tmp_path)
+
+
+def test_a_full_disk_keeps_the_answers_before_it_and_the_run_goes_on(tmp_path: Path) -> None:
+    with journal(tmp_path) as opened:
+        opened.append(record("1"))
+        size = (tmp_path / "predictions.jsonl").stat().st_size
+        with (
+            no_room(size + 10),
+            pytest.raises(OutputError, match=r"--out: .*MB free\).*goes on"),
+        ):
+            opened.append(record("2"))
+    assert [one.id for one in read_records(tmp_path)] == ["1"]
+    with journal(tmp_path) as again:
+        assert again.answered == {"1"}
+        again.append(record("2"))
+    assert [one.id for one in read_records(tmp_path)] == ["1", "2"]

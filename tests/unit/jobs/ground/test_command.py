@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from common.errors import ConfigError, EngineError, TempSampError, VideoError
+from common.errors import ConfigError, EngineError, OutputError, TempSampError, VideoError
 from common.messages import (
     GeneratedAnswer,
     GenerateRequest,
@@ -345,8 +345,8 @@ def test_a_query_that_cannot_be_asked_is_refused(replica: Replica, video: Path, 
     [
         ("--out", "film [1].mp4", "the video itself"),
         ("--out", "sheet.jpg", r"wanted a .png"),
-        ("--out", "none/sheet.png", "in a folder that is there"),
-        ("--out", "folder.png", "in a folder that is there"),
+        ("--out", "film [1].mp4/sheet.png", "Not a directory"),
+        ("--out", "folder.png", "a folder, wanted a file"),
         ("--cut", "film [1].mp4", "the video itself"),
         ("--cut", "clip.gif", "--cut: found suffix '.gif'"),
     ],
@@ -366,7 +366,7 @@ def test_a_sheet_that_the_disk_refuses_is_told_after_the_answer(
 ) -> None:
     name = f"{'n' * 250}.png"  # fits a folder, but not with the suffix of a partial file
     result = run(video, replica, "--out", name)
-    assert "--out: found " in failed(result, ConfigError)
+    assert f"--out: {name}: File name too long" in failed(result, OutputError)
     assert "4.50 to 7.00 s" in result.stdout
 
 

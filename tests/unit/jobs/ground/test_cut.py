@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from common.errors import ConfigError, VideoError
+from common.errors import ConfigError, OutputError, VideoError
 from jobs.ground.cut import cut
 from tests.fixtures.clips import ffmpeg, shown_frames
+from tests.fixtures.servers.places import no_room
 
 FPS, SIZE = 8, (48, 64)
 KEY_EVERY_S = 2.0
@@ -164,13 +165,24 @@ def test_the_video_itself_is_never_overwritten(silent: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("name", "problem"),
-    [("clip.gif", r"suffix '\.gif'.*\.mp4, \.mov, \.mkv, \.webm"), ("none/clip.mp4", "no folder")],
+    [
+        ("clip.gif", r"suffix '\.gif'.*\.mp4, \.mov, \.mkv, \.webm"),
+        ("file/clip.mp4", "--cut: .*file: Not a directory"),
+    ],
 )
 def test_an_output_that_cannot_be_written_is_refused(
     silent: Path, tmp_path: Path, name: str, problem: str
 ) -> None:
+    (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=problem):
         cut(silent, span=(1.0, 2.0), output=tmp_path / name)
+
+
+def test_a_disk_that_fills_up_while_it_is_cut_is_said(silent: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "clip.mp4"
+    with no_room(1000), pytest.raises(OutputError, match=r"--cut: .*clip\.mp4: .* MB free\)"):
+        cut(silent, span=(1.0, 2.0), output=output)
+    assert list(output.parent.iterdir()) == []
 
 
 def test_streams_that_the_container_cannot_hold_leave_an_earlier_file_alone(

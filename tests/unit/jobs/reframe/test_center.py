@@ -125,7 +125,7 @@ def test_violations_are_listed_and_end_with_1(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("center", "--out", "nowhere/sub.jsonl"), "--out: found nowhere/sub.jsonl"),
+        (("center", "--out", "/dev/null/sub.jsonl"), "--out: found /dev/null: Not a directory"),
         (("check", "none.jsonl"), "none.jsonl"),
     ],
 )

@@ -106,7 +106,7 @@ def test_rows_of_frames_are_spans_of_time(folder: Path) -> None:
         ("z", "clip.mp4", ConfigError, "--id: found 'z', wanted one of the 3 ids"),
         ("none", "clip.mp4", ConfigError, "--id: found no frames of 'none'"),
         ("a b", "clip.gif", ConfigError, "--out: found suffix '.gif'"),
-        ("a b", "no/clip.mp4", ConfigError, "--out: found"),
+        ("a b", "/dev/null/clip.mp4", ConfigError, "--out: found /dev/null"),
         ("gone", "clip.mp4", MissingVideoError, "found no"),
     ],
 )

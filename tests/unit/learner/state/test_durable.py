@@ -76,5 +76,5 @@ def test_replaced_text_is_synced_before_its_name_is(tmp_path: Path, synced: list
     path.write_text("before")
     replace_text(path, "after")
     assert path.read_text() == "after"
-    assert synced == [str(tmp_path / ".x.partial"), str(tmp_path)]
+    assert synced == [str(tmp_path / f".x.{os.getpid()}.partial"), str(tmp_path)]
     assert list(tmp_path.iterdir()) == [path]

@@ -10,6 +10,7 @@ from common import config
 from common.config import Run
 from common.errors import ConfigError, RunLostError
 from services.learner.state.lease import LOCK, RunLease, lock_file
+from tests.fixtures.servers.places import ReadOnly
 from tests.fixtures.servers.redis_server import RedisServer
 
 
@@ -69,6 +70,19 @@ def test_second_learner_in_the_same_folder_is_refused_until_the_first_ends(tmp_p
         lock_file(tmp_path / "run" / LOCK)
     first.close()
     lock_file(tmp_path / "run" / LOCK).close()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_loads(
+    tmp_path: Path, read_only: ReadOnly
+) -> None:
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(ConfigError, match=r"learner\.run_dir: found .*run: Not a directory"):
+        lock_file(tmp_path / "run" / LOCK)
+    with (
+        read_only.user(),
+        pytest.raises(ConfigError, match=r"learner\.run_dir: .*Permission denied \(user"),
+    ):
+        lock_file(read_only.folder / "run" / LOCK)
 
 
 def test_a_learner_elsewhere_waits_for_the_first_one_s_lease(open_lease: Open) -> None:
