@@ -9,11 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from common.errors import ConfigError
+from common.queue.lines import read_lines
 
 FILE = "ledger.jsonl"
+WANTED = "a line of a run's ledger"
+REMEDY = (
+    "bring back a copy of the file, or start a new run in another learner.run_dir: what a damaged "
+    "ledger does not say cannot be proven"
+)
 
 Fate = Literal["stale", "refed", "returned", "dead"]
 """stale, refed (Redis had lost it), returned (without verdicts, or not to be trained on): the
@@ -113,20 +118,9 @@ _LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind
 
 
 def read_ledger(path: Path) -> Iterator[Line]:
-    """Lines of a ledger; a last one without its line end was cut by a crash and is left out.
+    """Lines of a ledger, without a last one that a crash cut.
 
     Raises:
         ConfigError: there is no ledger, or a line that is none; names file and line.
     """
-    try:
-        *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}: wanted a run's ledger") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            yield _LINE.validate_json(line)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise ConfigError(
-                f"{path}: line {number}: found {line[:80]!r}, wanted a ledger line: {first['msg']}"
-            ) from error
+    return read_lines(path, _LINE.validate_json, wanted=WANTED, remedy=REMEDY)

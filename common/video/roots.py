@@ -123,6 +123,8 @@ def _fetch(url: str, *, target: Path) -> None:
             answer.raise_for_status()
             for chunk in _bounded(answer.iter_bytes(CHUNK_BYTES), url=url):
                 file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, target)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -8,18 +8,17 @@ Opening repairs the file: a last line that was cut is dropped, and so is what `k
 
 import contextlib
 import fcntl
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from common.errors import ConfigError
 from common.queue.disk import replace_text, writing
+from common.queue.lines import read_lines
 
-logger = logging.getLogger(__name__)
-
+REMEDY = "take that line out of the file: what it answered is asked again"
 KEPT = "answers before this one are kept, and the same command goes on after them"
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -30,26 +29,13 @@ def line_of(record: BaseModel) -> str:
     return record.model_dump_json(exclude_none=True) + "\n"
 
 
-def read_lines(path: Path, record: type[Record], *, wanted: str) -> Iterator[Record]:
-    """Records of one file. Only the last line can have been cut: it lacks its line end.
+def read_records(path: Path, record: type[Record], *, wanted: str) -> Iterator[Record]:
+    """Records of one file, without a last one that a crash cut.
 
     Raises:
         ConfigError: a line that is no `wanted`; names file and line.
     """
-    *lines, cut = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            yield record.model_validate_json(line)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise ConfigError(
-                f"{path}: line {number}: found {line[:80]!r}, wanted {wanted}: {first['msg']}"
-            ) from error
-    try:
-        if cut:
-            yield record.model_validate_json(cut)
-    except ValidationError:
-        logger.warning("torn last line left out", extra={"path": str(path), "chars": len(cut)})
+    return read_lines(path, record.model_validate_json, wanted=wanted, remedy=REMEDY)
 
 
 class Lines(Generic[Record]):
@@ -86,7 +72,7 @@ class Lines(Generic[Record]):
             _lock_or_refuse(lock.fileno(), path, several=several)
             self.kept: list[Record] = []
             if path.exists():
-                self.kept = list(keep(list(read_lines(path, record, wanted=wanted))))
+                self.kept = list(keep(list(read_records(path, record, wanted=wanted))))
                 replace_text(path, "".join(map(line_of, self.kept)))
             # Without a buffer: what could not be written is not tried again when it is closed.
             self._file = opened.enter_context(path.open("ab", buffering=0))

@@ -37,6 +37,7 @@ from rich.console import Console
 
 from common import config
 from common.errors import ConfigError, TempSampError
+from common.queue.disk import check_file, check_folder, replace_text, write_file
 from jobs.demo.course import METHODS
 from jobs.demo.method_statistics import Comparison, compare, markdown, tables
 from jobs.demo.run import CONFIG, ROOT
@@ -121,6 +122,11 @@ def finished_summary(settings: Settings) -> dict[str, Any] | None:
         )
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ConfigError(
+            f"{settings.run_dir}: found files of a finished run that cannot be read ({error}), "
+            "wanted a whole run: delete the folder, and it is made again"
+        ) from error
     return summary
 
 
@@ -156,7 +162,7 @@ def run_missing(
 
 def _keep(settings: Settings) -> None:
     path = settings.run_dir / SETTINGS_FILE
-    path.write_text(json.dumps(asdict(settings), indent=2), encoding="utf-8")
+    replace_text(path, json.dumps(asdict(settings), indent=2))
 
 
 def _sha256(path: Path) -> str:
@@ -182,11 +188,12 @@ def main(
     except ValueError as error:
         raise ConfigError(f"--seeds: found {seeds!r}, wanted numbers like 0,1,2") from error
     wanted = all_settings(names, seeds=numbers, steps=steps)
+    check_file(markdown_file, knob="--markdown")
+    check_folder(OUT, knob="runs")
     run_missing(wanted, num_jobs=jobs, on_change=console.print)
     comparison = _comparison(wanted)
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "comparison.json").write_text(comparison.model_dump_json(indent=2), encoding="utf-8")
-    markdown_file.write_text(markdown(comparison), encoding="utf-8")
+    write_file(OUT / "comparison.json", comparison.model_dump_json(indent=2), knob="runs")
+    write_file(markdown_file, markdown(comparison), knob="--markdown")
     for table in tables(comparison):
         console.print(table)
     for finding in comparison.findings:

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from common.config import Run, Strategy
 from common.errors import EngineError, TempSampError
 from common.queue.broker import Broker
+from common.queue.disk import write_file
 from common.rest import direct
 from jobs.demo.baselines import blind_baselines
 from jobs.demo.figures import Evaluation, evaluation_of
@@ -158,7 +159,7 @@ def take(
         baselines=blind_baselines(train, evaluated=held_out.questions),
         metrics=steps,
     )
-    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    write_file(folder / SUMMARY_FILE, json.dumps(summary, indent=2), knob="learner.run_dir")
     if write_report:
         from jobs.demo import report
 

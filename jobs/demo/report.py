@@ -17,6 +17,8 @@ from typing import Annotated, Any
 import jinja2
 import typer
 
+from common.errors import ConfigError
+from common.queue.disk import write_file
 from jobs.demo.charts import learning_curves
 from jobs.demo.figures import Evaluation, evaluation_of
 from jobs.demo.summary import (
@@ -106,7 +108,7 @@ def write_report(
         cell_percent=100 / NUM_FRAMES,
     )
     path = run_dir / REPORT_FILE
-    path.write_text(page, encoding="utf-8")
+    write_file(path, page, knob="learner.run_dir")
     return path
 
 
@@ -145,11 +147,21 @@ def main(
     """Write a run's report again."""
     write_report(
         run_dir,
-        summary=json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8")),
+        summary=_summary(run_dir / SUMMARY_FILE),
         start=evaluation_of(read_records(run_dir / ANSWERS_BEFORE)),
         end=evaluation_of(read_records(run_dir / ANSWERS_AFTER)),
         video_root=video_root,
     )
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: found no summary ({error}), wanted that of a finished run: resume it"
+        ) from error
+    return found
 
 
 def _chips(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

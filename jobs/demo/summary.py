@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from common.queue.lines import read_figures
 from jobs.demo.baselines import Baselines
 from jobs.demo.figures import Evaluation, SampledMetrics
 
@@ -121,10 +122,7 @@ def build_summary(
 
 def read_metrics(path: Path) -> list[StepMetrics]:
     """Lines of a metrics.jsonl or validation.jsonl in step order; empty when there is none."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return sorted((json.loads(line) for line in lines if line), key=lambda line: line["step"])
+    return sorted(read_figures(path), key=lambda line: line["step"])
 
 
 def last_metrics(path: Path) -> StepMetrics | None:
@@ -134,7 +132,10 @@ def last_metrics(path: Path) -> StepMetrics | None:
     with path.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
         whole, _, _ = file.read().rpartition(b"\n")
-    line: StepMetrics | None = json.loads(whole.rpartition(b"\n")[2]) if whole else None
+    try:
+        line: StepMetrics | None = json.loads(whole.rpartition(b"\n")[2]) if whole else None
+    except ValueError:  # damaged; who reads the whole file says so
+        return None
     return line
 
 

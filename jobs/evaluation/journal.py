@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Self
 
 from common.errors import ConfigError
-from jobs.asking.journal import Lines, read_lines
+from jobs.asking.journal import Lines
+from jobs.asking.journal import read_records as read_file
 from jobs.evaluation.scoring.predictions import PredictionRecord
 
 WANTED = "a prediction"
@@ -34,7 +35,7 @@ def read_records(folder: Path) -> list[PredictionRecord]:
     """
     found: dict[str, PredictionRecord] = {}
     for path in sorted(folder.glob(PATTERN)):
-        for record in read_lines(path, PredictionRecord, wanted=WANTED):
+        for record in read_file(path, PredictionRecord, wanted=WANTED):
             if record.id in found:
                 raise ConfigError(f"{path}: found {record.id!r} twice, wanted one line for a query")
             found[record.id] = record

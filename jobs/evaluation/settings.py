@@ -114,13 +114,14 @@ def agree_or_refuse(folder: Path, *, settings: RunSettings, knob: str = "--out")
     """Save the settings of a new run; compare with those of an interrupted one.
 
     Raises:
-        ConfigError: they differ; names each difference.
+        ConfigError: they differ, or those of the interrupted run cannot be read; names each
+            difference, or the file and the way out.
     """
     path = folder / FILE
     if not path.is_file():
         write_file(path, settings.model_dump_json(indent=1) + "\n", knob=knob)
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = _read(path)
     wanted = settings.model_dump(mode="json")
     for document in (found, wanted):
         for label in LABELS:
@@ -151,6 +152,19 @@ def checkpoint_digest(folder: Path) -> str:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         whole.update(f"{path.name} {content}\n".encode())
     return whole.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """As it stands there, be it of an older version: differences are named one by one."""
+    try:
+        found = dict(json.loads(path.read_bytes()))
+        found["model"] = dict(found["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: found no settings of a run ({error}), wanted those that the answers beside "
+            "it were made with: delete that folder to ask anew, or use another --out"
+        ) from error
+    return found
 
 
 def _differences(found: Any, wanted: Any, where: str = "") -> Iterator[str]:

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import QueueError
-from jobs.local.processes import Children
+from jobs.local.processes import Child, ChildError, Children
 from jobs.local.spawning import die_with_parent
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 MAX_RESTARTS = 3
 POLL_S = 0.02
+DAMAGED = "Bad file format"
+"""What redis-server says of an append-only file whose damage is not at its end."""
 
 
 @dataclass
@@ -99,11 +101,24 @@ def keep_redis(children: Children, folder: Path, password: str) -> str:
     )
     deadline = time.monotonic() + START_TIMEOUT_S
     while not _answers(port, password):
-        children.check()
+        _check(children, child, folder)
         if time.monotonic() > deadline:
             raise QueueError(_no_answer(port, child.how_it_ended, child.tail))
         time.sleep(POLL_S)
     return _url(port)
+
+
+def _check(children: Children, redis: Child, folder: Path) -> None:
+    """Raises: ChildError: a child ended; says so where its data is why."""
+    try:
+        children.check()
+    except ChildError as error:
+        if DAMAGED not in redis.tail:
+            raise
+        raise ChildError(
+            f"{error}\n{folder}: found data that redis-server cannot read: delete that folder and "
+            "resume; the learner feeds again what was in it"
+        ) from error
 
 
 def start_redis(folder: str | os.PathLike[str], password: str, *, port: int = 0) -> LocalRedis:

@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Literal
 
 from common.messages import Provenance, Scored, ScoredGroup
+from common.queue.lines import read_figures
 from services.learner.state import durable
 
 Kind = Literal["gauge", "counter", "sum"]
@@ -422,13 +423,11 @@ def append(path: Path, figures: Mapping[str, float | int]) -> None:
 
 
 def keep_until(path: Path, *, step: int) -> None:
-    """Drop the lines after `step`: a resumed run writes them again. A torn last line goes too."""
+    """Drop the lines after `step`: a resumed run writes them again. Damaged lines go too."""
     if not path.exists():
         return
-    durable.cut_torn_line(path)
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    durable.replace_text(path, "".join(f"{line}\n" for line in kept))
+    kept = [figures for figures in read_figures(path) if figures["step"] <= step]
+    durable.replace_text(path, "".join(f"{json.dumps(figures)}\n" for figures in kept))
 
 
 def _scored(group: ScoredGroup, provenance: Provenance) -> list[Scored]:

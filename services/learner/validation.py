@@ -11,7 +11,6 @@ training goes on.
 import asyncio
 import concurrent.futures
 import contextlib
-import json
 import logging
 import shutil
 import threading
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from common.errors import EngineError
+from common.queue.lines import read_figures
 from services.learner import metrics
 
 logger = logging.getLogger(__name__)
@@ -137,10 +137,7 @@ class Validator:
             return answer.result()
 
     def _done(self) -> set[int]:
-        if not self._path.exists():
-            return set()
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        return {json.loads(line)["policy_version"] for line in lines}
+        return {line["policy_version"] for line in read_figures(self._path, by="policy_version")}
 
 
 @contextlib.contextmanager

@@ -135,7 +135,7 @@ class TestCheckpoints:
         (said,) = learner.said("checkpoint is not whole, trying the one before")
         assert said["fault"].startswith("run_state.json: found 0 bytes")
         assert learner.said("resumed")[0]["step"] == 3
-        assert learner.said("torn last line cut")
+        assert learner.said("damaged lines left out")
         assert checkpoints(ring) == ["step-000006", "step-000006.damaged", "step-000008"]
 
     @pytest.mark.parametrize("ranks", [1, 2])

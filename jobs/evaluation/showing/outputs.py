@@ -9,6 +9,9 @@ a page can be made again. Imports matplotlib and decoders: commands import this 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from common.errors import ConfigError
 from common.messages import Mode
 from jobs.evaluation.comparing.runs import read_run
 from jobs.evaluation.journal import PATTERN, read_records
@@ -37,7 +40,7 @@ def write_outputs(out: Path, *, find: FindVideo) -> tuple[Path, ...]:
         The files written; none when nothing is scored yet.
 
     Raises:
-        ValueError: a file of the run cannot be read; says which.
+        ConfigError: a file of the run cannot be read; says which.
     """
     run = list(_reported_benches(out, find))
     if not run:
@@ -53,9 +56,20 @@ def write_outputs(out: Path, *, find: FindVideo) -> tuple[Path, ...]:
 
 def _reported_benches(out: Path, find: FindVideo) -> Iterator[tuple[RunSettings, Reported]]:
     for path in sorted(out.glob(f"*/{FILE}")):
-        summary = Summary.model_validate_json(path.read_bytes())
+        try:
+            summary = Summary.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ConfigError(
+                f"{path}: found no summary of a run ({_first(error)}), wanted one: delete it; "
+                "the command that wrote it makes it again from the answers beside it"
+            ) from error
         if summary.score is not None:
             yield summary.settings, _reported(path.parent, summary, find)
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
 
 
 def _reported(folder: Path, summary: Summary, find: FindVideo) -> Reported:

@@ -194,8 +194,16 @@ def _refuse_too_small(run: Run, max_tokens: int, card_bytes: float | None) -> No
 
 def _learned(run_dir: Path, configured: int) -> int:
     """What memory had room for, unless settings or card have changed since."""
+    path = run_dir / FILE
     try:
-        learned = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+        learned = json.loads(path.read_text(encoding="utf-8"))
+        return int(learned["wanted"]) if learned["configured"] == configured else configured
     except FileNotFoundError:
         return configured
-    return int(learned["wanted"]) if learned["configured"] == configured else configured
+    except (ValueError, KeyError, TypeError) as error:
+        # Should memory run out again, that is learned again.
+        logger.warning(
+            "what memory had room for is forgotten: its file is damaged",
+            extra={"path": str(path), "error": repr(error)},
+        )
+        return configured

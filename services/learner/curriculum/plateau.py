@@ -3,10 +3,10 @@
 The file is part of what a resumed run goes back to (`metrics.keep_until`), so there is no state.
 """
 
-import json
 from pathlib import Path
 
 from common.config import EarlyStop
+from common.queue.lines import read_figures
 
 METRIC = "val/miou"
 
@@ -39,7 +39,5 @@ class Plateau:
         return self.reached(since=since, before=before, patience=patience)
 
     def _figures(self) -> list[tuple[int, float]]:
-        if not self._path.exists():
-            return []
-        lines = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
+        lines = read_figures(self._path, by="policy_version")
         return [(line["policy_version"], line[METRIC]) for line in lines if METRIC in line]

@@ -5,11 +5,11 @@ newest ones and names it in `checkpoints/best.json`. The record of validations i
 compares with, so nothing else has to be restored.
 """
 
-import json
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from common.queue.lines import read_figures
 from services.learner.state.durable import replace_text
 
 FILE = "best.json"
@@ -32,10 +32,7 @@ def best_so_far(run_dir: Path) -> Best | None:
 
     None before the first trained version was validated.
     """
-    path = run_dir / VALIDATIONS
-    if not path.exists():
-        return None
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = read_figures(run_dir / VALIDATIONS, by="policy_version")
     found = [
         Best(step=line["policy_version"], value=line[METRIC])
         for line in lines

@@ -14,7 +14,6 @@ whole checkpoint and puts damaged ones aside.
 """
 
 import logging
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,11 +43,10 @@ from services.learner.parallel import Ranks, whole_weights
 from services.learner.state.best import best_so_far, name_best
 from services.learner.state.compatible import refuse_changes
 from services.learner.state.durable import sync, sync_tree
-from services.learner.state.manifest import fault_of, write_manifest
+from services.learner.state.manifest import write_manifest
+from services.learner.state.reading import list_checkpoints, list_damaged, loading, newest_whole
 
 logger = logging.getLogger(__name__)
-
-_NAME = re.compile(r"step-(\d{6,})")
 
 
 class RunState(BaseModel):
@@ -126,19 +124,22 @@ class Checkpoints:
         """Load the newest whole checkpoint into model and optimizer; None when there is none.
 
         Raises:
-            CheckpointError: there are some, and none is whole.
-            ConfigError: it was trained with other settings (`compatible.py`).
+            CheckpointError: there are some, and none is whole, or what was written whole cannot be
+                loaded.
+            ConfigError: it was trained with other settings (`compatible.py`), or cannot be read.
         """
         found = None
         with self._together():
-            if self._ranks.is_main and (found := self._newest_whole()) is not None:
+            if self._ranks.is_main and (found := newest_whole(self._folder)) is not None:
                 refuse_changes(found / "config.json", self._run)
         name = self._ranks.broadcast_json(found.name if found else None)
         if name is None:
             return None
         folder = self._folder / name
         tensors = self._tensors()
-        load_sharded(tensors, checkpoint_id=folder / "shards")
+        with self._together(), loading(folder):
+            state = RunState.model_validate_json((folder / "run_state.json").read_bytes())
+            load_sharded(tensors, checkpoint_id=folder / "shards")
         _, ours = get_state_dict(self._policy, self._optimizer)
         set_state_dict(
             self._policy,
@@ -147,7 +148,6 @@ class Checkpoints:
             optim_state_dict=ours | tensors["optimizer"],
             options=StateDictOptions(strict=True),
         )
-        state = RunState.model_validate_json((folder / "run_state.json").read_bytes())
         torch.set_rng_state(torch.tensor(list(bytes.fromhex(state.rng)), dtype=torch.uint8))
         logger.info("resumed", extra={"step": state.step, "path": str(folder)})
         return state
@@ -191,28 +191,6 @@ class Checkpoints:
             "free); earlier ones are whole: make room and resume (--resume); "
             "learner.keep_checkpoints says how many are kept"
         )
-
-    def _newest_whole(self) -> Path | None:
-        """Rank 0; damaged ones are put aside, so that nobody takes them for the newest."""
-        found = list_checkpoints(self._folder)
-        faults = []
-        for folder in reversed(found):
-            if (fault := fault_of(folder)) is None:
-                return folder
-            faults.append(f"{folder.name}: {fault}")
-            aside = folder.with_suffix(".damaged")
-            logger.warning(
-                "checkpoint is not whole, trying the one before",
-                extra={"path": str(folder), "fault": fault, "moved_to": str(aside)},
-            )
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-        if faults:
-            raise CheckpointError(
-                f"learner.run_dir: found no whole checkpoint in {self._folder} "
-                f"({'; '.join(faults)}), wanted one: bring a copy back, or start a new run"
-            )
-        return None
 
     def _tensors(self) -> dict[str, Any]:
         """By parameter name; groups of parameters are settings (`compatible.py`), not state."""
@@ -261,21 +239,13 @@ def rng_state() -> str:
     return bytes(torch.get_rng_state().tolist()).hex()
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
 def refuse_existing(run_dir: Path) -> None:
     """A fresh run must not continue in the folder of an old one.
 
     Raises:
-        ConfigError: there are checkpoints; names the folder and how to resume.
+        ConfigError: there are checkpoints, be it damaged ones; names the folder and how to resume.
     """
-    found = list_checkpoints(run_dir / "checkpoints")
+    found = [*list_damaged(run_dir / "checkpoints"), *list_checkpoints(run_dir / "checkpoints")]
     if found:
         raise ConfigError(
             f"learner.run_dir: found {found[-1].name} in {run_dir}, wanted a folder without "

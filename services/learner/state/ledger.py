@@ -25,7 +25,7 @@ from common.queue.ledger import (
 )
 from services.learner.feed import FeedState
 from services.learner.rows import Rejection
-from services.learner.state.durable import append, sync
+from services.learner.state.durable import append, cut_torn_line, sync
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class Ledger:
             file.truncate(min(size, found))
         sync(path)
         if found < size:
+            cut_torn_line(path)  # or the next line would be glued to it
             logger.error(
                 "the ledger lacks lines that the checkpoint contains: an audit will name rows",
                 extra={"path": str(path), "found_bytes": found, "wanted_bytes": size},

@@ -1,7 +1,9 @@
 """What makes a checkpoint whole: `manifest.json`, written last, names every file of it.
 
-Sizes of all files, and digests of the small ones: shards are gigabytes, and what a crash leaves of
-them is short. `write_manifest(folder)` before the folder is renamed, `fault_of(folder)` on resume.
+Sizes of all files, and digests of those up to 64 MiB, which take 0.2 s: torch reads a tensor whose
+bytes have changed without a word. Shards of gigabytes are known by their size, as what a crash
+leaves of them is short. `write_manifest(folder)` before the folder is renamed, `fault_of(folder)`
+on resume.
 """
 
 import hashlib
@@ -10,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 NAME = "manifest.json"
-DIGEST_UP_TO_BYTES = 2**20
+DIGEST_UP_TO_BYTES = 2**26
 
 
 class FileFacts(BaseModel):
@@ -39,11 +41,17 @@ def write_manifest(folder: Path) -> None:
 
 
 def fault_of(folder: Path) -> str | None:
-    """What keeps a checkpoint from being whole; None if nothing does."""
+    """What keeps a checkpoint from being whole; None if nothing does.
+
+    Raises:
+        OSError: its files cannot be read, which says nothing of what is in them.
+    """
     try:
         manifest = Manifest.model_validate_json((folder / NAME).read_bytes())
-    except (OSError, ValidationError) as error:
-        return f"{NAME}: {type(error).__name__}"
+    except FileNotFoundError:
+        return f"{NAME}: missing"
+    except ValidationError:
+        return f"{NAME}: no list of files"
     for name, wanted in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -60,4 +68,5 @@ def _facts(path: Path) -> FileFacts:
     size = path.stat().st_size
     if size > DIGEST_UP_TO_BYTES:
         return FileFacts(size=size, sha256=None)
-    return FileFacts(size=size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    with path.open("rb") as file:
+        return FileFacts(size=size, sha256=hashlib.file_digest(file, "sha256").hexdigest())

@@ -20,10 +20,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from pydantic import BaseModel
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from common import config
+from common.errors import CheckpointError
 from common.messages import ScoredGroup
 from services.learner.batching.batch import MicroBatch
 from services.learner.state import durable
@@ -80,12 +82,22 @@ class StepRecord:
         return noted
 
     def write(self) -> None:
-        """Leave what was noted; the others' files are there once the ranks have met again."""
+        """Leave what was noted; the others' files are there once the ranks have met again.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"format": str(FORMAT), "calls": json.dumps(self._calls)}
-        save_file(self._tensors, self._path, metadata=metadata)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(self._tensors, self._path, metadata=metadata)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"learner.dump_steps: {self._path}: {error}: make room and resume (--resume), with "
+                "fewer dumps if need be (learner.dump_steps.keep)"
+            ) from error
 
     def _kept(self, key: str, value: Any) -> Any:
         """JSON for a value; tensors are put aside."""

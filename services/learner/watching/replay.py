@@ -33,6 +33,8 @@ from services.learner.objective.advantage import step_advantages
 from services.learner.probe import BOUNDS
 from services.learner.watching.dump import FORMAT, gradient_of
 
+KEYS = frozenset({"config", "world_size", "advantages", "figures"})
+"""Of step.json."""
 FUNCTIONS = {
     name: function
     for name, function in inspect.getmembers(loss_functions, inspect.isfunction)
@@ -74,8 +76,8 @@ def replay(folder: Path, *, model: Path | None = None) -> Iterator[Quantity]:
         ConfigError: it is no dump, or one that is not whole.
     """
     facts = _facts(folder)
-    run = config.Run.model_validate(facts["config"])
-    groups = _groups(folder / "groups.jsonl")
+    run = _run(folder, facts)
+    groups = _groups(folder / "groups.jsonl", count=len(facts["advantages"]))
     yield from _advantages(facts, groups, run)
     policy = None if model is None else _policy(model, run)
     ranks = [_calls(folder / f"rank-{rank}.safetensors") for rank in range(facts["world_size"])]
@@ -213,17 +215,36 @@ def _facts(folder: Path) -> dict[str, Any]:
             f"{folder}: found no step.json that can be read ({error}), wanted a step dump, "
             "<run_dir>/steps/step-N (learner.dump_steps)"
         ) from error
-    if facts.get("format") != FORMAT:
-        raise ConfigError(f"{folder}: found format {facts.get('format')!r}, wanted {FORMAT}")
+    found = facts.get("format") if isinstance(facts, dict) else None
+    if found != FORMAT:
+        raise ConfigError(f"{folder}: found format {found!r}, wanted {FORMAT}")
+    if missing := sorted(KEYS - facts.keys()):
+        raise ConfigError(f"{folder}/step.json: found no {', '.join(missing)}, wanted all of them")
     return dict(facts)
 
 
-def _groups(path: Path) -> list[ScoredGroup]:
+def _run(folder: Path, facts: Mapping[str, Any]) -> config.Run:
+    try:
+        return config.Run.model_validate(facts["config"])
+    except ValidationError as error:
+        raise ConfigError(
+            f"{folder}/step.json: found a config of another version ({_first(error)}), wanted this "
+            "one's: replay it with the version that wrote it"
+        ) from error
+
+
+def _groups(path: Path, *, count: int) -> list[ScoredGroup]:
     try:
         lines = path.read_bytes().splitlines()
-        return [ScoredGroup.model_validate_json(line) for line in lines]
+        groups = [ScoredGroup.model_validate_json(line) for line in lines]
     except (OSError, ValidationError) as error:
-        raise ConfigError(f"{path}: found groups that cannot be read: {error}") from error
+        why = _first(error) if isinstance(error, ValidationError) else error.strerror
+        raise ConfigError(
+            f"{path}: found groups that cannot be read ({why}), wanted those of a step dump"
+        ) from error
+    if len(groups) != count:
+        raise ConfigError(f"{path}: found {len(groups)} groups, wanted the step's {count}")
+    return groups
 
 
 def _calls(path: Path) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
@@ -231,6 +252,11 @@ def _calls(path: Path) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
         with safe_open(path, framework="pt") as file:
             calls = json.loads(file.metadata()["calls"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: found no tensors of a step dump: {error}") from error
     return [(call, tensors) for call in calls]
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

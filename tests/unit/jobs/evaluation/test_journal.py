@@ -186,3 +186,24 @@ def test_a_full_disk_keeps_the_answers_before_it_and_the_run_goes_on(tmp_path: P
         assert again.answered == {"1"}
         again.append(record("2"))
     assert [one.id for one in read_records(tmp_path)] == ["1", "2"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\0\0", b'{"model": 1}'])
+def test_settings_that_cannot_be_read_are_named_with_the_way_out(
+    content: bytes, tmp_path: Path
+) -> None:
+    agree_or_refuse(tmp_path, settings=SETTINGS)
+    agree_or_refuse(tmp_path, settings=SETTINGS)
+    (tmp_path / "settings.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"settings\.json: found no settings .*another --out"):
+        agree_or_refuse(tmp_path, settings=SETTINGS)
+
+
+def test_damage_in_the_middle_is_named_with_the_way_out(tmp_path: Path) -> None:
+    with journal(tmp_path) as opened:
+        for name in "ab":
+            opened.append(record(name))
+    path = tmp_path / "predictions.jsonl"
+    path.write_bytes(b"\0" + path.read_bytes()[1:])
+    with pytest.raises(ConfigError, match=r"predictions\.jsonl: line 1: .*; take that line out"):
+        journal(tmp_path)

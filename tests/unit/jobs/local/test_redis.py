@@ -160,3 +160,13 @@ def test_a_kept_one_that_cannot_start_says_why(tmp_path: Path) -> None:
         pytest.raises(ChildError, match="Bad file format"),
     ):
         keep_redis(children, folder, "secret")
+
+
+def test_data_that_cannot_be_read_is_named_with_the_way_out(tmp_path: Path) -> None:
+    """Damage at the end Redis cuts by itself."""
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    (folder / "appendonly.aof").write_bytes(b"\0garbage\n" * 100)
+    said = rf"{folder}: found data that redis-server cannot read: delete that folder and resume"
+    with Children(tmp_path / "logs") as children, pytest.raises(ChildError, match=said):
+        keep_redis(children, folder, "secret")

@@ -191,6 +191,10 @@ def test_of_several_ranks_one_ends_the_run_and_the_next_start_goes_on_with_half(
     assert after.limits.max_tokens < before.limits.max_tokens == after.configured
     other = run_of(tmp_path, max_tokens_per_rank=70_000)
     assert Budget.of(other, start=model, ranks=ranks).limits.max_tokens == 70_000
+    for damaged in ("", "{", "[]", '{"configured": 1}', '{"configured": 2, "wanted": []}'):
+        (tmp_path / FILE).write_text(damaged)
+        again = Budget.of(run, start=model, ranks=ranks)
+        assert again.limits.max_tokens == before.limits.max_tokens
 
 
 def test_what_cannot_be_split_says_so(

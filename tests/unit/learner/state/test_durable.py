@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from common.config import EarlyStop
+from common.queue.ledger import read_ledger
 from services.learner import metrics
+from services.learner.curriculum.plateau import Plateau
+from services.learner.state.best import METRIC, VALIDATIONS, Best, best_so_far
 from services.learner.state.durable import cut_torn_line, replace_text, sync_tree
+from services.learner.state.ledger import Ledger
+from tests.fixtures.learner.checkpoint_rank import run_state
 
 WHOLE = b'{"step": 1}\n{"step": 2}\n'
 
@@ -78,3 +84,31 @@ def test_replaced_text_is_synced_before_its_name_is(tmp_path: Path, synced: list
     assert path.read_text() == "after"
     assert synced == [str(tmp_path / f".x.{os.getpid()}.partial"), str(tmp_path)]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_ledger_that_lacks_its_end_is_said_and_its_torn_line_cut(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or the next line would stand in the torn one, and nobody could read the ledger any more."""
+    path, feed = tmp_path / "ledger.jsonl", run_state(1).feed
+    ledger = Ledger(path, size=0)
+    ledger.begin(run_id="r", rows=tmp_path, feed=feed)
+    size = ledger.seal(1, feed)
+    path.write_bytes(path.read_bytes()[:-5])
+    Ledger(path, size=size).seal(2, feed)
+    assert [line.kind for line in read_ledger(path)] == ["run", "checkpoint"]
+    said = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [record.message.partition(":")[0] for record in said] == [
+        "the ledger lacks lines that the checkpoint contains"
+    ]
+
+
+def test_damaged_figures_do_not_keep_a_run_from_its_best_and_its_plateau(tmp_path: Path) -> None:
+    path = tmp_path / VALIDATIONS
+    lines = [{"step": step, "policy_version": step, METRIC: step / 10} for step in (1, 2, 3)]
+    path.write_text("\n".join(map(json.dumps, lines)).replace('"policy_version": 2', '"pol\0'))
+    assert best_so_far(tmp_path) == Best(step=3, value=0.3)
+    plateau = Plateau(path, EarlyStop())
+    assert not plateau.reached(since=0, before=9, patience=1)
+    metrics.keep_until(path, step=1)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:1]

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common.errors import ConfigError
+from common.errors import CheckpointError, ConfigError
+from services.learner.watching.dump import StepRecord
 from services.learner.watching.replay import Quantity, replay
 from tests.fixtures.learner.recorded_learner import RecordedRing
+from tests.fixtures.servers.places import no_room
 from tests.fixtures.servers.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -133,6 +136,29 @@ def test_the_command_names_the_first_and_ends_with_1(dump: Path) -> None:
 
 @pytest.mark.parametrize("name", ["step.json", "groups.jsonl", "rank-0.safetensors"])
 def test_a_dump_that_is_not_whole_is_refused(dump: Path, name: str) -> None:
-    (dump / name).write_text("{")
-    with pytest.raises(ConfigError, match=r"found .*"):
+    whole = (dump / name).read_bytes()
+    for content in (b"", b"{", b"[1]", b"{}", b"\0" * 99, whole[: len(whole) // 2]):
+        (dump / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"{dump}.*found ") as refused:
+            list(replay(dump))
+        assert "\n" not in str(refused.value)
+    (dump / name).unlink()
+    with pytest.raises(ConfigError, match=rf"{dump}"):
         list(replay(dump))
+
+
+def test_a_dump_of_another_version_is_refused(dump: Path) -> None:
+    settings = json.loads((dump / "step.json").read_text())["config"]
+    change(dump / "step.json", config=settings | {"colour": "blue"})
+    with pytest.raises(ConfigError, match=r"a config of another version \(colour: "):
+        list(replay(dump))
+
+
+def test_a_full_disk_names_the_dumps(tmp_path: Path) -> None:
+    record = StepRecord(tmp_path / "steps" / "rank-0.safetensors")
+    record.noting(torch.neg)(torch.ones(9999))
+    with (
+        no_room(1000),
+        pytest.raises(CheckpointError, match=r"learner\.dump_steps: .*safetensors: "),
+    ):
+        record.write()

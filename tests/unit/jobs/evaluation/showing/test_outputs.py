@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from common.errors import ConfigError
 from common.video.sampling import VideoSampling
 from jobs.evaluation.scoring.matching import match, own_questions
 from jobs.evaluation.scoring.predictions import AnswerMode, PredictionFile, read_predictions
@@ -143,3 +144,15 @@ def test_a_benchmark_that_lost_its_predictions_is_named(tmp_path: Path) -> None:
     (tmp_path / "tvgbench/predictions.jsonl").unlink()
     with pytest.raises(ValueError, match="tvgbench: found no predictions"):
         write_outputs(tmp_path, find=lambda bench, name: None)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\0\0"])
+def test_a_summary_that_cannot_be_read_is_named_with_the_way_out(
+    content: bytes, tmp_path: Path
+) -> None:
+    finished(tmp_path, bench="rows", scored_as="rows")
+    path = tmp_path / "rows" / "summary.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"{path}: found no summary .*delete it; ") as refused:
+        write(tmp_path)
+    assert "\n" not in str(refused.value)
