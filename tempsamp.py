@@ -4,7 +4,9 @@ So `--help`, completion and a mistyped option answer at once, whatever a command
 """
 
 import sys
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from common.errors import ConfigError, TempSampError
+from common.errors import last_words
 
 if TYPE_CHECKING:
     from common.config import Run
@@ -342,26 +344,56 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+@dataclass
+class Wanted:
+    """What stands between `tempsamp` and the name of a command."""
+
+    debug: bool = False
+
+
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show and leave."),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of whatever ends the command.")
+    ] = False,
 ) -> None:
     """TempSamp-R1 as a service: video temporal-grounding RL with GT injection."""
+    if debug:
+        context.obj.debug = True
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one clear message and exit code 2."""
+    """Run the command line: whatever ends it by itself is one line, and an exit code.
+
+    2 for what the same words would meet again (a mistake in them, in a file, a taken port), 1 for
+    the rest, 130 for Ctrl-C. Tracebacks are shown with `--debug`; services log them besides.
+    """
+    wanted = Wanted()
     try:
-        app()
-    except ConfigError as error:
-        sys.stderr.write(f"tempsamp: {error}\n")
-        sys.exit(2)
-    except TempSampError as error:
-        sys.stderr.write(f"tempsamp: {type(error).__name__}: {error}\n")
-        sys.exit(1)
+        code = app(standalone_mode=False, obj=wanted)
+    except Exception as error:  # noqa: BLE001 - nothing leaves a command but its line and its code
+        if wanted.debug:
+            traceback.print_exc()
+        line, code = _usage(error) or last_words(error)
+        sys.stderr.write(line)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Exception) -> tuple[str, int] | None:
+    """What is wrong with the words of a command line, of which typer has its own kind of error."""
+    usage_error = typer.BadParameter.__mro__[1]
+    if not isinstance(error, usage_error):
+        return None
+    context, said = getattr(error, "ctx", None), error.format_message()  # type: ignore[attr-defined]
+    command = context.command_path if context else "tempsamp"
+    # Nothing is said where help was shown instead: a group without a command.
+    rest = f"; `{command} --help` lists what it takes\n"
+    return f"tempsamp: {said.rstrip('.')}{rest}" if said else "", 2
 
 
 if __name__ == "__main__":

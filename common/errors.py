@@ -15,8 +15,12 @@
     └── RunLostError  another learner has taken the run
     ConfigError(ValueError)   the run's TOML is wrong
 
-Every message gives the value found, the value wanted and the knob that changes it.
+Every message gives the value found, the value wanted and the knob that changes it. `last_words` is
+what a command says of an error that ends it.
 """
+
+import errno
+import socket
 
 
 class TempSampError(Exception):
@@ -73,3 +77,40 @@ class RunLostError(TempSampError):
 
 class ConfigError(ValueError):
     """A key or value of the run's TOML is wrong."""
+
+
+SAME_AGAIN = frozenset(
+    {
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EADDRINUSE, errno.EADDRNOTAVAIL),
+    }
+)
+"""Paths and addresses that the same command would find as they are: somebody has to change them."""
+LONGEST_CHARS = 1000
+"""Of what a library says."""
+
+
+def last_words(error: BaseException) -> tuple[str, int]:
+    """The one line of a command that ends with this error, and its exit code.
+
+    2 for what the same command would meet again, 1 for the rest. What nobody foresaw, of ours or of
+    a library, is named by its type, and the way to its traceback.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, ConfigError):
+        return f"tempsamp: {error}\n", 2
+    if isinstance(error, TempSampError):
+        return f"tempsamp: {type(error).__name__}: {error}\n", 1
+    if isinstance(error, OSError) and error.strerror:
+        again = error.errno in SAME_AGAIN or isinstance(error, socket.gaierror)
+        return f"tempsamp: {_of_the_system(error)}\n", 2 if again else 1
+    said = " ".join(str(error).split())[:LONGEST_CHARS]
+    return f"tempsamp: {type(error).__name__}: {said} (tempsamp --debug ... shows where)\n", 1
+
+
+def _of_the_system(error: OSError) -> str:
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    if not names and isinstance(error, socket.gaierror):
+        names = ["a host name or an address"]
+    return ": ".join([*names, str(error.strerror)])
