@@ -193,8 +193,10 @@ def _none_from_word(value: Any) -> Any:
 
 def _problems(source: str, error: ValidationError, *, prefix: tuple[str, ...] = ()) -> ConfigError:
     found = error.errors(include_url=False)
-    explained = "\n".join(f"  {_explain({**problem}, prefix)}" for problem in found)
-    return ConfigError(f"{source}: {len(found)} problem(s)\n{explained}")
+    explained = [_explain({**problem}, prefix) for problem in found]
+    if len(explained) == 1:
+        return ConfigError(f"{source}: {explained[0]}")
+    return ConfigError("\n  ".join([f"{source}: {len(found)} problems", *explained]))
 
 
 def _explain(problem: dict[str, Any], prefix: tuple[str, ...]) -> str:

@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from common.config.fields import Count, PositiveInt, Section
 from common.messages import Sampling, Strategy, ThinkInjection
+from common.rest.address import checked_url
 from common.secrets import REDIS_PASSWORD, TOKEN, TOKEN_OF, Tokens, has_credentials
 from common.video.sampling import VideoSampling
 
@@ -110,6 +111,11 @@ class Shared(Section):
                     f"shared.{knob}: found a user or a password in it, wanted none, as it is "
                     f"logged and saved with checkpoints: {instead}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _reward_is_a_url(self) -> Self:
+        checked_url(self.reward_url, knob="shared.reward_url", example="http://127.0.0.1:8100")
         return self
 
     @property

@@ -7,11 +7,11 @@ are, so off loopback it wants a password. Redis itself is not contacted here.
 """
 
 from typing import Any
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs
 
 from common.config import Shared
 from common.errors import ConfigError
-from common.rest.address import is_loopback
+from common.rest.address import is_loopback, split_url
 from common.secrets import REDIS_PASSWORD
 
 SCHEMES = ("redis", "rediss", "unix")
@@ -73,13 +73,10 @@ def connection_options(shared: Shared) -> dict[str, Any]:
 
 
 def _split(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise ConfigError(f"shared.redis_url: found {url!r}: {error}") from error
-    if parts.scheme not in SCHEMES:
-        raise ConfigError(
-            f"shared.redis_url: found {url!r}, wanted redis://HOST:PORT/0, rediss:// or unix://"
-        )
+    wanted = "redis://HOST:PORT/0, rediss:// or unix://"
+    parts = split_url(url, knob="shared.redis_url", wanted=wanted)
+    database = parts.path.strip("/")
+    is_place = parts.scheme == "unix" or (parts.netloc and (not database or database.isdecimal()))
+    if parts.scheme not in SCHEMES or not is_place:
+        raise ConfigError(f"shared.redis_url: found {url!r}, wanted {wanted}")
     return parts

@@ -1,7 +1,13 @@
-"""Host and port of a service, of either family: `base_url("fd00::1", 8200)`, `family_of("::")`."""
+"""Host and port of a service, of either family: `base_url("fd00::1", 8200)`, `family_of("::")`.
+
+The one place where addresses become URLs, and where URLs that somebody wrote are judged.
+"""
 
 import ipaddress
 import socket
+from urllib.parse import SplitResult, urlsplit
+
+from common.errors import ConfigError
 
 
 def family_of(host: str) -> socket.AddressFamily:
@@ -13,9 +19,48 @@ def family_of(host: str) -> socket.AddressFamily:
     return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
 
 
+def host_port(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def base_url(host: str, port: int) -> str:
-    """`http://host:port`, with brackets around an IPv6 address."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    """`http://host:port`."""
+    return f"http://{host_port(host, port)}"
+
+
+def checked_url(url: str, *, knob: str, example: str = "http://127.0.0.1:8200") -> str:
+    """The base URL of a service, without a slash at its end; nobody is asked.
+
+    Raises:
+        ConfigError: it is none; names the knob.
+    """
+    wanted = f"a URL such as {example}"
+    parts = split_url(url, knob=knob, wanted=wanted)
+    if parts.scheme not in ("http", "https") or not parts.hostname or any(map(str.isspace, url)):
+        raise ConfigError(f"{knob}: found {url!r}, wanted {wanted}")
+    return url.rstrip("/")
+
+
+def split_url(url: str, *, knob: str, wanted: str) -> SplitResult:
+    """The parts of a URL of any scheme.
+
+    Raises:
+        ConfigError: its port or its brackets are none.
+    """
+    try:
+        parts = urlsplit(url)
+        address = parts.netloc.rpartition("@")[2]
+        # Nobody can tell the port of ::1:6379 from the address.
+        is_bare_ipv6 = address.count(":") > 1 and not address.startswith("[")
+        if is_bare_ipv6:
+            wanted = "brackets around an IPv6 address, as in [::1]:PORT"
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{knob}: found {url!r}, wanted {wanted}: {error}") from error
+    if is_bare_ipv6:
+        raise ConfigError(f"{knob}: found {url!r}, wanted {wanted}")
+    return parts
 
 
 def is_loopback(host: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 from torch._C._distributed_c10d import Store
 
 from common.errors import WeightError
-from common.rest.address import family_of
+from common.rest.address import family_of, host_port
 
 NONCE_BYTES = 32
 SECRET_BYTES = 32
@@ -187,7 +187,7 @@ def connect_store(host: str, *, port: int, secret: str, timeout_s: float) -> Gro
         if connection is not None:
             connection.close()
         raise WeightError(
-            f"no weight store at {host}:{port} within {timeout_s} s: {error}"
+            f"no weight store at {host_port(host, port)} within {timeout_s} s: {error}"
         ) from error
     return GroupStore(_Connection(connection), timeout_s=timeout_s)
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from common.errors import ConfigError
 from common.messages import ReplicaStatus
 from common.rest import direct
+from common.rest.address import checked_url
 
 TIMEOUT_S = 5.0
 SHOWN_CHARS = 80
@@ -26,20 +27,9 @@ def check_endpoints(endpoints: Iterable[str]) -> None:
         ConfigError: an address is no URL, or something else answers there.
     """
     for endpoint in endpoints:
-        _check_address(endpoint)
+        checked_url(endpoint, knob="--endpoint")
     for endpoint in endpoints:
         _check_service(endpoint)
-
-
-def _check_address(endpoint: str) -> None:
-    try:
-        url = httpx.URL(endpoint)
-    except httpx.InvalidURL as error:
-        raise ConfigError(f"--endpoint: found {endpoint!r}, wanted a URL: {error}") from error
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigError(
-            f"--endpoint: found {endpoint!r}, wanted a URL such as http://127.0.0.1:8100"
-        )
 
 
 def _check_service(endpoint: str) -> None:

@@ -17,8 +17,9 @@ from common import config
 from common.config import Run, bearer
 from common.errors import ConfigError, EngineError
 from common.rest import direct
+from common.rest.address import checked_url
 from common.secrets import Tokens, tokens
-from jobs.fleet.services import checked_url, found, opened, vouched
+from jobs.fleet.services import found, opened, vouched
 
 TIMEOUT_S = 10.0
 GONE_TIMEOUT_S = 60.0

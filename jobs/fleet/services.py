@@ -161,21 +161,6 @@ async def vouched(client: httpx.AsyncClient, url: str, *, tokens: Tokens, role: 
     verify(identity, url=url, nonce=asked["nonce"], token=token)
 
 
-def checked_url(url: str, *, knob: str) -> str:
-    """A base URL without a slash at its end.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ConfigError(f"{knob}: found {url!r}, wanted a URL: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ConfigError(f"{knob}: found {url!r}, wanted a URL such as http://127.0.0.1:8200")
-    return url.rstrip("/")
-
-
 async def _replica(client: httpx.AsyncClient, status: ReplicaStatus, tokens: Tokens) -> Replica:
     report, unreachable = await _ask(client, status.url, ReplicaReport, tokens, vouch=True)
     return Replica(

@@ -17,7 +17,8 @@ from rich.live import Live
 from common import config
 from common.config import Run
 from common.errors import ConfigError
-from jobs.fleet.services import Fleet, checked_url, look, url_of_learner
+from common.rest.address import checked_url
+from jobs.fleet.services import Fleet, look, url_of_learner
 from jobs.fleet.table import page
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from common.errors import ConfigError
+from common.rest.address import host_port
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
@@ -168,7 +169,9 @@ def launch(
             environment = fleet.environment(local_rank, host=host, port=port)
             ranks.start(command, environment)
         where = {"node_rank": fleet.node_rank, "world_size": fleet.world_size}
-        logger.info("ranks started", extra={"ranks": len(ranks), **where, "meet": f"{host}:{port}"})
+        logger.info(
+            "ranks started", extra={"ranks": len(ranks), **where, "meet": host_port(host, port)}
+        )
         code = ranks.wait()
         return stopped_code if code == 0 and ranks.was_asked else code
 

@@ -64,7 +64,7 @@ def test_a_url_with_a_password_is_refused_with_the_way_out(url: str) -> None:
         "shared": {"run_id": "a", "model": "m", "redis_url": url},
         "learner": {"rows": "r", "run_dir": "d", "steps": 1},
     }
-    words = r"^config: 1 problem\(s\)\n  shared\.redis_url: found a user or a password in it.*"
+    words = r"^config: shared\.redis_url: found a user or a password in it.*"
     with pytest.raises(ConfigError, match=words + "TEMPSAMP_REDIS_PASSWORD") as refused:
         config.parse(document, environ={})
     assert "hunter" not in str(refused.value)
@@ -73,6 +73,14 @@ def test_a_url_with_a_password_is_refused_with_the_way_out(url: str) -> None:
 def test_a_reward_url_has_none_either() -> None:
     with pytest.raises(ValueError, match=r"shared\.reward_url: found .*TEMPSAMP_SCORE_TOKEN"):
         shared("redis://127.0.0.1", reward_url="http://user:hunter2@reward:8100")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "redis://reward:8100", "http://[::1", "http://h:0x"])
+def test_the_reward_service_has_a_url(url: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"shared\.reward_url: found .* such as http://127.0.0.1:8100"
+    ):
+        shared("redis://127.0.0.1", reward_url=url)
 
 
 @pytest.mark.parametrize("url", ["redis://redis:6379/0", "rediss://10.1.2.3", "redis://[fd00::1]"])
@@ -95,7 +103,12 @@ def test_on_this_machine_none_is_wanted(url: str) -> None:
     ("url", "words"),
     [
         ("http://redis", r"wanted redis://HOST:PORT/0, rediss:// or unix://"),
-        ("redis://127.0.0.1:port", r"found 'redis://127\.0\.0\.1:port': "),
+        ("redis://127.0.0.1:port", r"found 'redis://127\.0\.0\.1:port', wanted redis://HOST"),
+        ("redis://127.0.0.1:99999", "wanted redis://HOST:PORT/0.*: Port out of range"),
+        ("redis:/127.0.0.1", "wanted redis://HOST:PORT/0"),
+        ("127.0.0.1:6379", "wanted redis://HOST:PORT/0"),
+        ("redis://127.0.0.1/first", "wanted redis://HOST:PORT/0"),
+        ("redis://::1:6379/0", r"wanted brackets around an IPv6 address"),
         ("rediss://127.0.0.1?ssl_cert_reqs=none", "found ssl_cert_reqs in it"),
         ("redis://127.0.0.1?username=a", r"found username in it, wanted shared\.redis_user"),
     ],

@@ -4,7 +4,8 @@ import socket
 
 import pytest
 
-from common.rest.address import base_url, family_of
+from common.errors import ConfigError
+from common.rest.address import base_url, checked_url, family_of
 
 
 @pytest.mark.parametrize(
@@ -22,3 +23,25 @@ def test_only_an_ipv6_address_gets_brackets(host: str, url: str) -> None:
 def test_the_family_is_the_address_s_own() -> None:
     assert family_of("10.0.0.1") == family_of("0.0.0.0") == socket.AF_INET
     assert family_of("fd00::1") == family_of("::") == socket.AF_INET6
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("node-1:8200", "nonsense", "http://", "http:///x", "ftp://node-1", "redis://node-1"),
+        *("http://[::1", "http://node-1:99999", "http://node-1:http", "http://node 1"),
+    ],
+)
+def test_what_is_no_url_is_said(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"REPLICA: found .* wanted a URL such as http://127"):
+        checked_url(url, knob="REPLICA")
+
+
+def test_an_ipv6_address_without_brackets_is_said() -> None:
+    with pytest.raises(ConfigError, match="wanted brackets around an IPv6 address"):
+        checked_url("http://::1:8200", knob="REPLICA")
+
+
+@pytest.mark.parametrize("url", ["http://node-1:8200", "https://node-1", "http://[::1]:8200/a"])
+def test_a_base_url_has_no_slash_at_its_end(url: str) -> None:
+    assert checked_url(f"{url}/", knob="REPLICA") == checked_url(url, knob="REPLICA") == url

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from common.config import Learner
 from common.rest.fleet_api import LearnerReport, ProblemReport, ReplicaReport
-from jobs.fleet.services import Fleet, Queues, Replica, checked_url, url_of_learner
+from jobs.fleet.services import Fleet, Queues, Replica, url_of_learner
 from jobs.fleet.table import page
 from tests.fixtures.wire import replica_status
 
@@ -96,10 +96,3 @@ def test_queues_are_one_line() -> None:
 def test_the_learner_is_where_the_run_file_says(changed: dict[str, object], url: str) -> None:
     settings = {"rows": "r", "run_dir": "d", "steps": 1, **changed}
     assert url_of_learner(Learner.model_validate(settings)) == url
-
-
-@pytest.mark.parametrize("url", ["node-1:8200", "http://", "ftp://node-1", "http://[::1"])
-def test_what_is_no_url_is_said(url: str) -> None:
-    with pytest.raises(ValueError, match="REPLICA: found"):
-        checked_url(url, knob="REPLICA")
-    assert checked_url("http://node-1:8200/", knob="REPLICA") == "http://node-1:8200"
