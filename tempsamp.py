@@ -144,6 +144,7 @@ def learner(
 ) -> None:
     """Start the learner: one process, or `--ranks` of them on each of `--nodes`."""
     from common import config
+    from common.logs import critical_end
     from common.queue.access import refuse_open_redis
     from services.learner.launch import Fleet, is_rank, launch, own_command
 
@@ -164,7 +165,8 @@ def learner(
         from jobs.evaluation.held_out import Validation
 
         validate = Validation(run)
-    train(run, resume=resume, validate=validate)
+    with critical_end("learner failed"):
+        train(run, resume=resume, validate=validate)
 
 
 @app.command("status", cls=Leaf, rich_help_panel=SERVICES)

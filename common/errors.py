@@ -5,6 +5,7 @@
     ├── EngineError   the rollout engine refused or failed a request
     ├── RewardError   the reward service could not give a verdict
     ├── QueueError    Redis is unreachable or holds something unreadable
+    │   └── AccessError   Redis does not let us in, and asking again does not help
     ├── WeightError   a weight transfer did not reach its receivers
     │   └── GroupError   because of the group: some other member is at fault, maybe
     ├── StalledError  the ring gives the learner nothing that it can use
@@ -41,6 +42,10 @@ class RewardError(TempSampError):
 
 class QueueError(TempSampError):
     """Redis is unreachable or holds something unreadable."""
+
+
+class AccessError(QueueError):
+    """Redis does not let us in: a wrong password or user, or a certificate that is not trusted."""
 
 
 class WeightError(TempSampError):
@@ -98,7 +103,7 @@ def last_words(error: BaseException) -> tuple[str, int]:
     """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError | AccessError):
         return f"tempsamp: {error}\n", 2
     if isinstance(error, TempSampError):
         return f"tempsamp: {type(error).__name__}: {error}\n", 1

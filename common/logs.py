@@ -1,15 +1,22 @@
 """Log lines: one JSON object each. `configure(service, run_id=…)`, then stdlib logging everywhere.
 
 Every line has ts, level, service, run_id, logger and event (the message); what a call passes in
-`extra=` (prompt_id, policy_version, step, …) follows under its own name.
+`extra=` (prompt_id, policy_version, step, …) follows under its own name. A service that ends by
+itself says so in a critical line: `with critical_end("learner failed"): …`, or `say_failed`.
 """
 
+import contextlib
 import datetime
 import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from typing import TextIO
+
+from common.errors import ConfigError, TempSampError
+
+logger = logging.getLogger(__name__)
 
 _BUILT_IN = {
     *logging.makeLogRecord({}).__dict__,
@@ -88,3 +95,25 @@ def configure(
     logging.basicConfig(handlers=[handler, LAST_PROBLEM], level=logging.WARNING, force=True)
     for package in _OURS:
         logging.getLogger(package).setLevel(level)
+
+
+def say_failed(event: str, error: BaseException) -> None:
+    """The critical line of a service that ends by itself; a traceback of what nobody foresaw."""
+    is_foreseen = isinstance(error, TempSampError | ConfigError)
+    text = str(error) if is_foreseen else f"{type(error).__name__}: {error}"
+    logger.critical(event, extra={"error": text}, exc_info=None if is_foreseen else error)
+
+
+@contextlib.contextmanager
+def critical_end(event: str) -> Iterator[None]:
+    """What ends a service here leaves as it came, after its critical line.
+
+    A setting that is wrong is no failure of the service: its one line is the command's.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        say_failed(event, error)
+        raise

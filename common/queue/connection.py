@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from common.errors import ConfigError, QueueError, RunLostError
+from common.errors import AccessError, ConfigError, QueueError, RunLostError
 from common.queue.stream_entries import Command, ServerFacts
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,8 @@ class Connection:
         """Wait until Redis answers, logging what is waited for; then make the consumer groups.
 
         Raises:
-            QueueError: wrong password (at once), a server older than 6.2, or time is up.
+            AccessError: wrong password (at once).
+            QueueError: a server older than 6.2, or time is up.
         """
         patience_s = float("inf") if timeout_s is None else timeout_s
         info = await self.call(lambda: self._redis.info(), patience_s=patience_s)
@@ -186,7 +187,7 @@ class Connection:
         """Run a command: wait out an outage, make lost consumer groups again, name the rest.
 
         Raises:
-            QueueError: Redis is away for too long or refuses us.
+            QueueError: Redis is away for too long, or refuses us (AccessError).
             RunLostError: the command was fenced (`fence`), and there is a later learner.
         """
         patience_s = self._outage_s if patience_s is None else patience_s
@@ -197,11 +198,11 @@ class Connection:
             except redis_errors.RedisError as error:
                 self._is_failing = True
                 if isinstance(error, _REFUSED):
-                    raise QueueError(
+                    raise AccessError(
                         f"{self.where} refuses this password: {error}; set TEMPSAMP_REDIS_PASSWORD"
                     ) from error
                 if UNTRUSTED in str(error):
-                    raise QueueError(
+                    raise AccessError(
                         f"{self.where} has a certificate that is not trusted: {error}; wanted one "
                         "of its name, signed by shared.redis_ca or a CA of the system"
                     ) from error
@@ -256,7 +257,9 @@ class Connection:
             # After a failover the name may stand for another server than the one we are tied to.
             await self._redis.connection_pool.disconnect(inuse_connections=False)
         now = time.monotonic()
-        if now - self._outage_logged_at >= LOG_OUTAGE_EVERY_S:
+        # Who gives up before the second line says why in its own.
+        speaks = self._outage_s >= LOG_OUTAGE_EVERY_S
+        if speaks and now - self._outage_logged_at >= LOG_OUTAGE_EVERY_S:
             self._outage_logged_at = now
             log.warning("waiting for redis", extra={"redis": self.where, "error": str(error)})
 

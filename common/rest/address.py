@@ -63,6 +63,18 @@ def split_url(url: str, *, knob: str, wanted: str) -> SplitResult:
     return parts
 
 
+def refuse_foreign(host: str, *, knob: str) -> None:
+    """Raises ConfigError unless this machine can listen at that name or address."""
+    try:
+        with socket.socket(family_of(host), socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        raise ConfigError(
+            f"{knob}: found {host!r}: {error.strerror or error}, wanted a name or an address of "
+            "this machine"
+        ) from error
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a server bound to `host`; of names, only localhost."""
     if host == "localhost":

@@ -62,12 +62,13 @@ async def _drain(url: str, known: Tokens, *, vouch: bool) -> None:
             if vouch:
                 await vouched(client, url, tokens=known, role="control")
             answer = await client.post(f"{url}/v1/drain", headers=headers)
-    except ConfigError as error:  # who answers there did not prove to be ours
-        raise EngineError(str(error)) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise EngineError(f"{url}: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"REPLICA: found {url}: {type(error).__name__}: {error}, wanted the address of a "
+            "replica that is up"
+        ) from error
     if answer.status_code in (401, 403):
-        raise EngineError(
+        raise ConfigError(
             f"{url}: found status {answer.status_code}; set TEMPSAMP_TOKEN or "
             "TEMPSAMP_CONTROL_TOKEN to the replica's"
         )

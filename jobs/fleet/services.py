@@ -73,7 +73,7 @@ async def look(run: Run, *, learner_url: str | None) -> Fleet:
     """Ask everybody at once.
 
     Raises:
-        QueueError: Redis does not answer.
+        ConfigError: Redis cannot be asked.
     """
     async with opened(run) as broker, direct.async_client(timeout=TIMEOUT_S) as client:
         statuses = await broker.replicas()
@@ -95,7 +95,11 @@ async def look(run: Run, *, learner_url: str | None) -> Fleet:
 
 @asynccontextmanager
 async def opened(run: Run) -> AsyncIterator[Broker]:
-    """The run's Redis, asked for seconds only."""
+    """The run's Redis, asked for seconds only.
+
+    Raises:
+        ConfigError: it does not answer, or does not let us in.
+    """
     shared = run.shared
     broker = Broker(
         shared.redis_url,
@@ -105,6 +109,8 @@ async def opened(run: Run) -> AsyncIterator[Broker]:
     )
     try:
         yield broker
+    except QueueError as error:
+        raise ConfigError(str(error)) from error
     finally:
         await broker.close()
 
@@ -113,7 +119,7 @@ async def found(run: Run, name: str) -> ReplicaStatus:
     """The replica of that name, or of the only name that begins so.
 
     Raises:
-        QueueError: there is none, or there are several.
+        ConfigError: there is none, or there are several; or Redis cannot be asked.
     """
     async with opened(run) as broker:
         statuses = {status.replica: status for status in await broker.replicas()}
@@ -123,7 +129,7 @@ async def found(run: Run, name: str) -> ReplicaStatus:
     if len(fitting) == 1:
         return fitting[0]
     known = ", ".join(statuses) or "none"
-    raise QueueError(
+    raise ConfigError(
         f"REPLICA: found {len(fitting)} replicas of run {run.shared.run_id!r} whose name begins "
         f"with {name!r}, wanted one; the registry has: {known}"
     )

@@ -2,7 +2,7 @@
 
     run file -> [jobs.fleet.services] -> a table, or one JSON object
 
-Exit code 1 when nothing of the run is there, or Redis does not answer.
+Exit code 1 when nothing of the run is there, 2 when Redis cannot be asked.
 """
 
 import asyncio

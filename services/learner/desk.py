@@ -19,6 +19,7 @@ from common.errors import ConfigError, QueueError
 from common.messages import ClipRef, PromptRequest, ReplicaStatus, ScoredGroup
 from common.queue.broker import Broker
 from common.queue.ledger import FILE, Fate
+from common.rest.address import refuse_foreign
 from services.learner import metrics
 from services.learner.curriculum.plateau import Plateau
 from services.learner.feed import Feed
@@ -73,8 +74,9 @@ class Desk:
 
     def __enter__(self) -> Self:
         self._lease.lock()
-        # Before Redis is waited for: a wrong path is said at once.
+        # Before Redis is waited for: a wrong path or address is said at once.
         _refuse_unreadable(self._run.learner.rows)
+        refuse_foreign(self._run.learner.host, knob="learner.host")
         refuse_missing(self._run)
         return self
 

@@ -256,7 +256,11 @@ class _Ranks:
             return
         self._code = code if code > 0 else 128 - code
         how = f"ended with code {code}" if code > 0 else f"died of {signal.Signals(-code).name}"
-        logger.error("rank %s %s: ending the others", rank, how, extra={"exit_code": self._code})
+        # Who dies of the signal that was passed on had nothing to save yet: no fault of the run.
+        is_fault = not (self.was_asked and code in (-signal.SIGTERM, -signal.SIGINT))
+        level = logging.CRITICAL if is_fault else logging.WARNING
+        facts = {"exit_code": self._code}
+        logger.log(level, "rank %s %s: ending the others", rank, how, extra=facts)
 
     def _kill_late(self) -> None:
         if time.monotonic() < self._kill_at_s:

@@ -39,6 +39,7 @@ LAUNCHER_POLL_S = 1.0
 BROKEN_COLLECTIVE_S = 1.0
 """A rank whose collective breaks waits so long: most often another rank has died, and who started
 both ends this one without a word."""
+MEETING = ("MASTER_ADDR", "MASTER_PORT")
 SAY_EVERY_S = 10.0
 """Between two log lines about the same wait."""
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
@@ -228,7 +229,8 @@ def start_ranks(
     if dist.is_torchelastic_launched():
         launcher = int(os.environ.get(LAUNCHER, os.getppid()))
         threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
-        with said_while_waiting("waiting for the other ranks", world_size=os.environ["WORLD_SIZE"]):
+        facts = {name.lower(): os.environ[name] for name in ("WORLD_SIZE", *MEETING)}
+        with said_while_waiting("waiting for the other ranks", **facts), _ctrl_c_ends_at_once():
             store, rank, world_size = next(rendezvous("env://", timeout=timeout))
             dist.init_process_group(
                 BACKENDS[device],
@@ -267,6 +269,16 @@ def _ranks_of_a_copy(shard_within: Literal["all", "node"] | int, world_size: int
             f"{world_size} ranks, wanted a number that divides them"
         )
     return sharing
+
+
+@contextlib.contextmanager
+def _ctrl_c_ends_at_once() -> Iterator[None]:
+    """As SIGTERM does: inside C++ no Python runs to raise KeyboardInterrupt."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

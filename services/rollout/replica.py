@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from common.config import Rollout, Run, Shared
-from common.errors import TempSampError
+from common.errors import ConfigError, TempSampError
 from common.logs import LAST_PROBLEM
 from common.messages import HeldWeights, ReplicaPhase, ReplicaStatus
 from common.queue.broker import Broker
@@ -286,5 +286,10 @@ class Replica:
     def _end_process_on_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failure = innermost(error)
-            logger.error("replica stops", exc_info=error)
+            is_foreseen = isinstance(self.failure, TempSampError | ConfigError)
+            logger.error(
+                "replica stops",
+                extra={"error": str(self.failure)},
+                exc_info=None if is_foreseen else error,
+            )
             self._end()

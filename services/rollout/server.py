@@ -10,7 +10,8 @@ import socket
 import sys
 
 from common.config import Run
-from common.logs import configure
+from common.errors import last_words
+from common.logs import configure, say_failed
 from common.rest import serving
 from common.rest.auth import refuse_open_port
 from services.rollout.app import create_app
@@ -24,7 +25,10 @@ END_S = 35.0
 
 
 def serve(run: Run) -> None:
-    """Run a replica until SIGTERM; exits non-zero when the engine or too many prompts fail."""
+    """Run a replica until SIGTERM; exits non-zero when the engine or too many prompts fail.
+
+    With 2 when a setting is why, such as a wrong password, else with 1.
+    """
     refuse_open_port(
         run.rollout.host,
         tokens=run.shared.tokens,
@@ -41,8 +45,8 @@ def serve(run: Run) -> None:
     )
     serving.serve(config, listening, end_s=END_S, on_stop=replica.stop)
     if replica.failure is not None:
-        logger.critical("replica failed", extra={"error": str(replica.failure)})
-        sys.exit(1)
+        say_failed("replica failed", replica.failure)
+        sys.exit(last_words(replica.failure)[1])
 
 
 def _reachable(host: str) -> str:

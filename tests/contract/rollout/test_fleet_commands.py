@@ -57,8 +57,8 @@ class Ring:
         arguments = [item for setting in self.settings for item in ("--set", setting)]
         return subprocess.run(
             [
-                *(sys.executable, "-m", "tempsamp", *words),
-                *("--config", "deploy/configs/demo.toml", *arguments),
+                *(sys.executable, "-m", "tempsamp", words[0]),
+                *("--config", "deploy/configs/demo.toml", *arguments, *words[1:]),
             ],
             cwd=ROOT,
             env={**os.environ, **self.environ, "COLUMNS": "200", **(environ or {})},
@@ -129,13 +129,13 @@ def test_by_url_no_run_file_is_needed(ring: Ring, two: tuple[Process, Process]) 
 
 def test_what_cannot_be_drained_is_one_line(ring: Ring, two: tuple[Process, Process]) -> None:
     unknown = ring.tempsamp("drain", "c")
-    assert unknown.returncode == 1
+    assert unknown.returncode == 2
     assert unknown.stderr.count("\n") == 1
     assert "found 0 replicas" in unknown.stderr
     ambiguous = ring.tempsamp("drain", "")
     assert "found 2 replicas" in ambiguous.stderr
     refused = ring.tempsamp("drain", "a-", environ={"TEMPSAMP_CONTROL_TOKEN": "for-generate"})
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "does not know the token" in refused.stderr
     by_url = subprocess.run(
         [sys.executable, "-m", "tempsamp", "drain", two[0].url],
@@ -164,7 +164,9 @@ def test_nothing_there_is_exit_code_1_and_leaves_nothing_in_redis(ring: Ring) ->
 
     assert asyncio.run(keys()) == []
     away = ring.tempsamp("status", "--set", "shared.redis_url=redis://127.0.0.1:1")
-    assert away.returncode == 1
+    assert away.returncode == 2
+    assert away.stderr.count("\n") == 1
+    assert "start it, or correct shared.redis_url" in away.stderr
 
 
 def test_status_shows_replicas_learner_and_queues(
@@ -235,7 +237,7 @@ def test_an_address_of_the_registry_is_told_no_token_before_it_proved_to_know_it
         drained = ring.tempsamp("drain", "c")
         server.shutdown()
     assert "does not know the token" in found["replicas"][0]["unreachable"]
-    assert drained.returncode == 1
+    assert drained.returncode == 2
     assert "does not know the token" in drained.stderr
     assert told == [None, None]
 

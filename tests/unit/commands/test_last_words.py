@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 import tempsamp
-from common.errors import ConfigError, QueueError, last_words
+from common.errors import AccessError, ConfigError, QueueError, last_words
 from jobs.audit import command as audit
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,6 +25,7 @@ def of_the_system(number: int, name: str | None = None) -> OSError:
     ("error", "line", "code"),
     [
         (ConfigError("--out: found x"), "--out: found x", 2),
+        (AccessError("wrong password"), "wrong password", 2),
         (QueueError("no answer"), "QueueError: no answer", 1),
         (ExceptionGroup("tasks", [QueueError("no answer")]), "QueueError: no answer", 1),
         (of_the_system(errno.ENOENT, "a"), "a: No such file or directory", 2),

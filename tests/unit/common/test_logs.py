@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from common.logs import LONGEST_CHARS, LastProblem, configure
+from common.errors import ConfigError, QueueError
+from common.logs import LONGEST_CHARS, LastProblem, configure, critical_end
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +107,27 @@ def test_the_last_problem_is_remembered_with_its_reason() -> None:
         assert len(last.error) == LONGEST_CHARS
     finally:
         logger.removeHandler(last)
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "traces"),
+    [(QueueError("away"), "away", False), (KeyError("x"), "KeyError: 'x'", True)],
+)
+def test_a_service_that_fails_has_a_last_line_and_a_traceback_of_what_nobody_foresaw(
+    error: Exception, said: str, traces: bool
+) -> None:
+    stream = io.StringIO()
+    configure("learner", run_id="r", stream=stream)
+    with pytest.raises(type(error)), critical_end("learner failed"):
+        raise error
+    (line,) = lines(stream)
+    assert (line["level"], line["event"], line["error"]) == ("critical", "learner failed", said)
+    assert ("exception" in line) is traces
+
+
+def test_a_wrong_setting_is_no_failure_of_a_service() -> None:
+    stream = io.StringIO()
+    configure("learner", run_id="r", stream=stream)
+    with pytest.raises(ConfigError), critical_end("learner failed"):
+        raise ConfigError("learner.rows: not there")
+    assert stream.getvalue() == ""

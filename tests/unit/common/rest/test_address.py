@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from common.errors import ConfigError
-from common.rest.address import base_url, checked_url, family_of
+from common.rest.address import base_url, checked_url, family_of, refuse_foreign
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,15 @@ def test_an_ipv6_address_without_brackets_is_said() -> None:
 @pytest.mark.parametrize("url", ["http://node-1:8200", "https://node-1", "http://[::1]:8200/a"])
 def test_a_base_url_has_no_slash_at_its_end(url: str) -> None:
     assert checked_url(f"{url}/", knob="REPLICA") == checked_url(url, knob="REPLICA") == url
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "0.0.0.0"])
+def test_addresses_of_this_machine_pass(host: str) -> None:
+    refuse_foreign(host, knob="learner.host")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "nosuchhost.invalid"])
+def test_an_address_of_another_machine_is_said(host: str) -> None:
+    wanted = f"learner.host: found '{host}': .*, wanted a name or an address of this machine"
+    with pytest.raises(ConfigError, match=wanted):
+        refuse_foreign(host, knob="learner.host")

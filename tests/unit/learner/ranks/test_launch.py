@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from common.errors import ConfigError
 from jobs.local.redis import free_port
-from services.learner.launch import OTHER_RANK_FAILED, Fleet
+from services.learner.launch import OTHER_RANK_FAILED, Fleet, _Ranks
 
 ROOT = Path(__file__).parents[4]
 PATIENCE_S = 60.0
@@ -166,6 +167,22 @@ def test_a_signal_before_there_are_ranks_is_kept_for_them() -> None:
     assert "SIGTERM: passed on to the ranks" in output
 
 
+@pytest.mark.parametrize(
+    ("was_asked", "code", "level"),
+    [
+        (True, -signal.SIGTERM, "WARNING"),
+        (False, -signal.SIGTERM, "CRITICAL"),
+        (True, -signal.SIGKILL, "CRITICAL"),
+        (False, 1, "CRITICAL"),
+    ],
+)
+def test_the_first_that_fails_is_a_critical_line_unless_it_was_told_to_end(
+    was_asked: bool, code: int, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _Ranks(None, was_asked=was_asked)._fail("0", code)
+    assert [record.levelname for record in caplog.records] == [level]
+
+
 def hears(process: psutil.Process, number: signal.Signals) -> bool:
     """Whether a process has a handler for a signal."""
     status = Path(f"/proc/{process.pid}/status").read_text()
@@ -174,7 +191,8 @@ def hears(process: psutil.Process, number: signal.Signals) -> bool:
 
 
 def test_ranks_of_two_nodes_meet_where_node_0_is() -> None:
-    meet = f"127.0.0.1:{free_port()}"
+    host = "[::1]" if socket.has_dualstack_ipv6() else "127.0.0.1"
+    meet = f"{host}:{free_port()}"
     wait = "while store.add('here', 0) < 4: time.sleep(0.05)\n"
     nodes = [
         Launcher(MEET + wait, nodes=2, node_rank=rank, meet=meet)
