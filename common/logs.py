@@ -3,6 +3,7 @@
 Every line has ts, level, service, run_id, logger and event (the message); what a call passes in
 `extra=` (prompt_id, policy_version, step, …) follows under its own name. A service that ends by
 itself says so in a critical line: `with critical_end("learner failed"): …`, or `say_failed`.
+Whoever waits says for what, and again now and then: `speaking`, or a `NowAndThen` in a loop.
 """
 
 import contextlib
@@ -10,8 +11,9 @@ import datetime
 import json
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from common.errors import ConfigError, TempSampError
@@ -23,6 +25,8 @@ _BUILT_IN = {
     *("message", "asctime", "taskName", "color_message"),
 }
 """Attributes that are not a caller's extras; color_message is uvicorn's copy of the message."""
+SAY_EVERY_S = 10.0
+"""Between two words about the same wait."""
 LONGEST_CHARS = 500
 """Of what is remembered of a problem."""
 _OURS = ("common", "services", "jobs")
@@ -117,3 +121,41 @@ def critical_end(event: str) -> Iterator[None]:
     except Exception as error:
         say_failed(event, error)
         raise
+
+
+class NowAndThen:
+    """Whether it is time for a word, in a loop that waits: at once, then every `every_s`."""
+
+    def __init__(self, every_s: float = SAY_EVERY_S, *, first_s: float = 0.0) -> None:
+        """`first_s`: how long to wait in silence."""
+        self._every_s = every_s
+        self._next_s = time.monotonic() + first_s
+
+    def is_due(self) -> bool:
+        """True once; then not for `every_s`."""
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return False
+        self._next_s = now_s + self._every_s
+        return True
+
+
+@contextlib.contextmanager
+def speaking(say: Callable[[float], None], *, every_s: float = SAY_EVERY_S) -> Iterator[None]:
+    """Call `say(seconds since the begin)` every `every_s` until what is inside has ended.
+
+    From a thread of its own: what is inside may be a call that does not return to Python for long.
+    """
+    over, began_s = threading.Event(), time.monotonic()
+
+    def run() -> None:
+        while not over.wait(every_s):
+            say(time.monotonic() - began_s)
+
+    thread = threading.Thread(target=run, daemon=True, name="speaking")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -38,12 +38,12 @@ from huggingface_hub.utils.tqdm import tqdm
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from common.errors import ConfigError
+from common.logs import speaking
 from common.model.checks import WANTED, WEIGHTS, Say, matches, problem
 
 ATTEMPTS = 3
 """Of asking for the list of files; once is enough where the cache can stand in."""
 RETRY_S = 0.5
-SPEAK_EVERY_S = 10.0
 """While files travel."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -193,21 +193,14 @@ class _Wanted:
     @contextlib.contextmanager
     def _progress(self, total: int) -> Iterator[None]:
         """Say every now and then how much has come, whichever process fetches it."""
-        done = threading.Event()
         before = _bytes_in(self.cache / "blobs")
 
-        def speak() -> None:
-            while not done.wait(SPEAK_EVERY_S):
-                come = _bytes_in(self.cache / "blobs") - before
-                self.say(f"fetching {self.name}: {_size(come)} of {_size(total)}")
+        def say(_seconds: float) -> None:
+            come = _bytes_in(self.cache / "blobs") - before
+            self.say(f"fetching {self.name}: {_size(come)} of {_size(total)}")
 
-        thread = threading.Thread(target=speak, daemon=True)
-        thread.start()
-        try:
+        with speaking(say):
             yield
-        finally:
-            done.set()
-            thread.join()
 
     @property
     def _no_folder(self) -> str:

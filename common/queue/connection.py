@@ -19,13 +19,15 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from common.errors import AccessError, ConfigError, QueueError, RunLostError
+from common.logs import SAY_EVERY_S, NowAndThen
 from common.queue.stream_entries import Command, ServerFacts
 
 log = logging.getLogger(__name__)
 
 SOCKET_TIMEOUT_S = 20.0
+CONNECT_TIMEOUT_S = 3.0
+"""An address that swallows packets is named before somebody wonders, and a stop is heard."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0
-LOG_OUTAGE_EVERY_S = 10.0
 OLDEST_SERVER = (6, 2)
 PINGS = 21
 """Calls of which `describe` takes the median."""
@@ -85,6 +87,7 @@ class Connection:
                 decode_responses=True,
                 protocol=2,
                 socket_timeout=SOCKET_TIMEOUT_S,
+                socket_connect_timeout=CONNECT_TIMEOUT_S,
                 retry=Retry(NoBackoff(), 0),  # `call` retries, and says so in the log
             )
         except ValueError as error:
@@ -98,7 +101,7 @@ class Connection:
         self._outage_s = outage_s
         self._groups = groups
         self._should_stop = should_stop
-        self._outage_logged_at = -LOG_OUTAGE_EVERY_S
+        self._word = NowAndThen()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -211,7 +214,7 @@ class Connection:
                 if _is_outage(error):
                     if time.monotonic() + pause_s > give_up_at or self._should_stop():
                         raise QueueError(self._outage(error, patience_s)) from error
-                    await self._note_outage(error)
+                    await self._note_outage(error, patience_s)
                 elif "NOGROUP" in str(error):
                     await self.make_groups()
                 else:
@@ -252,15 +255,12 @@ class Connection:
             "disk or its primary back"
         )
 
-    async def _note_outage(self, error: Exception) -> None:
+    async def _note_outage(self, error: Exception, patience_s: float) -> None:
         if not isinstance(error, _LOST):
             # After a failover the name may stand for another server than the one we are tied to.
             await self._redis.connection_pool.disconnect(inuse_connections=False)
-        now = time.monotonic()
-        # Who gives up before the second line says why in its own.
-        speaks = self._outage_s >= LOG_OUTAGE_EVERY_S
-        if speaks and now - self._outage_logged_at >= LOG_OUTAGE_EVERY_S:
-            self._outage_logged_at = now
+        # Who gives up before a second line says why in its own.
+        if patience_s >= SAY_EVERY_S and self._word.is_due():
             log.warning("waiting for redis", extra={"redis": self.where, "error": str(error)})
 
 

@@ -9,6 +9,7 @@ what a dead one had in work goes to the others. Neighbours: POST /v1/generate of
 import asyncio
 import contextlib
 import itertools
+import logging
 import time
 from collections import Counter
 from collections.abc import (
@@ -33,10 +34,13 @@ from tenacity import (
 
 from common.config import bearer
 from common.errors import EngineError
+from common.logs import NowAndThen
 from common.messages import GenerateRequest, GenerateResponse, ReplicaStatus
 from common.rest import direct
 from jobs.asking.piles import Numbered, Piles
 from jobs.asking.refusals import MAX_PAUSE_S, Busy, NotReady, raise_for_status
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT = httpx.Timeout(10.0, read=120.0)
 FLEET_TIMEOUT = httpx.Timeout(10.0, read=600.0, pool=None)
@@ -79,6 +83,7 @@ class Replicas:
         self._clients = itertools.cycle(clients)
         self._in_flight = asyncio.Semaphore(concurrency)
         self._retry_s = retry_s
+        self._word = NowAndThen()
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
         """Answers to one request; each retry asks the next replica.
@@ -95,7 +100,12 @@ class Replicas:
         )
 
         async def once() -> GenerateResponse:  # tenacity takes a lambda for a plain function
-            return await ask(next(self._clients), request=request)
+            client = next(self._clients)
+            try:
+                return await ask(client, request=request)
+            except (httpx.TransportError, NotReady) as error:
+                _say_silent(client, error, word=self._word)
+                raise
 
         async with self._in_flight:
             try:
@@ -223,10 +233,11 @@ async def served(
     Raises:
         EngineError: no replica is ready within `retry_s`.
     """
+    word = NowAndThen()
     try:
         async with asyncio.timeout(retry_s):
             for client in itertools.cycle(clients):
-                weights = await _weights(client)
+                weights = await _weights(client, word=word)
                 if weights is not None:
                     return weights
                 await asyncio.sleep(POLL_S)
@@ -238,13 +249,24 @@ async def served(
     )
 
 
-async def _weights(client: httpx.AsyncClient) -> tuple[int, str | None] | None:
-    with contextlib.suppress(httpx.TransportError):
+async def _weights(client: httpx.AsyncClient, *, word: NowAndThen) -> tuple[int, str | None] | None:
+    try:
         answer = await client.get("/readyz")
-        if answer.is_success:
-            status = ReplicaStatus.model_validate_json(answer.content)
-            return status.version or 0, status.run_tag
+    except httpx.TransportError as error:
+        _say_silent(client, error, word=word)
+        return None
+    if answer.is_success:
+        status = ReplicaStatus.model_validate_json(answer.content)
+        return status.version or 0, status.run_tag
+    _say_silent(client, f"status {answer.status_code}, it is not ready", word=word)
     return None
+
+
+def _say_silent(client: httpx.AsyncClient, why: Exception | str, *, word: NowAndThen) -> None:
+    """A replica gives no answer: said now and then, and it is asked again."""
+    if word.is_due():
+        said = why if isinstance(why, str) else f"{type(why).__name__}: {why}"
+        logger.warning("no answer from %s (%s): asking again", client.base_url, said)
 
 
 class Lane:
@@ -253,6 +275,7 @@ class Lane:
     def __init__(self, client: httpx.AsyncClient) -> None:
         self.client = client
         self.failing_since: float | None = None
+        self.word = NowAndThen()
 
     def failed(self) -> float:
         """Seconds since it first failed, without an answer in between."""
@@ -309,6 +332,7 @@ class _Shift(Generic[Job]):
                 await asyncio.sleep(error.retry_after_s)
             except (httpx.TransportError, NotReady) as error:
                 self._put_back(numbered, error)
+                _say_silent(lane.client, error, word=lane.word)
                 self._check_lost(lane, error)
                 await asyncio.sleep(next(pauses))
             else:

@@ -36,6 +36,7 @@ from common.rows import TrainerRow, UnusableRowError
 from common.video.cache import ClipCache, sync_file
 from jobs.data.crash_safe_pool import Lost, results
 from jobs.local.processes import interruptible
+from jobs.local.waiting import shown
 
 Key = TypeVar("Key")
 
@@ -306,7 +307,7 @@ def fill_in_terminal(
     for path in inputs:
         check_file(failures_file or failures_path(path), knob="--failures")
     try:
-        with interruptible(), _progress_bar(console) as bar:
+        with interruptible(), shown(_progress_bar(console)) as bar:
             task = bar.add_task(title, total=len(rows.places))
             report = fill(
                 work,

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from common.config import Run, Strategy
 from common.errors import EngineError, TempSampError
+from common.logs import SAY_EVERY_S, NowAndThen
 from common.queue.broker import Broker
 from common.queue.disk import write_file
 from common.rest import direct
@@ -45,6 +46,7 @@ from jobs.evaluation.journal import read_records
 from jobs.evaluation.scoring.score import read_questions
 from jobs.evaluation.settings import AnswerSampling
 from jobs.local.processes import Child, Children
+from jobs.local.waiting import waiting
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +70,6 @@ MAX_EVALUATIONS = 4
 MAX_LEARNER_RESTARTS = 3
 """In a row without getting further: loading takes a quarter of a minute."""
 POLL_S = 0.2
-SAY_EVERY_S = 10.0
-"""Between two lines of progress where there is no terminal."""
 
 console = Console()
 
@@ -128,7 +128,7 @@ def take(
     """
     folder = course.folder
     held_out = _held_out(course)
-    with console.status("waiting for the rollout replica to load the model"):
+    with waiting(console, "waiting for the rollout replica to load the model"):
         _wait_for_reward(course.run, children)
         _wait_for_replicas(course.run, children)
     _drop_stale_answers(course)
@@ -201,7 +201,7 @@ def _evaluate(
         endpoints = _wait_for_replicas(course.run, children)
         asking = held_out.ask(version, endpoints=endpoints, out=out, retry_s=UNREACHABLE_S)
         try:
-            with console.status(f"evaluating {when}"):
+            with waiting(console, f"evaluating {when}"):
                 children.run(asking)
             break
         except EngineError as error:
@@ -259,16 +259,19 @@ def _show_bar(course: Course, children: Children, learner: Child) -> None:
 
 def _show_lines(course: Course, children: Children, learner: Child) -> None:
     """For logs: a line now and then, and one for the last step."""
-    said_step, next_s, ended = 0.0, time.monotonic(), False
+    said_step, ended = 0.0, False
+    word, silence = NowAndThen(), NowAndThen(first_s=SAY_EVERY_S)
     while not ended:
         children.check()
         ended = learner.is_done
         step = last_metrics(course.folder / METRICS_FILE)
-        if step and step["step"] > said_step and (ended or time.monotonic() >= next_s):
+        total = course.run.learner.steps
+        if step and step["step"] > said_step and (word.is_due() or ended):
             validation = last_metrics(course.folder / VALIDATION_FILE)
-            total = course.run.learner.steps
             console.print(f"step {step['step']:.0f}/{total} {_shown(step, validation)}")
-            said_step, next_s = step["step"], time.monotonic() + SAY_EVERY_S
+            said_step, silence = step["step"], NowAndThen(first_s=SAY_EVERY_S)
+        elif silence.is_due():
+            console.print(f"waiting for step {said_step + 1:.0f}/{total}, log in {learner.log}")
         time.sleep(POLL_S)
 
 

@@ -31,6 +31,7 @@ from jobs.demo.course import METHODS, Course, Split, console, steps_done, take
 from jobs.demo.summary import ANSWERS_BEFORE
 from jobs.local.processes import Children, interruptible, run_arguments
 from jobs.local.redis import free_port, keep_redis
+from jobs.local.waiting import waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "deploy/configs/demo.toml"
@@ -166,7 +167,7 @@ def _started(demo: Demo, children: Children) -> Course:
             environ=demo.environ,
             restarts=MAX_RESTARTS,
         )
-    with console.status("writing clips"):
+    with waiting(console, "writing clips"):
         for split in dict.fromkeys(("train", "validation", demo.split)):
             clips.write_split(demo.data, split)
     return Course(

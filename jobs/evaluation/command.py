@@ -31,6 +31,7 @@ from jobs.evaluation.settings import (
     checkpoint_digest,
 )
 from jobs.local.processes import interruptible
+from jobs.local.waiting import shown, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -222,7 +223,7 @@ def _with_endpoints(
         async with connected(endpoints, token=token) as clients:
             return await served(clients)
 
-    with console.status("waiting for a replica"):
+    with waiting(console, f"waiting for a replica at {' or '.join(endpoints)}"):
         version, run_tag = asyncio.run(weights())
     weights_served = Served(version=version, run_tag=run_tag, sha256=digest)
     runs = _open_all(plan, prepared, model=weights_served)
@@ -237,7 +238,7 @@ def _with_own_replica(
 
     prepared = prepare(plan)
     found = fetched(model, knob="--model", say=_said_on(console))
-    with console.status("reading the checkpoint"):
+    with waiting(console, "reading the checkpoint"):
         checkpoint = Checkpoint(
             name=found.name, commit=found.commit, sha256=checkpoint_digest(found.path)
         )
@@ -247,7 +248,7 @@ def _with_own_replica(
         _finish_all(plan, runs, console=console)
         return
     with started(found.path, run_file=run_file, folder=plan.out / "replica") as replica:
-        with console.status(f"loading {found.name}, log in {replica.child.log}"):
+        with waiting(console, f"loading {found.name}, log in {replica.child.log}"):
             replica.wait_until_ready()
         _ask_all(
             plan,
@@ -297,7 +298,7 @@ def _ask_all(
                     retry_s=RETRY_S if replica is None else LOCAL_RETRY_S,
                 )
 
-    with progress_on(console) as progress:
+    with shown(progress_on(console)) as progress:
         asyncio.run(ask_each())
     _finish_all(plan, runs, console=console)
 
@@ -321,7 +322,7 @@ def _write_outputs(plan: "Plan", *, console: "Console") -> None:
     def find(bench: str, video: str) -> Path | None:
         return find_video(video, root=plan.video_root, subset=subsets.get(bench, ""))
 
-    with console.status("writing the report"):
+    with waiting(console, "writing the report"):
         written = write_outputs(plan.out, find=find)
     for path in written:
         console.print(f"written: {path}")

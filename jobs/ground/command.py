@@ -38,6 +38,7 @@ from jobs.asking.replicas import Replicas, connected
 from jobs.ground.candidates import AGREEMENT, ROUNDING_S, Candidate, Grounding, ground
 from jobs.local.processes import interruptible
 from jobs.local.replica import LocalReplica, sampling_of, started
+from jobs.local.waiting import waiting
 
 if TYPE_CHECKING:
     from jobs.ground.cut import Cut
@@ -129,11 +130,10 @@ def command(
         window=_window(start, end),
     )
     clip = sample_video(video, settings=settings)
-    with (
-        progress.status("asking when it happens"),
-        _replicas(endpoint or [], model=model, run=run, run_file=config_file) as asking,
-    ):
-        found = asyncio.run(asking(clip, query=query, settings=settings))
+    with _replicas(endpoint or [], model=model, run=run, run_file=config_file) as asking:
+        where = " and ".join(endpoint) if endpoint else "the model"
+        with waiting(progress, f"asking {where} when it happens"):
+            found = asyncio.run(asking(clip, query=query, settings=settings))
     if as_json:
         _print_json(found, sheet=sheet, clip=cut)
     else:
@@ -251,7 +251,8 @@ def _replicas(
         interruptible(),
         started(checkpoint, run_file=run_file, folder=Path(folder)) as replica,
     ):
-        replica.wait_until_ready()
+        with waiting(progress, f"loading {checkpoint.name}, log in {replica.child.log}"):
+            replica.wait_until_ready()
         asking = functools.partial(ask, endpoints=[replica.url], token=replica.token)
         yield functools.partial(_watched, replica, asking)
 

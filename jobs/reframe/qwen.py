@@ -40,6 +40,7 @@ from jobs.asking.replicas import (
 from jobs.evaluation.session import LOCAL_RETRY_S
 from jobs.evaluation.settings import checkpoint_digest
 from jobs.local.processes import interruptible
+from jobs.local.waiting import shown, waiting
 from jobs.reframe.center import IndexFile, VideoDir
 from jobs.reframe.index import Wanted, read_index
 from jobs.reframe.journal import Journal, VideoEnd
@@ -222,7 +223,7 @@ def _answering(
     if endpoints:
         check_endpoints(endpoints)
         token = tokens().of("generate")
-        with console.status("waiting for a replica"):
+        with waiting(console, f"waiting for a replica at {' or '.join(endpoints)}"):
             version, run_tag = asyncio.run(_served(endpoints, token=token))
         yield Answering(
             endpoints=endpoints,
@@ -239,7 +240,7 @@ def _answering(
         tempfile.TemporaryDirectory(prefix="tempsamp-reframe-") as logs,
         started(folder, run_file=run_file, folder=Path(logs)) as replica,
     ):
-        with console.status(f"loading {folder.name}"):
+        with waiting(console, f"loading {folder.name}"):
             replica.wait_until_ready()
         yield _own(replica, digest=digest)
 
@@ -293,7 +294,7 @@ def _asked(
     from jobs.evaluation.terminal import progress_on
     from jobs.reframe.stages import TwoStages
 
-    with progress_on(console) as progress:
+    with shown(progress_on(console)) as progress:
         bar = _Bar(progress)
         kit = TwoStages(
             wanted,

@@ -30,6 +30,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
 from common.errors import ConfigError
+from common.logs import SAY_EVERY_S, speaking
 from services.learner.launch import LAUNCHER, OTHER_RANK_FAILED
 from services.learner.model.policy import Policy
 
@@ -40,8 +41,6 @@ BROKEN_COLLECTIVE_S = 1.0
 """A rank whose collective breaks waits so long: most often another rank has died, and who started
 both ends this one without a word."""
 MEETING = ("MASTER_ADDR", "MASTER_PORT")
-SAY_EVERY_S = 10.0
-"""Between two log lines about the same wait."""
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """Host tensors (JSON, statistics) go over gloo everywhere."""
 
@@ -284,19 +283,12 @@ def _ctrl_c_ends_at_once() -> Iterator[None]:
 @contextlib.contextmanager
 def said_while_waiting(event: str, **facts: object) -> Iterator[None]:
     """A log line every `SAY_EVERY_S` while a call that may wait inside C++ has not returned."""
-    done = threading.Event()
 
-    def say() -> None:
-        while not done.wait(SAY_EVERY_S):
-            logger.warning(event, extra=facts)
+    def say(_seconds: float) -> None:
+        logger.warning(event, extra=facts)
 
-    thread = threading.Thread(target=say, daemon=True)
-    thread.start()
-    try:
+    with speaking(say, every_s=SAY_EVERY_S):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _end_with(launcher: int) -> None:

@@ -30,6 +30,7 @@ from pathlib import Path
 
 from common.config import Rollout
 from common.errors import ConfigError, EngineError
+from common.logs import NowAndThen
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ CLAIMED = "TEMPSAMP_GPU_LOCKS"
 LIST_TIMEOUT_S = 60.0
 """A driver without persistence mode takes seconds for each card."""
 RETRY_EVERY_S = 1.0
-SPEAK_EVERY_S = 60.0
+SPEAK_EVERY_S = 30.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """Differs between machines and boots, and is the same in all containers of one machine."""
 LISTED = re.compile(r"^GPU (\d+): .*?(?:\(UUID: (GPU-[\w-]+)\))?$", re.MULTILINE)
@@ -147,16 +148,14 @@ async def claim(
 async def _claimed(
     files: "LockFiles", gpus: Sequence[Gpu], *, wanted: int, wait_s: float | None
 ) -> list[Gpu]:
-    started, spoken = time.monotonic(), None
+    started, word = time.monotonic(), NowAndThen(SPEAK_EVERY_S)
     while not (claimed := files.take(gpus, wanted)):
-        now = time.monotonic()
-        if wait_s is not None and now - started > wait_s:
+        if wait_s is not None and time.monotonic() - started > wait_s:
             raise EngineError(
                 f"found no {wanted} free of {len(gpus)} GPUs in {wait_s:g} s (rollout.gpu_wait_s); "
                 f"{files.holders(gpus)}"
             )
-        if spoken is None or now - spoken > SPEAK_EVERY_S:
-            spoken = now
+        if word.is_due():
             holders = files.holders(gpus)
             logger.info("waiting for free GPUs", extra={"wanted": wanted, "held": holders})
         await asyncio.sleep(RETRY_EVERY_S)

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable
 
 from common.config import Rollout, Run, Shared
 from common.errors import ConfigError, TempSampError
-from common.logs import LAST_PROBLEM
+from common.logs import LAST_PROBLEM, speaking
 from common.messages import HeldWeights, ReplicaPhase, ReplicaStatus
 from common.queue.broker import Broker
 from common.rest.fleet_api import Machine, ReplicaReport, problem_of
@@ -139,10 +139,16 @@ class Replica:
         if self.rollout.gpu == "claim":
             # Before vLLM and torch are imported: they read CUDA_VISIBLE_DEVICES once.
             await claim(self.rollout, replica=self.name)
-        self._engine = await Engine.start(self.shared, rollout=self.rollout)
+        logger.info("loading the model", extra={"model": self.shared.model})
+        with speaking(self._say_loading):
+            self._engine = await Engine.start(self.shared, rollout=self.rollout)
         owned.callback(self._engine.shutdown)
         self._weights = Weights(self._engine)
         return self._weights
+
+    def _say_loading(self, seconds: float) -> None:
+        facts = {"model": self.shared.model, "for_s": round(seconds)}
+        logger.info("still loading the model", extra=facts)
 
     @property
     def is_working(self) -> bool:

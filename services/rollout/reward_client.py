@@ -17,6 +17,7 @@ import httpx
 
 from common.config import Rollout, Shared
 from common.errors import RewardError
+from common.logs import NowAndThen
 from common.messages import (
     Grading,
     HighlightsTarget,
@@ -33,7 +34,6 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 TRIES_PER_FAILURE = 5
 """Times a service that is there may fail at the same answers before they stay unscored."""
-LOG_OUTAGE_EVERY_S = 10.0
 REFUSALS = (400, 404, 405, 413, 415, 422)
 """Statuses that asking again does not change."""
 
@@ -63,7 +63,7 @@ class GroupScorer:
     ) -> None:
         self._shared = shared
         self._patience_s = rollout.reward_patience_s
-        self._outage_logged_s = -LOG_OUTAGE_EVERY_S
+        self._word = NowAndThen()
         self.trouble: str | None = None
         """Why answers wait for verdicts; None while the service gives them."""
         self._client = AsyncRewardClient(
@@ -176,8 +176,7 @@ class GroupScorer:
 
     def _note_outage(self, error: RewardError, prompt_id: str) -> None:
         self.trouble = f"answers wait for their verdicts: {error}"
-        if time.monotonic() - self._outage_logged_s >= LOG_OUTAGE_EVERY_S:
-            self._outage_logged_s = time.monotonic()
+        if self._word.is_due():
             logger.warning(
                 "waiting for the reward service",
                 extra={"prompt_id": prompt_id, "error": str(error)},

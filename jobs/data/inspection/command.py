@@ -35,6 +35,7 @@ from jobs.data.crash_safe_pool import WorkersKeepDyingError
 from jobs.data.inspection.numbers import Histogram
 from jobs.data.inspection.rows import Inspection, NoRecordError, inspect
 from jobs.data.inspection.videos import Health, Named, below, check, collect, health
+from jobs.local.waiting import shown
 
 BAR_WIDTH = 22
 MAX_LISTED = 10
@@ -157,8 +158,8 @@ def _checked(named: Mapping[str, Named], *, root: Path, workers: int, timeout_s:
     videos = below(root, named)
     checks = check(videos, root=root, workers=workers, timeout_s=timeout_s)
     try:
-        with _progress() as progress:
-            return health(progress.track(checks, total=len(videos)))
+        with shown(_progress()) as bar:
+            return health(bar.track(checks, total=len(videos), description="videos"))
     except WorkersKeepDyingError as error:
         errors.print(escape(str(error)), soft_wrap=True)
         raise typer.Exit(1) from error
@@ -166,7 +167,7 @@ def _checked(named: Mapping[str, Named], *, root: Path, workers: int, timeout_s:
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("videos"),
+        TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("ETA"),

@@ -74,6 +74,11 @@ class Claims:
         self._num_held = 0
         self._lone: ClaimedPrompt | None = None
 
+    @property
+    def num_held(self) -> int:
+        """Prompts in work."""
+        return self._num_held
+
     @contextlib.asynccontextmanager
     async def held(self, claim: ClaimedPrompt) -> AsyncIterator[InWork | None]:
         """Keep a claim ours while we work on it; None: it was given back, do nothing.

@@ -14,6 +14,7 @@ import time
 
 from common.config import Rollout, Shared
 from common.errors import QueueError
+from common.logs import NowAndThen
 from common.messages import PromptRequest, Sample, ScoredGroup, Timings, Verdict
 from common.queue.broker import Broker, ClaimedPrompt, Limits
 from common.video.loader import ClipLoader
@@ -31,6 +32,8 @@ CLAIM_BLOCK_S = 1.0
 HAND_BACK_S = 1.0
 LONGEST_TEND_PAUSE_S = 2.0
 TROUBLE_TTL_S = 15.0
+SAY_IDLE_AFTER_S, SAY_IDLE_EVERY_S = 5.0, 30.0
+"""A replica that has nothing to do says why; prompts may be away for as long as a learner steps."""
 
 
 class Worker:
@@ -63,6 +66,8 @@ class Worker:
             check_engine=engine.check_health, check_reward=reward.check, video=shared.video
         )
         self._doubts = Doubts()
+        self._waits_for: str | None = None
+        self._word = NowAndThen()
         self.counters = Counters()
 
     @property
@@ -122,7 +127,24 @@ class Worker:
             )
             if trouble := self.trouble:
                 await self._broker.report_trouble(self._replica, trouble, ttl_s=TROUBLE_TTL_S)
+            self._say_what_is_waited_for()
             await asyncio.sleep(period_s)
+
+    def _say_what_is_waited_for(self) -> None:
+        """Of a replica that does nothing: a word within seconds, then now and then."""
+        if self._claims.num_held:
+            waits_for = None
+        elif trouble := self._wellness.trouble:
+            waits_for = f"the end of its trouble: {trouble}"
+        elif self._weights.version is None:
+            waits_for = "the learner's first weights"
+        else:
+            waits_for = "prompts"
+        if waits_for != self._waits_for:
+            self._waits_for = waits_for
+            self._word = NowAndThen(SAY_IDLE_EVERY_S, first_s=SAY_IDLE_AFTER_S)
+        elif waits_for is not None and self._word.is_due():
+            logger.info("waiting for %s", waits_for)
 
     async def _work_on(self, work: InWork) -> None:
         try:

@@ -275,9 +275,13 @@ async def test_who_is_asked_in_turn_may_be_dead_or_loading(video: Path) -> None:
     assert [reply.answers[0].text for reply in replies] == [ANSWER] * 3
 
 
-async def test_asking_in_turn_ends_in_bounded_time(video: Path) -> None:
+async def test_asking_in_turn_ends_in_bounded_time_and_says_meanwhile_who_is_silent(
+    video: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(EngineError, match=r"no replica answered within 1 s.*ConnectError"):
-        await asked_in_turn(video, urls=[unused_url()], retry_s=1.0)
+        await asked_in_turn(video, urls=[url := unused_url()], retry_s=1.0)
+    assert caplog.messages[0].startswith(f"no answer from {url} (ConnectError: ")
+    assert len(caplog.messages) == 1
 
 
 async def test_answers_of_two_weight_versions_are_not_one_result(video: Path) -> None:

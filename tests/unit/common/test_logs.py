@@ -4,6 +4,7 @@ import datetime
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ from typing import Any
 import pytest
 
 from common.errors import ConfigError, QueueError
-from common.logs import LONGEST_CHARS, LastProblem, configure, critical_end
+from common.logs import (
+    LONGEST_CHARS,
+    LastProblem,
+    NowAndThen,
+    configure,
+    critical_end,
+    speaking,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +139,25 @@ def test_a_wrong_setting_is_no_failure_of_a_service() -> None:
     with pytest.raises(ConfigError), critical_end("learner failed"):
         raise ConfigError("learner.rows: not there")
     assert stream.getvalue() == ""
+
+
+def test_a_word_is_due_at_once_or_after_a_silence_and_then_now_and_then() -> None:
+    word = NowAndThen(60.0)
+    assert [word.is_due() for _ in range(3)] == [True, False, False]
+    assert not NowAndThen(60.0, first_s=60.0).is_due()
+    often = NowAndThen(0.0)
+    assert often.is_due()
+    assert often.is_due()
+
+
+def test_a_long_call_is_spoken_of_until_it_ends() -> None:
+    said: list[float] = []
+    with speaking(said.append, every_s=0.01):
+        deadline_s = time.monotonic() + 20
+        while len(said) < 2 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+    count = len(said)
+    assert count >= 2
+    assert 0 < said[0] < said[1]
+    time.sleep(0.05)
+    assert len(said) == count

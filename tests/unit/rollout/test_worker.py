@@ -33,6 +33,7 @@ class Parts:
     """Everything beside Redis that a worker needs; a test breaks what it wants broken."""
 
     trouble: str | None = None
+    version: int | None = 3
 
     def __init__(self) -> None:
         self.is_dead = False
@@ -394,3 +395,26 @@ def test_videos_are_missing_when_no_root_has_anything(tmp_path: Path) -> None:
     assert str(tmp_path / "gone") in str(wellness.missing_videos(gone))
     strict = Video(roots=(full,), cache=empty, cache_mode="strict")
     assert "shared.video.cache" in str(wellness.missing_videos(strict))
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [(None, "waiting for the learner's first weights"), (3, "waiting for prompts")],
+)
+async def test_a_replica_that_does_nothing_says_what_it_waits_for(
+    version: int | None,
+    said: str,
+    fleet: Fleet,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_module, "SAY_IDLE_AFTER_S", 0.0)
+    parts = Parts()
+    parts.version = version
+    with caplog.at_level("INFO", logger="services.rollout.claiming.worker"):
+        async with fleet.at_work(parts, "idle", lease_s=0.2):
+            for _ in range(200):
+                if caplog.records:
+                    break
+                await asyncio.sleep(0.02)
+    assert caplog.messages == [said]
