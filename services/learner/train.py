@@ -173,7 +173,7 @@ class Learner:
 
     def top_up(self, version: int) -> None:
         """Rank 0: keep the bounded number of prompts in flight; a lone rank decodes their clips."""
-        if self.desk is None:
+        if self.desk is None or self.stop.asked:  # who resumes feeds them; clips take their time
             return
         clips = self.desk.top_up(version)
         if self.ranks.world_size == 1:
@@ -290,10 +290,9 @@ class Learner:
         group = None
         if self.desk is not None:
             self.publisher.settle()
-        if self.desk is not None and (urls := self.publisher.member_urls()):
-            group = generate_probe(
-                self.desk.probe_request(), url=urls[0], version=version, shared=self.run.shared
-            )
+            if urls := [] if self.stop.asked else self.publisher.member_urls():
+                prompt = self.desk.probe_request()
+                group = generate_probe(prompt, url=urls[0], version=version, shared=self.run.shared)
         body = self.ranks.broadcast_json(group.model_dump(mode="json") if group else None)
         if body is None:
             return {}
