@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 from common.errors import AccessError, ConfigError, QueueError, RunLostError
 from common.logs import SAY_EVERY_S, NowAndThen
 from common.queue.stream_entries import Command, ServerFacts
+from common.rest.address import host_port
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,8 @@ class Connection:
         except ValueError as error:
             raise ConfigError(f"shared.redis_url: found {redis_url!r}: {error}") from error
         where = self._redis.connection_pool.connection_kwargs
-        self.where = f"Redis at {where.get('host', 'localhost')}:{where.get('port', 6379)}"
+        place = host_port(where.get("host", "localhost"), where.get("port", 6379))
+        self.where = f"Redis at {where.get('path', place)}"
         self.num_outages = 0
         """Outages and losses that were got over: what Redis holds may be older than before."""
         self._is_failing = False

@@ -194,3 +194,17 @@ def test_without_a_ca_the_system_s_are_asked() -> None:
     options = connection_options(shared("rediss://127.0.0.1"))
     assert options["ssl_cert_reqs"] == "required"
     assert "ssl_ca_certs" not in options
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("redis://[::1]:6380/0", "Redis at [::1]:6380"),
+        ("redis://127.0.0.1", "Redis at 127.0.0.1:6379"),
+        ("unix:///run/redis.sock", "Redis at /run/redis.sock"),
+    ],
+)
+async def test_messages_name_the_address_as_it_is_written(url: str, where: str) -> None:
+    broker = Broker.of(shared(url))
+    assert broker._connection.where == where
+    await broker.close()

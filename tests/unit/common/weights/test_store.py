@@ -4,16 +4,22 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.errors import WeightError
 from common.weights import store as stores
+from common.weights.group import WeightGroup
 from common.weights.store import StoreServer, connect_store
 
 TIMEOUT_S = 5.0
+
+
+HOSTS = ["127.0.0.1"] + ["::1"] * socket.has_dualstack_ipv6()
 
 
 @pytest.fixture
@@ -102,3 +108,40 @@ def test_it_listens_at_its_address_alone(server: StoreServer) -> None:
     listening = [line.split()[1] for line in lines if line.split()[3] == "0A"]
     ours = [address for address in listening if address.endswith(f":{server.port:04X}")]
     assert ours == [f"0100007F:{server.port:04X}"]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_members_meet_and_send_over_either_family_of_addresses(host: str) -> None:
+    server = StoreServer(host)
+    received = [torch.zeros(4, dtype=torch.uint8), torch.zeros(4, dtype=torch.uint8)]
+
+    def member(rank: int) -> None:
+        store = (
+            server.store(timeout_s=20)
+            if rank == 0
+            else connect_store(host, port=server.port, secret=server.secret, timeout_s=20)
+        )
+        group = WeightGroup.join(
+            store,
+            host=host,
+            port=server.port,
+            rank=rank,
+            world_size=2,
+            device=torch.device("cpu"),
+            timeout_s=20,
+            deadline_s=20,
+        )
+        if rank == 0:
+            received[0].fill_(7)
+        group.broadcast(received[rank])
+        group.close()
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(member, range(2)))
+    server.close()
+    assert received[1].tolist() == [7, 7, 7, 7]
+
+
+def test_a_store_that_is_not_there_is_named_with_brackets() -> None:
+    with pytest.raises(WeightError, match=r"no weight store at \[::1\]:1 within"):
+        connect_store("::1", port=1, secret="00" * 32, timeout_s=TIMEOUT_S)
