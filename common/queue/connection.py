@@ -198,6 +198,9 @@ class Connection:
         patience_s = self._outage_s if patience_s is None else patience_s
         give_up_at, pause_s = time.monotonic() + patience_s, FIRST_RETRY_S
         while True:
+            # One that is frozen takes connections and says nothing for `SOCKET_TIMEOUT_S`.
+            loop = asyncio.get_running_loop()
+            slow = loop.call_later(SAY_EVERY_S, self._say_waiting, "connected, and no answer yet")
             try:
                 answer = await command()
             except redis_errors.RedisError as error:
@@ -225,6 +228,8 @@ class Connection:
                 self.num_outages += self._is_failing
                 self._is_failing = False
                 return answer
+            finally:
+                slow.cancel()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LAST_RETRY_S)
 
@@ -262,8 +267,12 @@ class Connection:
             # After a failover the name may stand for another server than the one we are tied to.
             await self._redis.connection_pool.disconnect(inuse_connections=False)
         # Who gives up before a second line says why in its own.
-        if patience_s >= SAY_EVERY_S and self._word.is_due():
-            log.warning("waiting for redis", extra={"redis": self.where, "error": str(error)})
+        if patience_s >= SAY_EVERY_S:
+            self._say_waiting(str(error))
+
+    def _say_waiting(self, why: str) -> None:
+        if self._word.is_due():
+            log.warning("waiting for redis", extra={"redis": self.where, "error": why})
 
 
 def _is_outage(error: redis_errors.RedisError) -> bool:

@@ -1,7 +1,9 @@
 """Which Redis may be used, and with what: passwords, users, TLS; refusals show no secret."""
 
 import asyncio
+import contextlib
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from common import config
 from common.config import Shared
 from common.errors import ConfigError, QueueError
+from common.queue import connection
 from common.queue.access import connection_options, refuse_open_redis
 from common.queue.broker import Broker
 from tests.fixtures.pages.documents import ROOT
@@ -208,3 +211,23 @@ async def test_messages_name_the_address_as_it_is_written(url: str, where: str) 
     broker = Broker.of(shared(url))
     assert broker._connection.where == where
     await broker.close()
+
+
+async def test_a_redis_that_takes_connections_and_says_nothing_is_spoken_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connection, "SAY_EVERY_S", 0.05)
+    frozen = socket.create_server(("127.0.0.1", 0))
+    broker = Broker.of(shared(f"redis://127.0.0.1:{frozen.getsockname()[1]}"))
+    waiting = asyncio.create_task(broker.wait_ready())
+    for _ in range(2000):
+        if caplog.records:
+            break
+        await asyncio.sleep(0.01)
+    waiting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await waiting
+    frozen.close()
+    (record,) = caplog.records
+    assert record.message == "waiting for redis"
+    assert record.__dict__["error"] == "connected, and no answer yet"
