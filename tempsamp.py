@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from common.errors import last_words
+from jobs.local.surroundings import settle
 
 if TYPE_CHECKING:
     from common.config import Run
@@ -375,6 +376,7 @@ def main() -> None:
     2 for what the same words would meet again (a mistake in them, in a file, a taken port), 1 for
     the rest, 130 for Ctrl-C. Tracebacks are shown with `--debug`; services log them besides.
     """
+    settle()
     wanted = Wanted()
     try:
         code = app(standalone_mode=False, obj=wanted)

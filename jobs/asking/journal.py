@@ -68,7 +68,7 @@ class Lines(Generic[Record]):
         self._path, self._knob = path, knob
         with writing(path, knob=knob), contextlib.ExitStack() as opened:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = opened.enter_context(path.with_name(f".{path.name}.lock").open("w"))
+            lock = opened.enter_context(path.with_name(f".{path.name}.lock").open("wb"))
             _lock_or_refuse(lock.fileno(), path, several=several)
             self.kept: list[Record] = []
             if path.exists():

@@ -173,7 +173,9 @@ class Ring:
 
     def tail(self) -> str:
         """The end of what the demo wrote."""
-        return "\n".join(self.output.read_text(errors="replace").splitlines()[-20:])
+        return "\n".join(
+            self.output.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
+        )
 
     def _below(self) -> list[psutil.Process]:
         try:

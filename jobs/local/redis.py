@@ -227,6 +227,6 @@ def _answers(port: int, password: str) -> bool:
 
 def _tail(log: Path) -> str:
     try:
-        return log.read_text(errors="replace")[-600:].strip()
+        return log.read_text(encoding="utf-8", errors="replace")[-600:].strip()
     except OSError:
         return "no log"

@@ -69,7 +69,12 @@ def nvidia_smi() -> list[Gpu]:
     remedy = '; give each replica its GPU by CUDA_VISIBLE_DEVICES and set rollout.gpu = "given"'
     try:
         listed = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=LIST_TIMEOUT_S, check=True
+            ["nvidia-smi", "-L"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=LIST_TIMEOUT_S,
+            check=True,
         )
     except FileNotFoundError as error:
         raise EngineError(

@@ -24,6 +24,7 @@ from common.video.frames import (
     processor_metadata,
     sample_clip,
 )
+from common.video.pyav_reader import index_frames, stream_frames
 from common.video.sampling import VideoSampling
 from tests.fixtures.clips import ffmpeg, make_clip, shown_frames
 
@@ -309,3 +310,26 @@ def decode_elsewhere(files: list[Path]) -> dict[str, str]:
         check=True,
     )
     return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+def test_a_file_of_more_than_4_gib_is_read_like_a_small_one(source: Path, tmp_path: Path) -> None:
+    """Between its pictures and its header lies a box with a size of 64 bits, and nothing in it."""
+    turned = tmp_path / "turned.mp4"
+    ffmpeg("-display_rotation", "90", "-i", source, "-c", "copy", turned)
+    small = turned.read_bytes()
+    at = small.rindex(b"moov") - 4
+    assert at > small.index(b"mdat"), "wanted the header behind the pictures, whose places stay"
+    large = tmp_path / "large.mp4"
+    with large.open("wb") as file:
+        file.write(small[:at])
+        file.write(struct.pack(">I4sQ", 1, b"free", 5 * 2**30))
+        file.seek(at + 5 * 2**30)
+        file.write(small[at:])
+    index, wanted = index_frames(large), index_frames(turned)
+    assert large.stat().st_size > 2**32
+    assert (index.width_px, index.height_px) == (wanted.width_px, wanted.height_px) == (64, 80)
+    assert index.times_s.tolist() == wanted.times_s.tolist()
+    frames = [pixels for _, pixels in stream_frames(large, index=index, indices=[0, 39])]
+    small_frames = stream_frames(turned, index=wanted, indices=[0, 39])
+    for frame, (_, pixels) in zip(frames, small_frames, strict=True):
+        assert np.array_equal(frame, pixels)
