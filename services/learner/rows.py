@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from common.errors import ConfigError
 from common.rows import Row, TrainerRow, UnusableRowError
+from services.learner.state.durable import append, replace_text
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +45,21 @@ class GivenUp(BaseModel):
 
 
 class GivenUpRows:
-    """Files what is given up; starts the file anew with what was given up before."""
+    """Files what is given up; starts the file anew with what was given up before.
+
+    A disk that takes no line raises CheckpointError, here and in `RejectedRows`: no list is short.
+    """
 
     def __init__(self, path: Path, before: Sequence[GivenUp]) -> None:
         self._path = path
         self._all = list(before)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(item.model_dump_json() + "\n" for item in before)
-        path.write_text(lines, encoding="utf-8")
+        replace_text(path, "".join(item.model_dump_json() + "\n" for item in before))
 
     def add(self, item: GivenUp) -> None:
         """At its end."""
         self._all.append(item)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(item.model_dump_json() + "\n")
+        append(self._path, item.model_dump_json())
         log.error("prompt given up", extra=item.model_dump())
 
     @property
@@ -75,7 +77,7 @@ class RejectedRows:
         self.counts: Counter[str] = Counter()
         """Rejected rows by reason."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("", encoding="utf-8")
+        replace_text(path, "")
 
     def add(self, rejection: Rejection) -> None:
         """Once a row; a second reason for the same row changes nothing."""
@@ -83,8 +85,7 @@ class RejectedRows:
             return
         self._by_row[rejection.row_id] = rejection
         self.counts[rejection.reason] += 1
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(rejection.model_dump_json() + "\n")
+        append(self._path, rejection.model_dump_json())
         if self.counts[rejection.reason] <= LOGGED_PER_REASON:
             log.warning("row rejected", extra=rejection.model_dump())
 

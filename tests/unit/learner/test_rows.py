@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from common.errors import ConfigError
+from common.errors import CheckpointError, ConfigError
 from common.messages import Highlight, HighlightsTarget, SpansTarget, TextPart, VideoPart
 from common.prompts import grounding_problem, highlight_problem
 from common.rows import Row, UnusableRowError
-from services.learner.rows import RejectedRows, Rejection, load_rows
+from services.learner.rows import GivenUp, GivenUpRows, RejectedRows, Rejection, load_rows
+from tests.fixtures.servers.places import no_room
 from tests.fixtures.wire import CLIP
 
 PUBLISHED = Path(__file__).parents[4] / "shared/data/timelens/seed_timelens_grpo_train.head26.jsonl"
@@ -256,3 +257,18 @@ def test_target_has_to_lie_in_the_window(tmp_path: Path) -> None:
     row.check_against(CLIP.model_copy(update={"window_s": (2.0, 8.0)}))
     with pytest.raises(UnusableRowError, match=r"wanted it inside 1\.50 s"):
         row.check_against(CLIP.model_copy(update={"window_s": (2.0, 3.5)}))
+
+
+def test_a_full_disk_ends_the_run_instead_of_the_list(tmp_path: Path) -> None:
+    rejected = RejectedRows(tmp_path / "rejected_rows.jsonl")
+    given_up = GivenUpRows(tmp_path / "given_up_rows.jsonl", ())
+    lost = GivenUp(prompt_id="t-1", row_id="1", epoch=0, reason="r", replica="a")
+    with no_room(10):
+        for add in (
+            lambda: rejected.add(Rejection(row_id="1", reason="bad row", detail="it is")),
+            lambda: given_up.add(lost),
+        ):
+            with pytest.raises(
+                CheckpointError, match=r"learner\.run_dir: .*_rows\.jsonl: .* MB fr"
+            ):
+                add()

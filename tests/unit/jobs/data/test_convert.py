@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from common.errors import ConfigError
+from common.errors import ConfigError, OutputError
 from common.messages import SpansTarget
 from common.rows import TrainerRow
 from jobs.data.convert import Conversion, RejectedRecordError, convert, rejected_path
 from jobs.data.convert_command import command
+from tests.fixtures.servers.places import no_room
 
 CASES = Path(__file__).resolve().parents[5] / "shared" / "data" / "cases"
 
@@ -265,3 +266,15 @@ def test_ids_with_dots_find_the_durations_that_name_files(tmp_path: Path) -> Non
     result = run("-i", CASES / "dot.jsonl", "-o", output, "--duration-source", CASES / "dur2.csv")
     assert "nothing in" not in result.output
     assert [row.duration for row in rows_of(output)] == [150.0, 300.0]
+
+
+def test_a_disk_that_fills_up_leaves_the_older_output(many: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    output.write_text("older\n")
+    for sampling in ("head", "gt_len"):
+        options = ("-i", many, "-o", output, "--sampling", sampling, "--max-samples", "300")
+        said = r"--output: .*rows\.jsonl: .* MB free\); no row is written, an older file stays"
+        with no_room(2000), pytest.raises(OutputError, match=said):
+            run(*options)
+    assert output.read_text() == "older\n"
+    assert {path.name for path in tmp_path.iterdir()} == {many.name, output.name}
