@@ -2,8 +2,9 @@
 
 The learner's feed samples, rollout and learner load; both get equal bytes because everything that
 decides a pixel is in the `ClipRef`. `decode` does both at once, for offline preprocessing; `probe`
-says what a file holds. Which frames, at which size: `common.video.sampling`. True times and files
-that decord would misread: `common.video.pyav_reader`. The only file that imports decord.
+says what a file holds. Which frames, at which size: `common.video.sampling`. Which pictures a file
+shows, and when: `common.video.index`; what decord would misread: `common.video.pyav_reader`. The
+only file that imports decord.
 
 Shapes: F frames, H W pixels, C = 3 channels (RGB). Time 0 is the first frame of the file, or the
 start of the window that a row names.
@@ -23,7 +24,8 @@ from PIL import Image
 
 from common.errors import VideoError
 from common.messages import ClipRef, Decoder, Window
-from common.video.pyav_reader import REGULAR_WITHIN_FRAMES, VideoIndex, index_frames, read_frames
+from common.video.index import REGULAR_WITHIN_FRAMES, index_frames
+from common.video.pyav_reader import VideoIndex, read_frames
 from common.video.sampling import (
     VideoSampling,
     frame_indices,
@@ -33,7 +35,9 @@ from common.video.sampling import (
 from common.video.windows import frames_inside
 
 DECORD_CODECS = frozenset({"h264", "hevc", "vp9"})
-"""Codecs of which decord 0.6 was seen to give PyAV's bytes, one frame to a packet."""
+"""Codecs of which decord 0.6 was seen to give PyAV's bytes, where each packet is a picture."""
+DECORD_BITS = 8
+"""More are rounded otherwise than by PyAV: 4 levels apart on average where colours meet."""
 ROW_ALIGNMENTS_BYTES = (16, 32, 64)
 """Row alignments of FFmpeg builds: SSE, AVX, AVX-512."""
 NO_STAND_INS = "0.000001"
@@ -73,7 +77,7 @@ class DecodedClip:
 
 
 def probe(path: str | os.PathLike[str]) -> Probe:
-    """Read a file's packets and first frame.
+    """What the index of a file says of it.
 
     Raises:
         VideoError: the file is missing, empty or not a video; names the path.
@@ -273,13 +277,16 @@ def _choose_decoder(path: str, *, index: VideoIndex) -> tuple[Decoder, str | Non
 def _decord_misreads(index: VideoIndex) -> str | None:
     """Why decord 0.6 would give wrong frames without an error; None where it gives the right ones.
 
-    It numbers packets, and takes their number for the frame's: a hidden packet, or a key frame
-    that is not shown in the order of the file (open groups of pictures, usual in HEVC), shifts
-    all that follows. On narrow frames it takes the padding of a row for channels.
+    It numbers packets, and takes their number for the frame's: a hidden packet, one that is no
+    picture, or a key frame that is not shown in the order of the file (open groups of pictures,
+    usual in HEVC), shifts all that follows. On narrow frames it takes the padding of a row for
+    channels, and more than 8 bits it rounds otherwise than PyAV.
     """
     reasons = {
         f"its codec is {index.codec}": index.codec not in DECORD_CODECS,
         f"it has {index.num_video_streams} video streams": index.num_video_streams > 1,
+        f"{index.decoded_because}": index.decoded_because is not None,
+        f"it has {index.bits} bits a channel": index.bits > DECORD_BITS,
         f"an edit list hides {index.num_hidden} packets": index.num_hidden > 0,
         "it stores no distinct times": index.stamps is None,
         "its key frames are out of place": not index.keys_in_place,

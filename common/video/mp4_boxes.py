@@ -1,13 +1,17 @@
-"""How a track of an mp4 or mov is turned for display: file, track → matrix, from its header alone.
+"""How a video is turned for display: file, track → matrix → quarter turns.
 
-FFmpeg applies the matrix to decoded frames and PyAV shows it on those; `common.video.pyav_reader`
-wants it without decoding. Boxes are walked by their sizes (ISO 14496-12): moov, trak, tkhd.
+FFmpeg applies the matrix to decoded frames and PyAV shows it on those (`matrix_of`); of an mp4 or
+mov `common.video.index` wants it without decoding (`display_matrix`). Boxes are walked by their
+sizes (ISO 14496-12): moov, trak, tkhd.
 """
 
+import math
 import os
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
+
+from common.errors import VideoError
 
 Matrix = tuple[int, int, int, int]
 """x to x, x to y, y to x, y to y; a common factor says nothing here."""
@@ -37,6 +41,30 @@ def display_matrix(path: str | os.PathLike[str], *, track_id: int) -> Matrix:
                         found = _matrix(head, after_length=4 + 8 + 2 + 2 + 2 + 2)
                         matrix = _product(found or IDENTITY, matrix)
     return matrix
+
+
+def matrix_of(side_data: bytes) -> Matrix:
+    """The matrix that FFmpeg keeps beside a frame."""
+    x_to_x, x_to_y, _, y_to_x, y_to_y = struct.unpack_from("=5i", side_data)
+    return x_to_x, x_to_y, y_to_x, y_to_y
+
+
+def quarter_turns(matrix: Matrix) -> int:
+    """Clockwise turns from stored to displayed, 0 to 3.
+
+    Raises:
+        VideoError: it mirrors, or turns by another angle; the message leaves the path to the
+            caller.
+    """
+    x_to_x, x_to_y, y_to_x, y_to_y = matrix
+    rotation_deg = round(math.degrees(math.atan2(x_to_y, x_to_x))) % 360
+    mirrored = x_to_x * y_to_y < x_to_y * y_to_x
+    if mirrored or rotation_deg % 90:
+        raise VideoError(
+            f"found a display {'mirroring' if mirrored else f'rotation of {rotation_deg} degrees'}"
+            ", wanted a rotation by a multiple of 90 degrees: re-encode the video upright"
+        )
+    return rotation_deg // 90
 
 
 def _contents(file: BinaryIO, start: int, end: int, *, name: bytes) -> Iterator[bytes]:

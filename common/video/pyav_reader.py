@@ -1,19 +1,17 @@
-"""What a video file really holds: path → `VideoIndex`, and (path, indices) → frames.
+"""Pictures of a video file through PyAV: path → stream, → pictures in order, → wanted frames.
 
-The index lists the packets of the file, without decoding more than the first frame: true times,
-rotation, rate. `common.video.frames` decides with it whether decord would read the file rightly,
-and otherwise reads frames here. Bicubic chroma makes both decoders give equal bytes. Who needs size
-and number of frames alone asks `read_header`, which decodes nothing where the header tells. The
-only file of `common` that imports PyAV (FFmpeg).
+One reader for all: `common.video.index` lists with it what a file shows, and frames are taken out
+of the same sequence, so a frame's number means the same picture everywhere. Read from the start,
+without seeking: where decoders begin elsewhere, pictures of some files are not the same. Bicubic
+chroma makes PyAV and decord give equal bytes. The only file of `common` that imports PyAV (FFmpeg).
 
 Only container formats of single files are opened: a playlist would name other files.
-Shapes: N frames of the file, F wanted frames, H W pixels as displayed, C = 3 channels (RGB).
+Shapes: F wanted frames, H W pixels as displayed, C = 3 channels (RGB).
 """
 
-import math
+import contextlib
 import os
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,14 +19,20 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import VideoError
-from common.video.mp4_boxes import IDENTITY, Matrix, display_matrix
 
-CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
-"""FFmpeg's names; hls, concat, dash and image sequences are not among them."""
-UNSTAMPED = frozenset({"avi"})
-"""Containers that store no presentation times: their frames are counted, not looked up."""
-REGULAR_WITHIN_FRAMES = 0.5
-"""A frame further than this from its place on an even grid makes the frame rate variable."""
+RAW = frozenset({"h264", "hevc", "vvc", "m4v", "mpegvideo", "obu"})
+"""Streams without a container: no times, and a rate only where the stream itself names one."""
+CONTAINERS = ",".join(
+    (
+        "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,nut,ivf,wtv,rm,dv,gxf",
+        "yuv4mpegpipe,gif,apng,mp3,wav,flac,aac",
+        *sorted(RAW),
+    )
+)
+"""FFmpeg's names; hls, concat, dash and image sequences are not among them. Those of sound alone
+are, so that a song is refused for having no pictures."""
+
+OnPacket = Callable[[Any], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +53,20 @@ class VideoIndex:
     times_s: npt.NDArray[np.float64] = field(repr=False)
     """[N] seconds since the first frame."""
     stamps: npt.NDArray[np.int64] | None = field(repr=False)
-    """[N] presentation times in the stream's ticks; None where the container has none."""
+    """[N] presentation times in the stream's ticks; None where the file has no distinct ones."""
+    starts_s: float
+    """When the first frame is shown by the file's own clock."""
+    bits: int
+    """Of a channel as stored: 8, 10, 12."""
     num_video_streams: int
     """Cover pictures included."""
+    decoded_because: str | None
+    """Why packets do not tell and every picture was decoded; None: each packet is a picture."""
     num_hidden: int
     """Packets that an edit list hides."""
     keys_in_place: bool
-    """Every key frame stands in the file where it stands in time: no open groups of pictures."""
+    """Every key frame is one that decoders may start at, and stands in the file where it stands in
+    time: no open groups of pictures, no intra refresh."""
 
     @property
     def total_frames(self) -> int:
@@ -63,75 +74,106 @@ class VideoIndex:
         return len(self.times_s)
 
 
-@dataclass(frozen=True, kw_only=True)
-class VideoHeader:
-    """What `index_frames` would say of size and number."""
-
-    width_px: int
-    """As displayed, after rotation."""
-    height_px: int
-    total_frames: int
-    decoded: bool
-    """Whether packets had to be read, because the header does not tell."""
-
-
-@dataclass
-class _Packets:
-    """Columns over the packets of one stream, in file order."""
-
-    pts: list[int | None] = field(default_factory=list)
-    dts: list[int | None] = field(default_factory=list)
-    durations: list[int | None] = field(default_factory=list)
-    keys: list[int] = field(default_factory=list)
-    num_hidden: int = 0
-
-
-def index_frames(path: str | os.PathLike[str]) -> VideoIndex:
-    """Read the packets of a file and decode its first frame.
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
+    """The container of a file and its stream of moving pictures, while both may be read.
 
     Raises:
-        VideoError: PyAV cannot open the file, it has no video, or it ends early; the message
-            leaves the path to the caller.
+        VideoError: PyAV cannot open the file, or it has no video; the message leaves the path to
+            the caller.
     """
     import av
 
     try:
-        with _open(path) as container:
-            stream = _video_stream(container)
-            packets, first = _read_packets(container, stream)
-            return _index(container, stream, packets=packets, first=first)
+        # An absolute path cannot be taken for a protocol, as "concat:a|b" would be.
+        container = av.open(
+            os.path.abspath(path),
+            options={"format_whitelist": CONTAINERS},
+            metadata_errors="replace",
+        )
+    except av.ArgumentError as error:  # what FFmpeg says of a format that is not on the list
+        raise VideoError(
+            "PyAV cannot read it as a video: it is a picture, a playlist, or in a container that "
+            "is not read here; put a video into another one: ffmpeg -i FILE -c copy FILE.mkv"
+        ) from error
     except av.FFmpegError as error:
         raise VideoError(f"PyAV cannot read it as a video: {_reason(error)}") from error
+    with container:
+        yield container, _video_stream(container)
 
 
-def read_header(path: str | os.PathLike[str]) -> VideoHeader:
-    """Size and number of frames as `index_frames` finds them; of mp4 and mov from the header alone.
+def packets(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream in the order of the file; empty ones show nothing and are left out.
 
     Raises:
-        VideoError: as `index_frames`.
+        VideoError: one was cut off or damaged on its way, or cannot be read.
     """
     import av
 
+    count = 0
     try:
-        with _open(path) as container:
-            stream = _video_stream(container)
-            width_px, height_px = stream.width, stream.height
-            total = _listed_frames(container, stream)
-            if total and width_px and height_px:
-                if _quarter_turns(display_matrix(path, track_id=stream.id)) % 2:
-                    width_px, height_px = height_px, width_px
-                return VideoHeader(
-                    width_px=width_px, height_px=height_px, total_frames=total, decoded=False
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            if packet.is_corrupt:
+                raise VideoError(
+                    f"packet {count} is damaged or cut off: the file is truncated, or packets were "
+                    "lost on their way"
                 )
+            count += 1
+            yield packet
     except av.FFmpegError as error:
         raise VideoError(f"PyAV cannot read it as a video: {_reason(error)}") from error
-    index = index_frames(path)
-    return VideoHeader(
-        width_px=index.width_px,
-        height_px=index.height_px,
-        total_frames=index.total_frames,
-        decoded=True,
-    )
+
+
+def pictures(container: Any, stream: Any, *, on_packet: OnPacket | None = None) -> Iterator[Any]:
+    """Every picture that the file shows, in order: what a decoder gives from the first packet on.
+
+    Those that cannot be decoded because the file begins in the middle of something (the leading
+    pictures of a cut) are not shown: packets before the first whole picture may fail.
+
+    Args:
+        container: from `opened`.
+        stream: its stream.
+        on_packet: told about each packet before it is decoded.
+
+    Raises:
+        VideoError: nothing can be decoded, or a packet after the first picture cannot.
+    """
+    first_error: VideoError | None = None
+    begun = False
+    for packet in _and_end(packets(container, stream)):
+        if packet is not None and on_packet is not None:
+            on_packet(packet)
+        try:
+            found = _decoded(stream, packet)
+        except VideoError as error:
+            if begun:
+                raise
+            first_error = first_error or error
+            continue
+        for picture in found:
+            begun = begun or not picture.is_corrupt
+            if begun:
+                yield picture
+    if not begun:
+        raise first_error or VideoError("found 0 frames, wanted at least one")
+
+
+def first_picture(stream: Any, packet: Any) -> Any | None:
+    """The picture of a packet that a decoder starts at; None if an edit list hides it.
+
+    Frames held back are asked for at once, so nothing can be decoded afterwards.
+
+    Raises:
+        VideoError: it cannot be decoded.
+    """
+    found = _decoded(stream, packet)
+    if not found and not packet.is_discard:
+        found = _decoded(stream, None)
+        if not found:
+            raise VideoError("PyAV cannot decode the first frame")
+    return found[0] if found else None
 
 
 def read_frames(
@@ -175,33 +217,20 @@ def stream_frames(
     Raises:
         VideoError: as `read_frames`, when all that is there has been yielded.
     """
-    import av
-
     wanted = {_key(i, index=index): i for i in indices}
-    try:
-        with _open(path) as container:
-            for count, frame in enumerate(container.decode(_video_stream(container))):
-                if not wanted:
-                    return
-                found = wanted.pop(count if index.stamps is None else frame.pts, None)
-                if found is not None:
-                    yield found, _upright(frame, index=index)
-    except av.FFmpegError as error:
-        raise VideoError(f"PyAV cannot decode it: {_reason(error)}") from error
+    with opened(path) as (container, stream):
+        for count, picture in enumerate(pictures(container, stream)):
+            if not wanted:
+                return
+            found = wanted.pop(count if index.stamps is None else picture.pts, None)
+            if found is not None:
+                yield found, _upright(picture, index=index)
     if wanted:
-        missing = list(wanted.values())
+        first = min(wanted.values())
         raise VideoError(
-            f"PyAV found no frame {missing[0]} ({len(missing)} of {len(indices)} missing)"
+            f"PyAV found no frame {first}, which a packet promises at {index.times_s[first]:.2f} s "
+            f"({len(wanted)} of {len(indices)} missing): the file is damaged there"
         )
-
-
-def _open(path: str | os.PathLike[str]) -> Any:
-    import av
-
-    # An absolute path cannot be taken for a protocol, as "concat:a|b" would be.
-    return av.open(
-        os.path.abspath(path), options={"format_whitelist": CONTAINERS}, metadata_errors="replace"
-    )
 
 
 def _video_stream(container: Any) -> Any:
@@ -214,144 +243,26 @@ def _video_stream(container: Any) -> Any:
         raise VideoError(f"found {found} without moving pictures, wanted a video stream")
     best = container.streams.best("video")
     stream = best if best in films else films[0]
+    if stream.codec_context is None:
+        raise VideoError("found a codec that FFmpeg cannot decode, wanted one that it can")
     stream.thread_count = 1
     return stream
 
 
-def _read_packets(container: Any, stream: Any) -> tuple[_Packets, Any]:
-    packets = _Packets()
-    first: list[Any] = []
-    for packet in container.demux(stream):
-        if not packet.size:
-            continue
-        if packet.is_corrupt:
-            raise VideoError(f"packet {len(packets.pts)} is cut off: the file is truncated")
-        if not first:
-            first = stream.codec_context.decode(packet)
-        if not first and not packet.is_discard:
-            # A decoder holds frames back. From here on only packets are read.
-            first = stream.codec_context.decode(None)
-            if not first:
-                raise VideoError("PyAV cannot decode the first frame")
-        if packet.is_discard:
-            packets.num_hidden += 1
-            continue
-        if packet.is_keyframe:
-            packets.keys.append(len(packets.pts))
-        packets.pts.append(packet.pts)
-        packets.dts.append(packet.dts)
-        packets.durations.append(packet.duration)
-    if not packets.pts:
-        raise VideoError("found 0 frames, wanted at least one")
-    return packets, first[0]
+def _and_end(found: Iterator[Any]) -> Iterator[Any | None]:
+    """Packets, and None for their end."""
+    yield from found
+    yield None
 
 
-def _index(container: Any, stream: Any, *, packets: _Packets, first: Any) -> VideoIndex:
-    stamps, order = _presentation(packets, stamped=container.format.name not in UNSTAMPED)
-    tick = stream.time_base
-    times_s = (stamps - stamps[0]) * tick.numerator / tick.denominator
-    length = packets.durations[order[-1]] or 0
-    last_s = _last_frame_s(times_s, claimed_s=float(length * tick))
-    header_fps = float(stream.average_rate or 0)
-    source_fps = _source_fps(times_s, header_fps=header_fps, last_frame_s=last_s)
-    rotation_deg = _rotation_deg(first)
-    sides = (first.width, first.height)
-    width_px, height_px = sides[::-1] if rotation_deg in (90, 270) else sides
-    unique = bool((np.diff(stamps) > 0).all())
-    return VideoIndex(
-        codec=stream.codec_context.name,
-        width_px=width_px,
-        height_px=height_px,
-        rotation_deg=rotation_deg,
-        source_fps=source_fps,
-        variable_frame_rate=not _is_regular(times_s, fps=source_fps),
-        times_s=times_s,
-        stamps=stamps if unique and container.format.name not in UNSTAMPED else None,
-        num_video_streams=len(container.streams.video),
-        num_hidden=packets.num_hidden,
-        keys_in_place=all(order[key] == key for key in packets.keys),
-    )
+def _decoded(stream: Any, packet: Any | None) -> list[Any]:
+    import av
 
-
-def _presentation(
-    packets: _Packets, *, stamped: bool
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Stamps in order of presentation, and each one's place in the file.
-
-    Without presentation times the decoding times serve: they are the same set of moments.
-    """
-    pts = [stamp for stamp in packets.pts if stamp is not None]
-    dts = [stamp for stamp in packets.dts if stamp is not None]
-    total = len(packets.pts)
-    if stamped and len(pts) == total:
-        stamps = np.array(pts, np.int64)
-    elif len(dts) == total:
-        stamps = np.array(dts, np.int64)
-    else:
-        raise VideoError(f"found times on {max(len(pts), len(dts))} of {total} packets, wanted all")
-    order = np.argsort(stamps, kind="stable")
-    return stamps[order], order
-
-
-def _last_frame_s(times_s: npt.NDArray[np.float64], *, claimed_s: float) -> float:
-    """How long the last frame stays: what the file claims, but no longer than any other frame.
-
-    A header that lies about its duration lies here too.
-    """
-    if len(times_s) < 2:
-        return claimed_s
-    gaps_s = np.diff(times_s)
-    longest_s = float(gaps_s.max())
-    return min(claimed_s, longest_s) if claimed_s > 0 else float(gaps_s.mean())
-
-
-def _source_fps(
-    times_s: npt.NDArray[np.float64], *, header_fps: float, last_frame_s: float
-) -> float:
-    total, last_s = len(times_s), float(times_s[-1])
-    for fps in (header_fps, (total - 1) / last_s if last_s > 0 else 0.0):
-        if fps > 0 and _is_regular(times_s, fps=fps):
-            return fps
-    if last_s + last_frame_s <= 0:
-        raise VideoError(f"found {total} frame(s) that last 0 s, wanted a length above 0")
-    return total / (last_s + last_frame_s)
-
-
-def _is_regular(times_s: npt.NDArray[np.float64], *, fps: float) -> bool:
-    drift = np.abs(times_s * fps - np.arange(len(times_s)))
-    return bool(drift.max() <= REGULAR_WITHIN_FRAMES)
-
-
-def _listed_frames(container: Any, stream: Any) -> int:
-    """Frames that the header of an mp4 or mov lists as shown; 0 where no header tells."""
-    if "mp4" not in container.format.name.split(","):
-        return 0
-    listed = stream.index_entries
-    if len(listed) != stream.frames:
-        return 0  # fragments, which are listed as they come
-    return sum(not entry.is_discard for entry in listed)
-
-
-def _rotation_deg(frame: Any) -> int:
-    side_data = frame.side_data.get("DISPLAYMATRIX")
-    matrix = IDENTITY
-    if side_data:
-        x_to_x, x_to_y, _, y_to_x, y_to_y = struct.unpack_from("=5i", side_data)
-        matrix = (x_to_x, x_to_y, y_to_x, y_to_y)
-    return 90 * _quarter_turns(matrix)
-
-
-def _quarter_turns(matrix: Matrix) -> int:
-    """Clockwise turns from stored to displayed, 0 to 3."""
-    x_to_x, x_to_y, y_to_x, y_to_y = matrix
-    rotation_deg = round(math.degrees(math.atan2(x_to_y, x_to_x))) % 360
-    mirrored = x_to_x * y_to_y < x_to_y * y_to_x
-    if mirrored or rotation_deg % 90:
-        raise VideoError(
-            f"found a display {'mirroring' if mirrored else f'rotation of {rotation_deg} degrees'}"
-            ", wanted a rotation by a multiple of 90 degrees: re-encode the video upright"
-        )
-    return rotation_deg // 90
+    try:
+        found: list[Any] = stream.codec_context.decode(packet)
+    except av.FFmpegError as error:
+        raise VideoError(f"PyAV cannot decode it: {_reason(error)}") from error
+    return found
 
 
 def _key(frame_index: int, *, index: VideoIndex) -> int:
@@ -374,5 +285,5 @@ def _upright(frame: Any, *, index: VideoIndex) -> npt.NDArray[np.uint8]:
     return upright
 
 
-def _reason(error: BaseException) -> str:
-    return str(error).splitlines()[0]
+def _reason(error: Any) -> str:
+    return str(error.strerror or error).splitlines()[0]

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from common.answers.spans import Span, length_s, merge
 from common.messages import Window
 from common.video.frames import load_frames, sample_clip
-from common.video.pyav_reader import index_frames
+from common.video.index import index_frames
 from common.video.sampling import VideoSampling
 
 COLUMNS = 8

@@ -2,7 +2,8 @@
 
 Nothing is decoded or encoded, so the clip's frames are the source's own and a long film takes as
 long as reading it. A copied clip can only start at a key frame: `Cut.lead_s` says how much earlier
-that is than asked. Sound is moved by the same time as the pictures, so they stay in sync.
+that is than asked. Which pictures there are, and when, says `common.video.index`, of the source as
+of the clip. Sound is moved by the same time as the pictures, so they stay in sync.
 Neighbour: `jobs.ground.command`, which asks a model where to cut.
 
 Times are seconds since the first frame of the source, as in a `ClipRef`.
@@ -10,15 +11,19 @@ Times are seconds since the first frame of the source, as in a `ClipRef`.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from common.answers.spans import Span
 from common.errors import ConfigError, OutputError, VideoError
 from common.queue.disk import FULL, check_file, reason
-from common.video.pyav_reader import CONTAINERS
+from common.video.index import index_frames
+from common.video.pyav_reader import VideoIndex, opened
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 """Containers whose clips start at time 0 and keep every frame's own time; avi and ts do not."""
@@ -57,8 +62,8 @@ class _Stamp(NamedTuple):
     pts: int
     duration: int
     is_key: bool
-    is_hidden: bool
-    """By an edit list."""
+    is_shown: bool
+    """Not hidden by an edit list, no reference frame that nobody sees, and decodable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +126,7 @@ def cut(source: str | os.PathLike[str], *, span: Span, output: Path) -> Cut:
         output.parent.mkdir(parents=True, exist_ok=True)
         part = _part(source, span=span)
         has_audio = _copy(source, part=part, output=partial)
+        part = _shown_part(part, clip=index_frames(partial))
         os.replace(partial, output)
     except VideoError as error:
         raise VideoError(f"{source}: {error}") from error
@@ -142,13 +148,16 @@ def cut(source: str | os.PathLike[str], *, span: Span, output: Path) -> Cut:
 
 def _part(source: str | os.PathLike[str], *, span: Span) -> _Part:
     """Which packets show the span: from a key frame to the last one that a wanted frame needs."""
-    stamps, tick_s = _stamps(source)
-    zero = min((stamp.pts for stamp in stamps if not stamp.is_hidden), default=None)
-    keys = [stamp.pts for stamp in stamps if stamp.is_key]
-    if zero is None or not keys:
-        raise VideoError(f"found {len(stamps)} frames and {len(keys)} key frames, wanted both")
+    index = index_frames(source)
+    stamps, tick_s = _stamps(source, index=index)
+    zero = int(_times(index)[0])
+    keys = [stamp.pts for stamp in stamps if stamp.is_key and stamp.is_shown]
+    # A cut by an edit list leaves its key frame in the file, before the first one that is shown.
+    keys = keys if zero in keys else [*(s.pts for s in stamps if s.is_key and s.pts < zero), *keys]
+    if not keys:
+        raise VideoError(f"found {len(stamps)} packets and no key frame, wanted one")
     start, end = (float(time_s / tick_s) + zero for time_s in span)
-    source_end = max(stamp.pts + stamp.duration for stamp in stamps)
+    source_end = max(stamp.pts + stamp.duration for stamp in stamps if stamp.is_shown)
     first = max((key for key in keys if key <= start + SAME_TICK), default=min(keys))
     if start >= source_end or first >= end - SAME_TICK:
         inside = f"{float((min(keys) - zero) * tick_s):.2f} to "
@@ -158,6 +167,23 @@ def _part(source: str | os.PathLike[str], *, span: Span) -> _Part:
     copied = [stamp for stamp in stamps[:num_packets] if stamp.pts >= first]
     last = max(stamp.pts + stamp.duration for stamp in copied)
     return _Part(zero=zero, first=first, end=last, num_packets=num_packets, tick_s=tick_s)
+
+
+def _shown_part(part: _Part, *, clip: VideoIndex) -> _Part:
+    """The part of which the clip shows pictures: after a key frame that is none to every decoder
+    (intra refresh) they begin later."""
+    late = round(clip.starts_s / float(part.tick_s))
+    return replace(part, first=part.first + late)
+
+
+def _times(index: VideoIndex) -> npt.NDArray[np.int64]:
+    """Raises: VideoError: packets cannot be chosen by the time of their pictures."""
+    if index.stamps is None:
+        raise VideoError(
+            "found no distinct times of its pictures, wanted some to cut at: re-encode it first: "
+            "ffmpeg -i FILE FILE.mkv"
+        )
+    return index.stamps
 
 
 def _packets_before(stamps: list[_Stamp], *, end: float) -> int:
@@ -173,21 +199,18 @@ def _packets_before(stamps: list[_Stamp], *, end: float) -> int:
     return count
 
 
-def _stamps(source: str | os.PathLike[str]) -> tuple[list[_Stamp], Fraction]:
-    """All video packets in the order of the file, and the length of a tick in seconds."""
+def _stamps(source: str | os.PathLike[str], *, index: VideoIndex) -> tuple[list[_Stamp], Fraction]:
+    """The video packets that have a time, in the order of the file, and the length of a tick in
+    seconds."""
+    shown = set(_times(index).tolist())
     stamps: list[_Stamp] = []
-    with _open(source) as container:
-        stream = _video(container)
+    with opened(source) as (container, stream):
         for packet in container.demux(stream):
-            if not packet.size:
-                continue
-            if packet.pts is None:
-                raise VideoError(
-                    f"packet {len(stamps)} has no presentation time: remux the video to .mkv first"
+            if packet.size and packet.pts is not None:
+                is_shown = packet.pts in shown and not packet.is_discard
+                stamps.append(
+                    _Stamp(packet.pts, packet.duration or 0, packet.is_keyframe, is_shown)
                 )
-            stamps.append(
-                _Stamp(packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
-            )
         return stamps, Fraction(stream.time_base)
 
 
@@ -196,8 +219,10 @@ def _copy(source: str | os.PathLike[str], *, part: _Part, output: Path) -> bool:
     import av
 
     has_audio = False
-    with _open(source) as container, av.open(str(output), "w") as clip:
-        streams = _streams(container)
+    with opened(source) as (container, video), av.open(str(output), "w") as clip:
+        # Beside the pictures, FFmpeg's choice of a sound track if there is one.
+        sound = container.streams.best("audio")
+        streams = [video, *([] if sound is None else [sound])]
         copies = {stream.index: _add_copy(clip, stream) for stream in streams}
         for packet in _packets(container, streams=streams, part=part):
             has_audio = has_audio or packet.stream.type == "audio"
@@ -226,39 +251,15 @@ def _packets(container: Any, *, streams: list[Any], part: _Part) -> Iterator[Any
             yield packet
 
 
-def _open(source: str | os.PathLike[str]) -> Any:
-    import av
-
-    try:
-        return av.open(os.path.abspath(source), options={"format_whitelist": CONTAINERS})
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"PyAV cannot read it as a video: {error.strerror}") from error
-
-
-def _streams(container: Any) -> list[Any]:
-    """The pictures, and FFmpeg's choice of a sound track if there is one."""
-    audio = container.streams.best("audio")
-    return [_video(container), *([] if audio is None else [audio])]
-
-
-def _video(container: Any) -> Any:
-    """The stream whose frames `common.video.frames` counts: moving pictures, no cover."""
-    from av.stream import Disposition
-
-    films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not films:
-        raise VideoError("found no moving pictures, wanted a video stream")
-    best = container.streams.best("video")
-    return best if best in films else films[0]
-
-
 def _add_copy(clip: Any, stream: Any) -> Any:
     try:
-        return clip.add_stream_from_template(stream)
+        # Opaque: only what packets need. Of some codecs there is a decoder here and no encoder.
+        return clip.add_stream_from_template(stream, opaque=True)
     except ValueError as error:
+        codec = stream.codec_context.codec.canonical_name
         raise VideoError(
-            f"found {stream.codec_context.name} {stream.type}, which {clip.format.name} cannot "
-            "hold: write a .mkv, which holds any codec"
+            f"found {codec} {stream.type}, which {clip.format.name} cannot hold: write a .mkv, "
+            "which holds most codecs, or re-encode the video first"
         ) from error
 
 

@@ -18,7 +18,7 @@ from jobs.reframe.submission import of, write_submission
 from jobs.reframe.videos import check_folder, read_headers
 
 if TYPE_CHECKING:
-    from common.video.pyav_reader import VideoHeader
+    from common.video.index import VideoHeader
 
 IndexFile = Annotated[Path, typer.Option("--index", help="test_index.json of the task.")]
 VideoDir = Annotated[Path, typer.Option("--video-dir", help="Folder of VIDEO_ID.mp4 files.")]

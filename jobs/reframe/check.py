@@ -21,7 +21,7 @@ from jobs.reframe.index import Wanted, read_index
 from jobs.reframe.videos import MissingVideoError, check_folder, read_headers
 
 if TYPE_CHECKING:
-    from common.video.pyav_reader import VideoHeader
+    from common.video.index import VideoHeader
 
     Headers = Mapping[str, VideoHeader | VideoError]
 

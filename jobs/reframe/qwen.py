@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from common.video.pyav_reader import VideoHeader
+    from common.video.index import VideoHeader
     from jobs.local.replica import LocalReplica
     from jobs.reframe.stages import Question, Settings, TwoStages
 

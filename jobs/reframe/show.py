@@ -139,7 +139,7 @@ def command(
     """Show the crop on the original beside the re-framed video, and a contact sheet."""
     from rich.console import Console
 
-    from common.video.pyav_reader import index_frames
+    from common.video.index import index_frames
     from jobs.ground.contact_sheet import Lane, Sheet, write_sheet
 
     one = _line(submission, video_id)

@@ -31,7 +31,7 @@ from jobs.reframe.tracking import EVERY, boxes, frame_segments, keyframes, outli
 from jobs.reframe.videos import Film, MissingVideoError, find, open_film
 
 if TYPE_CHECKING:
-    from common.video.pyav_reader import VideoHeader
+    from common.video.index import VideoHeader
 
 ONE_HIGHLIGHT = (
     "<video>Find the single part of this video that is most worth showing as its highlight. "

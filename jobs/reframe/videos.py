@@ -17,7 +17,8 @@ from common.video.sampling import VideoSampling, frame_size
 from jobs.reframe.crop import Size
 
 if TYPE_CHECKING:
-    from common.video.pyav_reader import VideoHeader, VideoIndex
+    from common.video.index import VideoHeader
+    from common.video.pyav_reader import VideoIndex
 
 SUFFIX = ".mp4"
 FAR_S = 1e9
@@ -50,7 +51,7 @@ def find(folder: Path, video_id: str) -> Path:
 
 def read_headers(folder: Path, video_ids: Iterable[str]) -> dict[str, "VideoHeader | VideoError"]:
     """Of each video, or why there is none; in the order of the ids."""
-    from common.video.pyav_reader import read_header
+    from common.video.index import read_header
 
     def read(video_id: str) -> "VideoHeader | VideoError":
         try:
@@ -121,7 +122,7 @@ def open_film(path: Path, *, sampling: VideoSampling) -> Film:
         VideoError: it is no video, or too short.
     """
     from common.video.frames import sample_clip
-    from common.video.pyav_reader import index_frames
+    from common.video.index import index_frames
 
     path = path.absolute()
     return Film(

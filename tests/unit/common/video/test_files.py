@@ -276,7 +276,7 @@ def damaged_files(source: Path) -> dict[Path, str]:
         "tenth.mp4": (last[: len(last) // 10], "PyAV cannot read it"),
         "nearly.mp4": (last[: len(last) * 95 // 100], "wanted a video stream"),
         "no_pictures.mp4": (first[:pictures], "found 0 frames"),
-        "blank.mp4": (first[:pictures] + bytes(len(first) - pictures), "PyAV cannot read it"),
+        "blank.mp4": (first[:pictures] + bytes(len(first) - pictures), "PyAV cannot decode it"),
         "blank_end.mp4": (first[:middle] + bytes(len(first) - middle), "cannot decode"),
         "noise.webm": (np.random.default_rng(0).bytes(20_000), "PyAV cannot read it"),
     }

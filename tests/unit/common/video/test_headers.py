@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from common.errors import VideoError
-from common.video import pyav_reader
+from common.video import index as video_index
 from common.video.frames import load_frames, sample_clip
+from common.video.index import index_frames, read_header
 from common.video.mp4_boxes import display_matrix
-from common.video.pyav_reader import index_frames, read_frames, read_header, stream_frames
+from common.video.pyav_reader import read_frames, stream_frames
 from common.video.sampling import VideoSampling
 from tests.fixtures.clips import ffmpeg
 
@@ -63,7 +64,7 @@ def test_header_says_what_the_packets_say(source: Path, name: str, turned_deg: i
 def test_nothing_is_decoded_where_the_header_tells(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pyav_reader, "index_frames", lambda path: pytest.fail("was read"))
+    monkeypatch.setattr(video_index, "index_frames", lambda path: pytest.fail("was read"))
     assert read_header(source).total_frames == 40
 
 

@@ -11,7 +11,8 @@ import typer
 from typer.testing import CliRunner, Result
 
 from common.errors import ConfigError
-from common.video import pyav_reader
+from common.video.index import index_frames
+from common.video.pyav_reader import stream_frames
 from jobs.reframe.center import command
 from jobs.reframe.check import command as check_command
 from tests.fixtures.clips import ffmpeg, make_clip
@@ -153,9 +154,9 @@ def test_as_many_headers_as_the_task_has_take_less_than_decoding_a_tenth(folder:
     assert center(folder).exit_code == 0
     headers_s = time.perf_counter() - began
     began = time.perf_counter()
-    index = pyav_reader.index_frames(source)
+    index = index_frames(source)
     for _ in range(17):
-        for _ in pyav_reader.stream_frames(source, index=index, indices=range(200)):
+        for _ in stream_frames(source, index=index, indices=range(200)):
             pass
     decoding_s = time.perf_counter() - began
     print(f"174 headers {headers_s:.2f} s, 17 of 174 videos decoded {decoding_s:.2f} s")  # noqa: T201

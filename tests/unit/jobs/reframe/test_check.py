@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from common.errors import VideoError
-from common.video.pyav_reader import VideoHeader
+from common.video.index import VideoHeader
 from jobs.reframe.check import Violation, violations
 from jobs.reframe.crop import Size, centred
 from jobs.reframe.index import Wanted

@@ -10,7 +10,8 @@ from typer.testing import CliRunner, Result
 
 import tempsamp
 from common.errors import ConfigError, VideoError
-from common.video.pyav_reader import index_frames, read_frames
+from common.video.index import index_frames
+from common.video.pyav_reader import read_frames
 from jobs.reframe.crop import Box, Size
 from jobs.reframe.show import DIMMED, LINE, marked, segments_s, side_by_side
 from jobs.reframe.videos import MissingVideoError
