@@ -27,6 +27,9 @@ from services.learner.rows import GivenUp, GivenUpRows, RejectedRows, Rejection,
 
 log = logging.getLogger(__name__)
 
+DEAD_LETTER = "dead letter"
+"""Why a row is rejected that replicas gave up."""
+
 
 class FeedState(BaseModel):
     """All a feed remembers; saved with every checkpoint."""
@@ -40,7 +43,7 @@ class FeedState(BaseModel):
     cursor: int
     """Rows of this epoch's order that are done."""
     fed: int = 0
-    """Of those, the ones that are not rejected: for the ledger, nothing is decided by it."""
+    """Of those, the ones that became prompts: for the ledger, nothing is decided by it."""
     next_sequence: int
     outstanding: tuple[PromptRequest, ...]
     """Fed and not yet trained on, in sequence order."""
@@ -133,7 +136,7 @@ class Feed:
             rows_sha256=self._rows_sha256,
             epoch=self._epoch,
             cursor=self._cursor,
-            fed=self._num_fed(),
+            fed=self._num_fed,
             next_sequence=self._next_sequence,
             outstanding=tuple(self._outstanding.values()),
             rejected=self._rejected.all,
@@ -164,6 +167,7 @@ class Feed:
                 self._reject(row, error)
                 continue
             self._next_sequence += 1
+            self._num_fed += 1
             self.phases.fed()
             self._add(request)
             fed.append(request)
@@ -177,6 +181,13 @@ class Feed:
     def consumed(self, prompt_id: str) -> None:
         """The prompt is done with: trained on."""
         del self._outstanding[prompt_id]
+
+    def bury(self, prompt_id: str, *, reason: str, replica: str) -> None:
+        """The prompt is a dead letter: given up, and its row asked in no later epoch. Replicas read
+        the same file in the same way, and would fail at it again."""
+        row_id = self._outstanding[prompt_id].row_id
+        self.give_up(prompt_id, reason=reason, replica=replica)
+        self._rejected.add(Rejection(row_id=row_id, reason=DEAD_LETTER, detail=reason))
 
     def give_up(self, prompt_id: str, *, reason: str, replica: str) -> None:
         """The prompt is done with: listed, and its row not asked again in this epoch."""
@@ -222,6 +233,8 @@ class Feed:
     def probe_request(self) -> PromptRequest:
         """The first usable row as a prompt outside the ring: it is not fed and counts nowhere."""
         for row in self._usable:
+            if row.row_id in self._rejected:
+                continue
             try:
                 return self._request(row, epoch=0, version=0)
             except UnusableRowError as error:
@@ -237,7 +250,7 @@ class Feed:
                 "start a new run"
             )
         self._tag, self._rows_sha256 = state.tag, state.rows_sha256
-        self._epoch, self._cursor = state.epoch, state.cursor
+        self._epoch, self._cursor, self._num_fed = state.epoch, state.cursor, state.fed
         self._next_sequence = state.next_sequence
         self._outstanding = {request.prompt_id: request for request in state.outstanding}
         for rejection in state.rejected:
@@ -252,17 +265,13 @@ class Feed:
         asks, epoch = self.pool.asks, self._epoch
         return [number for number in order if asks(self._rows[number].row_id, epoch=epoch)]
 
-    def _num_fed(self) -> int:
-        passed = (self._rows[number].row_id for number in self._order[: self._cursor])
-        return sum(row_id not in self._rejected for row_id in passed)
-
     def _next_row(self, version: int) -> tuple[Row, int]:
         """The next row of this epoch that is not rejected, and its epoch."""
         while True:
             if self._cursor == len(self._order):
                 if all(row.row_id in self._rejected for row in self._usable):
                     raise ConfigError(self._nothing_left())
-                self._epoch, self._cursor = self._epoch + 1, 0
+                self._epoch, self._cursor, self._num_fed = self._epoch + 1, 0, 0
                 self.phases.epoch_ended(version)
                 self.pool.begin(self._epoch, mode=self.phases.asked.mode)
                 self._order = self._shuffled()

@@ -61,7 +61,7 @@ class IntakeCounters(BaseModel):
     samples_aborted: int = 0
     """Answers that their engine cut short: never trained on, their group is asked again."""
     prompts_dead: int = 0
-    """Given up: listed in given_up_rows.jsonl."""
+    """Given up: listed in given_up_rows.jsonl; of dead letters the row is rejected as well."""
     prompts_lost: int = 0
     """Lost by Redis, fed again."""
 
@@ -299,10 +299,16 @@ class Intake:
         self._returns[prompt_id] = Returns(count=count, groups_taken=self.counters.groups_taken)
         self._feed.refeed(prompt_id, version=at)
 
-    def _give_up(self, prompt_id: str, *, reason: str, replica: str, at: int) -> None:
-        """Another prompt takes this one's place, or the next step would wait for it forever."""
+    def _give_up(
+        self, prompt_id: str, *, reason: str, replica: str, at: int, is_dead: bool = False
+    ) -> None:
+        """Another prompt takes this one's place, or the next step would wait for it forever.
+
+        `is_dead`: replicas gave it up, and would again; else its row is asked in later epochs.
+        """
         self._record("dead", prompt_id, reason)
-        self._feed.give_up(prompt_id, reason=reason, replica=replica)
+        end = self._feed.bury if is_dead else self._feed.give_up
+        end(prompt_id, reason=reason, replica=replica)
         self._returns.pop(prompt_id, None)
         self.counters.prompts_dead += 1
         self._feed.top_up(at)
@@ -335,7 +341,9 @@ class Intake:
                     continue
                 if letter.attempts > 0:
                     self._count_failure(letter.error)
-                    self._give_up(prompt_id, reason=letter.error, replica=replica, at=at)
+                    self._give_up(
+                        prompt_id, reason=letter.error, replica=replica, at=at, is_dead=True
+                    )
                 elif replica == LEARNER:  # unreadable; the others were dealt with when we refused
                     self.counters.groups_unusable += 1
                     self._count_failure(letter.error)

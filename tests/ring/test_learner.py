@@ -174,8 +174,9 @@ def test_one_step_on_real_footage_with_bad_rows_beside(ring: Ring, run_dir: Path
     reasons = {json.loads(line)["detail"] for line in rejected}
     for sign in ("gone.mp4", "empty.mp4", "broken.mp4", "12.5"):
         assert any(sign in reason for reason in reasons), (sign, reasons)
-    assert len(rejected) == 5
+    assert len(rejected) == 6
     assert steps[-1]["intake/prompts_dead"] >= 1, "the over-long prompt goes to the dead letters"
+    assert sum(json.loads(line)["reason"] == "dead letter" for line in rejected) == 1
     assert "shared.max_prompt_tokens" in learner.log.read_text()
 
     exported = run_dir / "checkpoints/step-000008/hf"

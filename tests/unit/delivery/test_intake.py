@@ -1,6 +1,7 @@
 """The intake on a real Redis: each prompt once, in order, across crashes."""
 
 import asyncio
+import functools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -500,6 +501,39 @@ class TestDrops:
         assert dead not in ring.feed.outstanding
         assert ring.intake.counters.prompts_dead == 1
         assert "prompt given up" in [record.message for record in caplog.records]
+
+    def test_row_of_a_dead_letter_is_rejected_and_fed_in_no_later_epoch(self, ring: Ring) -> None:
+        """Before: a file that no replica reads was asked, and failed at, in every epoch."""
+        ring.feed.top_up(0)
+        dead = ring.fail("clip.mp4: PyAV found no frame 122")
+        row_id = dead.rsplit("-", 1)[1]
+        ring.answer()
+        for version in range(NUM_ROWS):
+            ring.take(at=version, on_idle=functools.partial(ring.answer, version=version))
+            ring.feed.top_up(version + 1)
+        state = ring.feed.state()
+        assert state.epoch >= 2
+        asked = {request.row_id for request in state.outstanding}
+        assert row_id not in asked
+        [given_up], [rejected] = state.given_up, state.rejected
+        assert (given_up.prompt_id, rejected.row_id) == (dead, row_id)
+        assert rejected.reason == "dead letter"
+        assert "PyAV found no frame 122" in rejected.detail
+        listed = ring.folder / "run/rejected_rows.jsonl"
+        [line] = listed.read_text().splitlines()
+        assert json.loads(line) == rejected.model_dump()
+        ring.start(saved=ring.checkpoint())
+        assert listed.read_text().splitlines() == [line]
+        assert ring.feed.probe_request().row_id != row_id
+
+    def test_dead_letter_counts_as_fed_in_its_epoch(self, ring: Ring) -> None:
+        ring.feed.top_up(0)
+        fed = ring.feed.state().fed
+        ring.fail("broken")
+        ring.answer()
+        ring.take(at=0)
+        state = ring.feed.state()
+        assert (state.epoch, state.fed) == (0, fed + 1), "another took its place"
 
     def test_dead_letters_are_dealt_with_once(self, ring: Ring) -> None:
         ring.feed.top_up(0)
