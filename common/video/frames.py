@@ -28,6 +28,7 @@ from common.video.index import REGULAR_WITHIN_FRAMES, index_frames
 from common.video.pyav_reader import VideoIndex, read_frames
 from common.video.sampling import (
     VideoSampling,
+    check_source,
     frame_indices,
     frame_size,
     num_frames,
@@ -80,12 +81,13 @@ def probe(path: str | os.PathLike[str]) -> Probe:
     """What the index of a file says of it.
 
     Raises:
-        VideoError: the file is missing, empty or not a video; names the path.
+        VideoError: the file is missing, empty, not a video, or no clip can be sampled from it;
+            names the path.
     """
     path = os.fspath(path)
     sha256 = file_digest(path)
     index = _index(path)
-    decoder, _ = _choose_decoder(path, index=index)
+    decoder = _choose_decoder(path, index=index)
     return Probe(
         path=path,
         sha256=sha256,
@@ -117,7 +119,7 @@ def sample_clip(
 @functools.lru_cache(maxsize=REMEMBERED_CLIPS)
 def _sample_clip(path: str, sha256: str, sampling: VideoSampling, window: Window | None) -> ClipRef:
     index = _index(path)
-    decoder, _ = _choose_decoder(path, index=index)
+    decoder = _choose_decoder(path, index=index)
     clip = _clip(path, sha256=sha256, index=index, sampling=sampling, window=window)
     return clip if clip.decoder == decoder else clip.model_copy(update={"decoder": decoder})
 
@@ -161,21 +163,19 @@ def decode(
     sha256 = file_digest(path)
     index = _index(path)
     clip = _clip(path, sha256=sha256, index=index, sampling=sampling, window=window)
-    why_not = _decord_misreads(index)
     try:
-        if why_not is None:
+        if _decord_misreads(index) is None:
             reader = _decord_reader(path, total_frames=index.total_frames)
             source = _decord_batch(reader, clip.frame_indices)
             return DecodedClip(clip=clip, frames=_resize(source, clip.frame_hw))
     except VideoError as error:
         # The batch holds the first frame: without it decord was never the decoder of this file.
-        decoder, why_not = _choose_decoder(path, index=index)
-        if decoder == "decord":
+        if _choose_decoder(path, index=index) == "decord":
             raise _named(path, error) from error
     try:
         source = read_frames(path, index=index, indices=clip.frame_indices)
     except VideoError as error:
-        raise VideoError(f"{path}: decord: {why_not}; PyAV: {error}") from error
+        raise _named(path, error) from error
     clip = clip.model_copy(update={"decoder": "pyav"})
     return DecodedClip(clip=clip, frames=_resize(source, clip.frame_hw))
 
@@ -227,10 +227,13 @@ def _digest(path: str, size: int, mtime_ns: int) -> str:
 
 
 def _index(path: str) -> VideoIndex:
+    """Of a file that a clip can be sampled from."""
     try:
-        return index_frames(path)
+        index = index_frames(path)
+        check_source(index.total_frames, source_hw=(index.height_px, index.width_px))
     except VideoError as error:
         raise _named(path, error) from error
+    return index
 
 
 def _clip(
@@ -261,17 +264,16 @@ def _clip(
     )
 
 
-def _choose_decoder(path: str, *, index: VideoIndex) -> tuple[Decoder, str | None]:
-    """decord if it reads this file rightly and decodes its first frame, and why not."""
-    why_not = _decord_misreads(index)
-    if why_not is None:
-        try:
-            reader = _decord_reader(path, total_frames=index.total_frames)
-            _decord_batch(reader, [0])
-        except VideoError as error:
-            return "pyav", str(error)
-        return "decord", None
-    return "pyav", why_not
+def _choose_decoder(path: str, *, index: VideoIndex) -> Decoder:
+    """decord if it reads this file rightly and decodes its first frame."""
+    if _decord_misreads(index) is not None:
+        return "pyav"
+    try:
+        reader = _decord_reader(path, total_frames=index.total_frames)
+        _decord_batch(reader, [0])
+    except VideoError:
+        return "pyav"
+    return "decord"
 
 
 def _decord_misreads(index: VideoIndex) -> str | None:

@@ -18,6 +18,10 @@ from common.errors import VideoError
 
 MIN_SIDE_PX = 2
 """A video one pixel wide is a broken header, and chroma has half its sides."""
+MIN_FRAMES = 2
+"""One temporal patch (`FRAME_FACTOR` of the library)."""
+MAX_RATIO = 200
+"""Of the sides, as the library has it."""
 
 
 class VideoSampling(BaseModel):
@@ -48,20 +52,33 @@ class VideoSampling(BaseModel):
 FIELDS = set(VideoSampling.model_fields)
 
 
-def num_frames(total_frames: int, *, source_fps: float, sampling: VideoSampling) -> int:
-    """Even number of frames to sample from a file of `total_frames` at `source_fps`.
+def check_source(total_frames: int, *, source_hw: tuple[int, int]) -> None:
+    """Refuse what no sampling can use, without the library.
 
     Raises:
-        VideoError: the file has fewer than two frames.
+        VideoError: fewer than two frames, a side of under two pixels, or one over 200 times the
+            other.
     """
-    settings = sampling.model_dump(include={"fps", "min_frames", "max_frames"})
-    try:
-        return int(_library().smart_nframes(settings, total_frames, source_fps))
-    except ValueError as error:
+    height_px, width_px = source_hw
+    if total_frames < MIN_FRAMES:
         raise VideoError(
-            f"found {total_frames} frame(s), wanted at least one temporal patch of "
-            f"{_library().FRAME_FACTOR}: the clip is too short"
-        ) from error
+            f"found {total_frames} frame(s), wanted at least one temporal patch of {MIN_FRAMES}: "
+            "the clip is too short"
+        )
+    if min(source_hw) < MIN_SIDE_PX:
+        raise VideoError(
+            f"found {width_px}x{height_px} pixels, wanted sides of at least {MIN_SIDE_PX}"
+        )
+    if max(source_hw) > MAX_RATIO * min(source_hw):
+        raise VideoError(
+            f"found {width_px}x{height_px} pixels, wanted no side over {MAX_RATIO} times the other"
+        )
+
+
+def num_frames(total_frames: int, *, source_fps: float, sampling: VideoSampling) -> int:
+    """Even number of frames to sample from a file of `total_frames`, 2 or more, at `source_fps`."""
+    settings = sampling.model_dump(include={"fps", "min_frames", "max_frames"})
+    return int(_library().smart_nframes(settings, total_frames, source_fps))
 
 
 def frame_indices(total_frames: int, *, frames: int, first: int = 0) -> tuple[int, ...]:
@@ -89,19 +106,14 @@ def frame_size(
     """Height and width after resizing: multiples of the factor, inside one frame's pixel budget.
 
     Args:
-        source_hw: height and width in pixels, as displayed.
+        source_hw: height and width in pixels, as displayed, that `check_source` lets pass.
         frames: how many frames share `total_pixels`.
         sampling: the bounds.
 
     Raises:
-        VideoError: a side is under two pixels, one side is over 200 times the other, or the
-            bounds contradict each other.
+        VideoError: the bounds contradict each other.
     """
     height_px, width_px = source_hw
-    if min(source_hw) < MIN_SIDE_PX:
-        raise VideoError(
-            f"found {width_px}x{height_px} pixels, wanted sides of at least {MIN_SIDE_PX}"
-        )
     try:
         sides = _library().smart_resize(
             height_px,

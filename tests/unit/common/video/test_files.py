@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from common.errors import VideoError
+from common.video import frames as frames_module
 from common.video.frames import (
     DecodedClip,
     decode,
@@ -24,8 +25,10 @@ from common.video.frames import (
     processor_metadata,
     sample_clip,
 )
-from common.video.pyav_reader import index_frames, stream_frames
+from common.video.index import index_frames, read_header
+from common.video.pyav_reader import stream_frames
 from common.video.sampling import VideoSampling
+from jobs.ground.cut import cut
 from tests.fixtures.clips import ffmpeg, make_clip, shown_frames
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -221,6 +224,37 @@ class TestHeaderThatLies:
         file = source.with_name("lie.mkv")
         file.write_bytes(content)
         self.check(file)
+
+
+class TestBeyondFourGigabytes:
+    """A hole in front of the pictures: their places need more than 32 bits."""
+
+    HOLE_BYTES = 2**32 + 4096
+
+    @pytest.fixture
+    def large(self, source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        pieces = "frag_keyframe+empty_moov+default_base_moof+skip_trailer"
+        content = encoded(source, "pieces.mp4", "-c", "copy", "-movflags", pieces).read_bytes()
+        pictures = content.index(b"moof") - 4
+        file = source.with_name("large.mp4")
+        with file.open("wb") as made:
+            made.write(content[:pictures])
+            made.write(struct.pack(">I4sQ", 1, b"free", self.HOLE_BYTES))
+            made.seek(pictures + self.HOLE_BYTES)
+            made.write(content[pictures:])
+        monkeypatch.setattr(frames_module, "_digest", lambda *_: "0" * 64)  # 4 GiB take seconds
+        return file
+
+    def test_pictures_and_cuts_are_found(self, source: Path, large: Path, tmp_path: Path) -> None:
+        assert large.stat().st_size > 2**32
+        assert read_header(large).total_frames == 40
+        found, wanted = decode(large, sampling=SAMPLING), decode(source, sampling=SAMPLING)
+        assert found.clip.decoder == "decord"
+        assert found.clip.frame_times_s == wanted.clip.frame_times_s
+        assert found.frames.tobytes() == wanted.frames.tobytes()
+        by_pyav = found.clip.model_copy(update={"decoder": "pyav"})
+        assert load_frames(by_pyav).tobytes() == wanted.frames.tobytes()
+        assert cut(large, span=(1.0, 2.0), output=tmp_path / "clip.mp4").missing_s == 0
 
 
 class TestBroken:

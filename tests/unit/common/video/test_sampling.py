@@ -13,7 +13,15 @@ from common import torchvision_cpu
 from common.config import Video
 from common.errors import VideoError
 from common.video.frames import load_frames, processor_metadata, sample_clip
-from common.video.sampling import VideoSampling, frame_indices, frame_size, num_frames
+from common.video.sampling import (
+    MAX_RATIO,
+    MIN_FRAMES,
+    VideoSampling,
+    check_source,
+    frame_indices,
+    frame_size,
+    num_frames,
+)
 from tests.fixtures.clips import make_clip
 
 torchvision_cpu.install()
@@ -152,7 +160,8 @@ class TestBounds:
 
     def test_one_frame_is_too_short(self) -> None:
         with pytest.raises(VideoError, match=r"found 1 frame\(s\), wanted at least .* 2: the clip"):
-            num_frames(1, source_fps=25.0, sampling=VideoSampling())
+            check_source(1, source_hw=(64, 64))
+        assert MIN_FRAMES == vision_process.FRAME_FACTOR
 
     def test_narrow_video_keeps_a_side_of_one_patch(self) -> None:
         """The library rounds the short side down to 0."""
@@ -161,13 +170,15 @@ class TestBounds:
         assert frame_size((4000, 24), frames=4, sampling=sampling)[1] == 32
 
     def test_extreme_aspect_ratio_is_refused(self) -> None:
-        with pytest.raises(VideoError, match=r"6000x20 pixels: .*aspect ratio .* than 200"):
-            frame_size((20, 6000), frames=4, sampling=VideoSampling())
+        with pytest.raises(VideoError, match=r"6000x20 pixels, wanted no side over 200 times"):
+            check_source(100, source_hw=(20, 6000))
+        check_source(100, source_hw=(20, 4000))
+        assert MAX_RATIO == vision_process.MAX_RATIO
 
     @pytest.mark.parametrize("size_px", [(1, 64), (64, 1), (1, 1)])
     def test_side_of_one_pixel_is_refused(self, size_px: tuple[int, int]) -> None:
         with pytest.raises(VideoError, match="wanted sides of at least 2"):
-            frame_size(size_px, frames=4, sampling=VideoSampling())
+            check_source(100, source_hw=size_px)
 
     def test_contradicting_bounds_name_both(self) -> None:
         sampling = VideoSampling(min_pixels=8192, max_pixels=4096)
