@@ -228,6 +228,7 @@ def _of_pictures(container: Any, stream: Any, *, because: str) -> VideoIndex:
         times_s = _counted(len(stamps), fps=header_fps, codec=stream.codec_context.name)
     else:
         times_s = _seconds(_decoding_times(moments, stamps=stamps), stream)
+        _refuse_uneven(times_s)
     return _index(
         container,
         stream,
@@ -265,6 +266,17 @@ def _decoding_times(
         f"found picture {back} shown before the one ahead of it (or at no time), wanted times that "
         "follow each other: give it new ones: ffmpeg -i FILE -fps_mode cfr FILE.mp4"
     )
+
+
+def _refuse_uneven(times_s: npt.NDArray[np.float64]) -> None:
+    """Moments of decoding run ahead of those of showing by some pictures: the same, if all are
+    evenly spaced, and else unknown."""
+    last_s = float(times_s[-1])
+    if last_s > 0 and not _is_regular(times_s, fps=(len(times_s) - 1) / last_s):
+        raise VideoError(
+            "found uneven times of decoding and none of pictures, wanted those: encode the video "
+            "anew from its source, into an mp4"
+        )
 
 
 def _follows(before: int | None, after: int | None) -> bool:

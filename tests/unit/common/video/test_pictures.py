@@ -20,7 +20,8 @@ from common.video.frames import decode, load_frames, probe, sample_clip
 from common.video.index import index_frames, read_header
 from common.video.sampling import VideoSampling
 from jobs.ground.cut import cut
-from tests.unit.common.video.films import FILMS, NAMES, make_films
+from tests.fixtures.clips import ffmpeg
+from tests.unit.common.video.films import CARD, FILMS, NAMES, THINNED, make_films
 
 SAMPLING = VideoSampling(fps=5.0, min_pixels=32 * 32, factor=16)
 TICK_S = 2e-3
@@ -201,6 +202,14 @@ def test_what_cannot_be_cut_is_refused_and_leaves_nothing(
     with pytest.raises(VideoError, match=rf"{name}: {reason}"):
         cut(films / name, span=(1.5, 2.1), output=tmp_path / f"clip{suffix}")
     assert not list(tmp_path.iterdir())
+
+
+def test_uneven_pictures_whose_times_are_not_stored_are_refused(tmp_path: Path) -> None:
+    """An avi with B-frames says when packets are decoded, some pictures ahead."""
+    file = tmp_path / "uneven.avi"
+    ffmpeg(*CARD, *THINNED, "-c:v", "libx264", "-bf", "3", "-pix_fmt", "yuv420p", file)
+    with pytest.raises(VideoError, match=r"uneven\.avi: found uneven times of decoding"):
+        probe(file)
 
 
 class TestReportedFiles:
