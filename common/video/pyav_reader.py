@@ -20,11 +20,11 @@ import numpy.typing as npt
 
 from common.errors import VideoError
 
-RAW = frozenset({"h264", "hevc", "vvc", "m4v", "mpegvideo", "obu"})
+RAW = frozenset({"h264", "hevc", "m4v", "mpegvideo", "obu"})
 """Streams without a container: no times, and a rate only where the stream itself names one."""
 CONTAINERS = ",".join(
     (
-        "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,nut,ivf,wtv,rm,dv,gxf",
+        "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,nut,ivf,wtv,rm",
         "yuv4mpegpipe,gif,apng,mp3,wav,flac,aac",
         *sorted(RAW),
     )

@@ -44,7 +44,7 @@ FILMS = {
     ),
     "mpeg2": Film(
         (*_EIGHT, "-r", "25", "-c:v", "mpeg2video", "-bf", "2", "-g", "12"),
-        ("mpg", "ts", "mkv", "mxf", "m2v"),
+        ("mpg", "ts", "mkv", "mxf", "m2v", "wtv"),
         ("mpg", "ts", "mkv"),
     ),
     "h264": Film(
@@ -95,6 +95,10 @@ FILMS = {
     "wmv": Film(("-c:v", "wmv2"), (), home="wmv"),
     "flv": Film(("-c:v", "flv"), (), home="flv"),
     "ffv1": Film((*_EIGHT, "-c:v", "ffv1"), ("nut",)),
+    "theora": Film((*_EIGHT, "-c:v", "libtheora"), (), home="ogv"),
+    "h263": Film(("-vf", "scale=128:96", "-c:v", "h263"), (), home="3gp"),
+    "rv": Film(("-c:v", "rv20"), (), home="rm"),
+    "apng": Film(("-c:v", "apng"), (), home="apng"),
     "gif": Film(("-c:v", "gif"), (), home="gif"),
     "y4m": Film(_EIGHT, (), home="y4m"),
 }
@@ -104,6 +108,7 @@ ODD = {
     "h264_open_unedited.mp4": (*CUT, "-i", "h264_open.mp4", "-use_editlist", "0"),
     "hevc_open_unedited.mp4": (*CUT, "-i", "hevc_open.mp4", "-use_editlist", "0"),
     "h264_refresh_unedited.mp4": (*CUT, "-i", "h264_refresh.mkv", "-use_editlist", "0"),
+    "mpeg4_raw.m4v": ("-i", "mpeg4.mkv", "-bsf:v", "dump_extra", "-f", "m4v"),
     "h264_timeless.mp4": ("-i", "h264_whole.h264"),
     "hevc_timeless.mp4": ("-i", "hevc_whole.hevc"),
     "h264_pieces.mp4": ("-i", "h264.mkv", "-movflags", "frag_keyframe+empty_moov"),

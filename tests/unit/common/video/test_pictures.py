@@ -29,7 +29,7 @@ TICK_S = 2e-3
 CASES = Path(__file__).resolve().parents[5] / "shared/data/cases"
 COUNTED = (
     *("h264_avi.avi", "h264_wmv.wmv", "h264_whole.h264", "hevc_whole.hevc", "mpeg2_whole.m2v"),
-    *("h264_timeless.mp4", "hevc_timeless.mp4"),
+    *("h264_timeless.mp4", "hevc_timeless.mp4", "mpeg4_raw.m4v"),
 )
 """Files whose times, if they have any, are those of decoding."""
 BY_DECORD = {"h264", "hevc", "vp9"}
@@ -56,7 +56,7 @@ ORDINARY = [
 def holds(name: str, suffix: str) -> bool:
     """Whether a container can hold a film, and the film has times to cut at."""
     codec = name.split(".")[0].split("_")[0]
-    if name in COUNTED or codec in {"gif", "y4m", "wmv", "flv"}:
+    if name in COUNTED or codec in {"gif", "y4m", "wmv", "flv", "rv", "apng", "h263"}:
         return False
     if suffix == ".webm":
         return codec in {"vp8", "vp9", "av1"}
