@@ -1,6 +1,7 @@
-"""Wire types of the ring (`ring`), and the arrays of numbers that they carry (`arrays`)."""
+"""Wire types of the ring (`ring`), the answers (`samples`) and arrays (`arrays`) they carry."""
 
 from common.messages.arrays import PACKED, Float32Array, Int32Array
+from common.messages.base import Message
 from common.messages.ring import (
     SCHEMA_VERSION,
     ChatMessage,
@@ -8,7 +9,6 @@ from common.messages.ring import (
     ContentPart,
     DeadLetter,
     Decoder,
-    FinishReason,
     GeneratedAnswer,
     GenerateRequest,
     GenerateResponse,
@@ -16,15 +16,11 @@ from common.messages.ring import (
     HeldWeights,
     Highlight,
     HighlightsTarget,
-    Message,
     Mode,
     PromptRequest,
-    Provenance,
     ReplicaIdentity,
     ReplicaPhase,
     ReplicaStatus,
-    Sample,
-    Sampling,
     Scored,
     ScoredGroup,
     SpansTarget,
@@ -37,9 +33,16 @@ from common.messages.ring import (
     Timings,
     Unscored,
     Verdict,
-    VersionSpan,
     VideoPart,
     Window,
+)
+from common.messages.samples import (
+    FinishReason,
+    KeptTokens,
+    Provenance,
+    Sample,
+    Sampling,
+    VersionSpan,
 )
 
 __all__ = [
@@ -60,6 +63,7 @@ __all__ = [
     "Highlight",
     "HighlightsTarget",
     "Int32Array",
+    "KeptTokens",
     "Message",
     "Mode",
     "PromptRequest",

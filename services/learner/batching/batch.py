@@ -6,7 +6,7 @@ so that ranks agree on the number of micro-batches and on the loss denominator w
 
 Shapes: G groups of a micro-batch, S samples a group, P prompt tokens, R answer tokens (the stop
 token included), padded with zeros on the right; `answer_mask_GSR` says what is real. Padding costs
-nothing here: `layout.py` packs what is real for the model.
+nothing here: `layout.py` packs what is real for the model. N ids that all tokens were chosen from.
 """
 
 from collections.abc import Iterable, Sequence
@@ -55,6 +55,11 @@ class MicroBatch:
     """[G] real tokens of each prompt."""
     answer_tokens: tuple[tuple[int, ...], ...]
     """[G][S] tokens of each answer to forward, 0 in a row that only pads S."""
+    kept_counts_GSR: Tensor | None = None
+    """[G, S, R] int64, how many ids a token was chosen from; 0: from all, as tokens of injected
+    rows count, and padding. None: so it is everywhere."""
+    kept_ids_N: Tensor | None = None
+    """[N] int32, these ids, those of the first token of all first; None with the counts."""
 
     def to(self, device: torch.device) -> Self:
         """The same micro-batch on another device."""
@@ -215,6 +220,7 @@ def _tensors(parts: Bin, groups: dict[str, _Group]) -> MicroBatch:
             if sample.provenance == "policy":
                 is_policy_GS[g, s] = True
                 rollout_logprobs_GSR[g, s, :length] = _tensor(sample.logprobs)
+    kept_counts_GSR, kept_ids_N = _kept(rows, shape)
     return MicroBatch(
         prompt_ids_GP=prompt_ids_GP,
         answer_ids_GSR=answer_ids_GSR,
@@ -225,7 +231,23 @@ def _tensors(parts: Bin, groups: dict[str, _Group]) -> MicroBatch:
         clips=tuple(groups[part.work.key].group.clip for part in ordered),
         prompt_tokens=tuple(part.work.prompt for part in ordered),
         answer_tokens=tuple((*row, *[0] * (shape[1] - len(row))) for row in answers),
+        kept_counts_GSR=kept_counts_GSR,
+        kept_ids_N=kept_ids_N,
     )
+
+
+def _kept(
+    rows: Sequence[Sequence[_Row]], shape: tuple[int, int, int]
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Counts and ids of a micro-batch; None without any, and then nothing is masked."""
+    counts_GSR = torch.zeros(shape, dtype=torch.int64)
+    ids = []
+    for g, group in enumerate(rows):
+        for s, (sample, _) in enumerate(group):
+            if sample.kept is not None:
+                counts_GSR[g, s, : len(sample.kept.counts)] = _tensor(sample.kept.counts)
+                ids.append(_tensor(sample.kept.ids))
+    return (counts_GSR, torch.cat(ids)) if ids else (None, None)
 
 
 def _rows_of(part: Part, groups: dict[str, _Group]) -> list[_Row]:

@@ -28,6 +28,7 @@ from services.learner.batching.layout import Packing
 from services.learner.model import lora, prefix, vision
 from services.learner.model.features import ClipFeatures
 from services.learner.model.positions import prompt_positions
+from services.learner.model.scoring import Kept, token_scores
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class TokenScores(NamedTuple):
     """Of every answer token; 0 where the mask is False."""
 
     logprobs_GSR: Tensor
-    """float32, nats, <= 0, with gradient."""
+    """float32, nats, <= 0, with gradient; of the distribution the token was drawn from."""
     entropy_GSR: Tensor
     """float32, nats, >= 0, of the distribution the token was drawn from, without gradient."""
 
@@ -137,7 +138,8 @@ class Policy(nn.Module):
 
     def _assert_tokens_known(self, group: ScoredGroup) -> None:
         size = int(self.model.get_input_embeddings().num_embeddings)
-        lists = (group.prompt_token_ids, *(sample.token_ids for sample in group.samples))
+        kept = (sample.kept.ids for sample in group.samples if sample.kept is not None)
+        lists = (group.prompt_token_ids, *(sample.token_ids for sample in group.samples), *kept)
         lowest, highest = min(map(min, lists)), max(map(max, lists))
         if lowest < 0 or highest >= size:
             raise EngineError(
@@ -157,8 +159,11 @@ class Policy(nn.Module):
         hidden_LH = self._hidden_states(batch, packing)
         before_GSR = packing.predictors(batch.answer_ids_GSR.shape[2]).to(self.device)
         mask_GSR = batch.answer_mask_GSR
+        kept = None
+        if batch.kept_counts_GSR is not None and batch.kept_ids_N is not None:
+            kept = Kept(batch.kept_counts_GSR[mask_GSR], batch.kept_ids_N)
         logprobs_T, entropy_T = self._score(
-            hidden_LH[before_GSR[mask_GSR]], batch.answer_ids_GSR[mask_GSR]
+            hidden_LH[before_GSR[mask_GSR]], batch.answer_ids_GSR[mask_GSR], kept
         )
         zeros_GSR = torch.zeros_like(mask_GSR, dtype=torch.float32)
         return TokenScores(
@@ -231,26 +236,26 @@ class Policy(nn.Module):
         grids = [self.clips.grid(clip) for clip in clips]
         return prompt_positions(self.model.model, prompt_ids_GP, clips=clips, grids=grids)
 
-    def _score(self, hidden_TH: Tensor, ids_T: Tensor) -> tuple[Tensor, Tensor]:
+    def _score(self, hidden_TH: Tensor, ids_T: Tensor, kept: Kept | None) -> tuple[Tensor, Tensor]:
         """[T] log-probabilities, entropies; beyond MAX_LOGITS in pieces, recomputed in backward."""
-        piece = max(1, MAX_LOGITS // self.model.lm_head.out_features)
+        # What was left out needs a second copy of the logits.
+        piece = max(1, MAX_LOGITS // self.model.lm_head.out_features // (2 if kept else 1))
         if len(ids_T) <= piece:
-            return self._score_piece(hidden_TH, ids_T)
+            return self._score_piece(hidden_TH, ids_T, kept)
+        hiddens, ids = torch.split(hidden_TH, piece), torch.split(ids_T, piece)
         pairs = [
-            checkpoint(self._score_piece, hidden, ids, use_reentrant=False)
-            for hidden, ids in zip(
-                torch.split(hidden_TH, piece), torch.split(ids_T, piece), strict=True
+            checkpoint(self._score_piece, *of_piece, use_reentrant=False)
+            for of_piece in zip(
+                hiddens, ids, kept.split(piece) if kept else [None] * len(ids), strict=True
             )
         ]
         logprobs, entropies = zip(*pairs, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
 
-    def _score_piece(self, hidden_TH: Tensor, ids_T: Tensor) -> tuple[Tensor, Tensor]:
-        logits_TV = self.model.lm_head(hidden_TH).float()
-        logprobs_TV = logits_TV.log_softmax(-1)
-        with torch.no_grad():
-            entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(-1)
-        return logprobs_TV.gather(1, ids_T[:, None])[:, 0], entropy_T
+    def _score_piece(
+        self, hidden_TH: Tensor, ids_T: Tensor, kept: Kept | None
+    ) -> tuple[Tensor, Tensor]:
+        return token_scores(self.model.lm_head(hidden_TH).float(), ids_T, kept)
 
 
 def load_policy(

@@ -67,6 +67,9 @@ def policy_loss(
     an answer, and an answer counts as one term. With one update a batch π_old is π_θ detached: r is
     1 in value everywhere and the clips are inert; they act from the second update of a batch on.
 
+    Where answers were sampled with top_p or top_k and bring their masks, each π of a policy row is
+    over the ids that were kept of each token (`model/scoring.py`); of injected rows it never is.
+
     Left out: an entropy bonus (the paper has none; injection keeps exploration alive), importance
     weights toward whoever wrote an injected row (its policy is unknown: its gradient is
     advantage-weighted SFT, SPEC A7), a KL there (it is estimated from the policy's own samples

@@ -1,12 +1,13 @@
 """Checkpoints and clips that several of the learner's tests read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
+from services.learner.parallel import Ranks, start_ranks
 from tests.fixtures.learner.groups import write_clip
 from tests.fixtures.learner.tiny_models import Architecture, write_tiny_model
 
@@ -32,3 +33,11 @@ def clip_paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two clips of equal length and size."""
     folder = tmp_path_factory.mktemp("clips")
     return tuple(write_clip(folder / f"{seed}.mp4", seed=seed) for seed in range(2))  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    """A single rank on the CPU: its collectives are real, and it meets nobody."""
+    ranks = start_ranks("cpu", timeout_s=30)
+    yield ranks
+    ranks.close()
