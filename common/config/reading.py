@@ -15,6 +15,7 @@ from common.config.learner import Learner
 from common.config.preset import with_preset
 from common.config.services import Reward, Rollout
 from common.config.shared import Shared
+from common.config.truncation import refuse_inexact
 from common.errors import ConfigError
 from common.secrets import REDIS_PASSWORD, ROLES, TOKEN, TOKEN_OF, secret
 
@@ -34,18 +35,11 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _sampling_fits_importance_sampling(self) -> Self:
-        if self.shared.sampling.top_p < 1 and self.learner.loss.correction != "off":
+        sampling = self.shared.sampling
+        refuse_inexact(sampling, rollout=self.rollout, correction=self.learner.loss.correction)
+        if sampling.temperature != 1.0:
             raise ValueError(
-                f"shared.sampling.top_p: found {self.shared.sampling.top_p}, wanted 1.0 while "
-                f"learner.loss.correction is {self.learner.loss.correction!r}: truncated "
-                "sampling is not the distribution of its log-probabilities, and answers bring no "
-                "mask of it (vLLM has one in its GPU model runner alone); set top_p = 1.0, or "
-                'correction = "off"'
-            )
-        if self.shared.sampling.temperature != 1.0:
-            raise ValueError(
-                "shared.sampling.temperature: "
-                f"found {self.shared.sampling.temperature}, wanted 1.0: "
+                f"shared.sampling.temperature: found {sampling.temperature}, wanted 1.0: "
                 "log-probabilities are those of the raw policy"
             )
         return self

@@ -37,6 +37,7 @@ from common.messages.ring import (
     Window,
 )
 from common.messages.samples import (
+    MAX_TOP_K,
     FinishReason,
     KeptTokens,
     Provenance,
@@ -46,6 +47,7 @@ from common.messages.samples import (
 )
 
 __all__ = [
+    "MAX_TOP_K",
     "PACKED",
     "SCHEMA_VERSION",
     "ChatMessage",

@@ -14,14 +14,29 @@ from common.messages.base import Message, is_none
 Provenance = Literal["policy", "injected"]
 FinishReason = Literal["stop", "length", "abort"]
 
+MAX_TOP_K = 2048
+"""Ids that a token of an answer can bring along."""
+
+
+def _is_off(top_k: int) -> bool:
+    return top_k == 0
+
 
 class Sampling(Message):
-    """How answers are sampled. `top_p < 1` is refused together with importance sampling."""
+    """How answers are sampled. Where `top_p` or `top_k` leaves tokens out, importance weights need
+    to know which (`KeptTokens`)."""
 
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K, exclude_if=_is_off)] = 0
+    """Only the so many most probable tokens; 0: all, and then it does not travel."""
     max_tokens: Annotated[int, Field(ge=1)] = 256
     seed: int | None = None
+
+    @property
+    def truncates(self) -> bool:
+        """Whether answers come from less than the whole distribution."""
+        return self.top_p < 1 or self.top_k > 0
 
 
 class VersionSpan(Message):

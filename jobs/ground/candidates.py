@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from common.answers.reading import read_spans
 from common.answers.spans import Span, union_iou
+from common.errors import EngineError
 from common.messages import ClipRef, GeneratedAnswer, GenerateResponse, Mode, Window
 from common.video.windows import window_in_words
 from jobs.asking.replicas import one_version
@@ -114,8 +115,15 @@ def ground(
         replies: to the greedy request and, if there was one, to the request for samples.
 
     Raises:
-        EngineError: the replies are of different weights.
+        EngineError: the replies are of different weights, or their probabilities are not the
+            model's.
     """
+    if any(made.sample.kept is not None for reply in replies for made in reply.answers):
+        raise EngineError(
+            "--endpoint: found a replica of a ring that samples from less than the whole "
+            "distribution (its shared.sampling.top_k), so its probabilities are no confidence; "
+            "wanted one that serves a checkpoint, such as the command starts by itself (--model)"
+        )
     greedy, *samples = [
         _answer(made, is_greedy=number == 0, duration_s=clip.duration_s)
         for number, made in enumerate(made for reply in replies for made in reply.answers)

@@ -35,7 +35,7 @@ class Share:
         large, shares = self._divided(groups, limits)
         found = self.policy.group_faults(shares[self.ranks.rank])
         faults = {key: fault for own in self.ranks.gather_json(found) for key, fault in own.items()}
-        return large | faults
+        return large | faults | unmasked(groups, run=self.run)
 
     def collate(self, groups: Sequence[ScoredGroup], *, limits: Limits) -> TrainBatch:
         """This rank's part of a step; without micro-batches, on all ranks, if nothing is left."""
@@ -86,3 +86,19 @@ class Share:
             advantages = self.advantages(groups).by_group
         world_size = self.ranks.world_size
         return large, batching.shares(groups, advantages, limits=limits, world_size=world_size)
+
+
+def unmasked(groups: Sequence[ScoredGroup], *, run: Run) -> dict[str, str]:
+    """Groups whose importance weights cannot be exact, by prompt id: their replica samples from
+    less than the whole distribution and does not say from what."""
+    sampling, correction = run.shared.sampling, run.learner.loss.correction
+    if not sampling.truncates or correction == "off":
+        return {}
+    return {
+        group.prompt_id: f"found answers of replica {group.replica} without the mask of their "
+        f"sampling, wanted one: shared.sampling.top_p is {sampling.top_p} and top_k "
+        f"{sampling.top_k} while learner.loss.correction is {correction!r}; the replica needs this "
+        "run file and rollout.device = 'cuda'"
+        for group in groups
+        if any(s.provenance == "policy" and s.kept is None for s in group.samples)
+    }

@@ -34,6 +34,7 @@ from common.messages import (
 from common.model.expected import refuse_unfit_model
 from common.model.folder import fetched
 from common.video.frames import processor_metadata
+from services.rollout import masks
 from services.rollout.weight_link import Action, WorkerLinks
 
 INITIAL_VERSION = "default"
@@ -86,6 +87,7 @@ class Engine:
             for name in ("video", "image", "vision_start", "vision_end")
         ]
         self._stop_tokens = _stop_tokens(llm, tokenizer)
+        self._masked: bool = llm.model_config.return_sampling_mask
 
     @classmethod
     async def start(cls, shared: Shared, *, rollout: Rollout) -> Self:
@@ -119,7 +121,8 @@ class Engine:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model_config = AutoConfig.from_pretrained(folder)
         except (OSError, RuntimeError, ValueError) as error:
-            raise EngineError(f"cannot load {shared.model} (shared.model): {error}") from error
+            why = masks.explained(error, shared=shared)
+            raise EngineError(f"cannot load {shared.model} (shared.model): {why}") from error
         return cls(
             llm=llm, tokenizer=tokenizer, model_config=model_config, shared=shared, links=links
         )
@@ -153,33 +156,21 @@ class Engine:
             frames: [F, H, W, 3] uint8, what `ClipLoader.load(clip)` returns.
 
         Raises:
-            EngineError: the prompt cannot be used, for example because it is too long.
+            EngineError: the prompt cannot be used, for example because it is too long, or cannot
+                be sampled as it is asked (`masks.parameters`).
             EngineDownError: the engine died.
         """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         prompt_ids = self._encode_prompt(messages)
         grid = self._grid(frames)
         self._refuse_overlong(len(prompt_ids), grid)
-        parameters = SamplingParams(
-            n=num_samples,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            seed=sampling.seed,
-            logprobs=0,
-            logit_bias=dict.fromkeys(self._forbidden, FORBIDDEN_LOGIT_BIAS),
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        parameters = self._parameters(sampling, num_samples=num_samples)
         prompt = {
             "prompt_token_ids": prompt_ids,
             "multi_modal_data": {"video": [(frames, processor_metadata(clip))]},
             "mm_processor_kwargs": {"do_resize": False},
         }
         output = await self._run(prompt, parameters)
-        samples = tuple(_sample(item) for item in output.outputs)
+        samples = tuple(self._sample(item) for item in output.outputs)
         return Generation(
             prompt_token_ids=tuple(output.prompt_token_ids),
             num_visual_tokens=output.prompt_token_ids.count(self._video_token),
@@ -250,6 +241,35 @@ class Engine:
         """End the engine process."""
         self._links.close()
         self._llm.shutdown()
+
+    def _parameters(self, sampling: Sampling, *, num_samples: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            n=num_samples,
+            max_tokens=sampling.max_tokens,
+            logprobs=0,
+            logit_bias=dict.fromkeys(self._forbidden, FORBIDDEN_LOGIT_BIAS),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            **masks.parameters(sampling, masked=self._masked),
+        )
+
+    def _sample(self, output: Any) -> Sample:
+        token_ids = tuple(output.token_ids)
+        chosen = zip(output.logprobs, token_ids, strict=True)
+        return Sample(
+            token_ids=token_ids,
+            logprobs=tuple(min(0.0, entry[token].logprob) for entry, token in chosen),
+            version_spans=tuple(
+                VersionSpan(version=_version(span.version), start=span.start, end=span.end)
+                for span in output.weight_versions
+            ),
+            finish_reason=_FINISH[output.finish_reason],
+            provenance="policy",
+            kept=masks.kept_tokens(output, forbidden=self._forbidden) if self._masked else None,
+        )
 
     async def _run(self, prompt: dict[str, Any], parameters: Any) -> Any:
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -357,6 +377,7 @@ def _engine_arguments(folder: Path, shared: Shared, rollout: Rollout) -> Any:
         additional_config={STAGING: rollout.weight_staging},
         enable_log_requests=False,
         disable_log_stats=True,
+        **masks.engine_settings(shared, rollout),
     )
 
 
@@ -365,21 +386,6 @@ def _stop_tokens(llm: Any, tokenizer: Any) -> tuple[int, ...]:
     generation = llm.model_config.try_get_generation_config().get("eos_token_id", [])
     others = [generation] if isinstance(generation, int) else list(generation)
     return tuple(dict.fromkeys([tokenizer.eos_token_id, *others]))
-
-
-def _sample(output: Any) -> Sample:
-    token_ids = tuple(output.token_ids)
-    chosen = zip(output.logprobs, token_ids, strict=True)
-    return Sample(
-        token_ids=token_ids,
-        logprobs=tuple(min(0.0, entry[token].logprob) for entry, token in chosen),
-        version_spans=tuple(
-            VersionSpan(version=_version(span.version), start=span.start, end=span.end)
-            for span in output.weight_versions
-        ),
-        finish_reason=_FINISH[output.finish_reason],
-        provenance="policy",
-    )
 
 
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}

@@ -28,11 +28,12 @@ def label_of(mode: AnswerMode) -> str:
 def answer_logprob(answer: GeneratedAnswer) -> float | None:
     """Mean log-probability of the tokens inside the answer block, nats, <= 0.
 
-    A token belongs to the block if any of its characters does. None without a closed block, or
-    when the replica did not say where its tokens end.
+    A token belongs to the block if any of its characters does. None without a closed block, when
+    the replica did not say where its tokens end, or when its log-probabilities are those of what
+    truncated sampling kept: a greedy answer of such a replica is certain, whatever the model means.
     """
     inside = _answer_range(answer.text)
-    if inside is None or not answer.token_ends:
+    if inside is None or not answer.token_ends or answer.sample.kept is not None:
         return None
     begin, end = inside
     starts = (0, *answer.token_ends[:-1])

@@ -69,6 +69,8 @@ MAY_CHANGE = {
     "learner.allow_float32_on_cuda": "a permission: shared.dtype is compared",
 }
 """Key, or start of keys → why it may."""
+LEFT_OUT = {"shared.sampling.top_k": 0}
+"""What a resolved config does not say where it is so (`common.messages.Sampling`)."""
 
 
 def refuse_changes(saved: Path, run: config.Run) -> None:
@@ -77,8 +79,8 @@ def refuse_changes(saved: Path, run: config.Run) -> None:
     Raises:
         ConfigError: settings differ that may not; names each with what was found and wanted.
     """
-    wanted = dict(_flat(json.loads(saved.read_text(encoding="utf-8"))))
-    found = dict(_flat(json.loads(config.dump(run))))
+    wanted = LEFT_OUT | dict(_flat(json.loads(saved.read_text(encoding="utf-8"))))
+    found = LEFT_OUT | dict(_flat(json.loads(config.dump(run))))
     defaults = dict(_flat(json.loads(config.dump(_bare(run)))))
     changed = [
         f"  {key}: found {value!r}, wanted {was!r}"

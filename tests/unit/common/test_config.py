@@ -10,6 +10,7 @@ import pytest
 
 from common import config
 from common.config import Run
+from common.config.truncation import returns_masks
 from common.errors import ConfigError
 from common.secrets import ROLES, VARIABLES
 
@@ -136,10 +137,43 @@ class TestRefusals:
 
 
 class TestSamplingAndImportance:
-    def test_truncated_sampling_with_importance_weights_is_refused(self, tmp_path: Path) -> None:
-        words = r"wanted 1\.0 while learner\.loss\.correction is 'token_truncate'.*no mask"
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            (
+                ["sampling.top_p=0.85"],
+                r"top_p: found 0\.85, wanted 1\.0 while learner\.loss\.correction is "
+                r"'token_truncate' and rollout\.device 'cpu'.*CPU engine returns no mask",
+            ),
+            (["sampling.top_p=0.85", "sampling.top_k=50"], r"top_p: .*CPU engine returns no mask"),
+            (
+                ["sampling.top_k=50"],
+                r"top_k: found 50, wanted 0 while .*CPU engine .*set shared\.sampling\.top_k = 0,",
+            ),
+        ],
+    )
+    def test_truncated_sampling_with_importance_weights_is_refused_on_a_cpu(
+        self, tmp_path: Path, settings: list[str], words: str
+    ) -> None:
         with pytest.raises(ConfigError, match=words):
-            load(tmp_path, MINIMAL, "shared.sampling.top_p=0.85")
+            load(tmp_path, MINIMAL, *(f"shared.{setting}" for setting in settings))
+
+    def test_on_a_gpu_it_needs_a_top_k_that_sizes_the_mask(self, tmp_path: Path) -> None:
+        overrides = ("rollout.device=cuda", "shared.sampling.top_p=0.85")
+        with pytest.raises(ConfigError, match=r"top_p: found 0\.85.*set shared\.sampling\.top_k"):
+            load(tmp_path, MINIMAL, *overrides)
+        run = load(tmp_path, MINIMAL, *overrides, "shared.sampling.top_k=50")
+        assert returns_masks(run.shared.sampling, run.rollout)
+        with pytest.raises(ConfigError, match=r"top_k: found 2049: .*less than or equal to 2048"):
+            load(tmp_path, MINIMAL, *overrides, "shared.sampling.top_k=2049")
+
+    def test_a_replica_outside_a_ring_samples_as_it_is_asked(self, tmp_path: Path) -> None:
+        """`tempsamp eval` starts one with the run file of a training."""
+        for device in ("cpu", "cuda"):
+            truncated = ("shared.sampling.top_p=0.85", "shared.sampling.top_k=50")
+            place = (f"rollout.device={device}", "rollout.weights=checkpoint")
+            run = load(tmp_path, MINIMAL, *truncated, *place)
+            assert not returns_masks(run.shared.sampling, run.rollout)
 
     def test_truncated_sampling_without_them_is_allowed(self, tmp_path: Path) -> None:
         overrides = ("shared.sampling.top_p=0.85", "learner.loss.correction=off")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from common.messages import PACKED, KeptTokens, Sample
+from common.messages import MAX_TOP_K, PACKED, KeptTokens, Sample, Sampling
 from tests.fixtures.wire import INJECTED, KEPT, policy_sample
 
 TRUNCATED = policy_sample(3).model_copy(update={"kept": KEPT})
@@ -30,6 +30,22 @@ def test_it_is_packed_in_redis() -> None:
 
 def test_without_truncation_messages_are_those_of_before() -> None:
     assert "kept" not in policy_sample(3).model_dump_json()
+    assert "top_k" not in Sampling().model_dump_json()
+    assert not Sampling().truncates
+
+
+@pytest.mark.parametrize("keys", [{"top_p": 0.85}, {"top_k": 1}, {"top_k": MAX_TOP_K}])
+def test_either_bound_truncates_and_travels(keys: dict[str, Any]) -> None:
+    sampling = Sampling(**keys)
+    assert sampling.truncates
+    assert Sampling.model_validate_json(sampling.model_dump_json()) == sampling
+    assert keys.items() <= json.loads(sampling.model_dump_json()).items()
+
+
+@pytest.mark.parametrize("top_k", [-1, MAX_TOP_K + 1])
+def test_top_k_has_bounds(top_k: int) -> None:
+    with pytest.raises(ValidationError, match="top_k"):
+        Sampling(top_k=top_k)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,20 @@ def test_what_decides_learning_is_refused_key_by_key(saved: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("was", "now"), [(0, 50), (50, 0), (50, 20)])
+def test_a_setting_that_a_config_does_not_write_down_is_compared(
+    tmp_path: Path, was: int, now: int
+) -> None:
+    path = tmp_path / "config.json"
+    saved, found = (
+        run_of('rollout.device="cuda"', f"shared.sampling.top_k={k}") for k in (was, now)
+    )
+    path.write_text(config.dump(saved))
+    with pytest.raises(ConfigError, match=rf"shared\.sampling\.top_k: found {now}, wanted {was}\n"):
+        refuse_changes(path, found)
+    refuse_changes(path, saved)
+
+
 def test_places_addresses_and_deadlines_may_change(saved: Path) -> None:
     changed = run_of(
         'shared.redis_url="redis://elsewhere:1/0"',
