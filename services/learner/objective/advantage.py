@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from common import config
-from common.messages import Provenance, Scored, ScoredGroup
+from common.messages import Scored, ScoredGroup
 
 STD_EPSILON = 1e-6
 """Added to every std, as the public code does (SPEC A7)."""
@@ -129,27 +129,7 @@ def sample_advantages(
     batch_std: float = 0.0,
     rows: Rows | None = None,
 ) -> SampleAdvantages:
-    """Advantages of one group, in sample order.
-
-    An unscored sample leaves its group: it gets None and does not enter mean or std, because a
-    broken grader is never a zero; so does one that the engine aborted. All None: the group is
-    unusable.
-    """
-    rows = rows or Rows.of(group, strategy=strategy, settings=settings)
-    advantages = _row_advantages(rows, strategy=strategy, settings=settings, batch_std=batch_std)
-    by_index = dict(zip(rows.samples, advantages, strict=True))
-    return tuple(by_index.get(index) for index in range(len(group.samples)))
-
-
-def group_advantages(
-    rewards: Sequence[float],
-    provenances: Sequence[Provenance],
-    *,
-    strategy: config.Strategy,
-    settings: config.Advantage,
-    batch_std: float = 0.0,
-) -> list[float | None]:
-    """Advantages of the scored samples of one group (SPEC A7, B1; paper eq. 2).
+    """Advantages of one group, in sample order (SPEC A7, B1; paper eq. 2).
 
         A_i = (r_i - mean(r)) / (max(std, std_floor) + 1e-6),    std with n - 1
 
@@ -170,22 +150,24 @@ def group_advantages(
     length or difficulty weights (not in the paper). Eq. 2 divides shaping's flattening above tau
     away when all rows are up there: noise is blown up unless `std_floor` says otherwise.
 
+    An unscored sample leaves its group: it gets None and does not enter mean or std, because a
+    broken grader is never a zero; so does one that the engine aborted.
+
     Args:
-        rewards: any finite values, one a scored sample.
-        provenances: who wrote each sample.
+        group: its verdicts are any finite rewards.
         strategy: how the injected row takes part.
         settings: scales and floors.
         batch_std: of the step's rewards, for `scale = "batch_std"`.
+        rows: of the group, where they are known.
 
     Returns:
-        One advantage a row; None for a row that is not trained on. All None when there are fewer
-        than two rows, or, for sft, no injected row.
+        One advantage a sample; None for one that is not trained on. All None, a group that is
+        unusable: fewer than two scored samples or, for sft, no injected one.
     """
-    injected = tuple(provenance == "injected" for provenance in provenances)
-    if strategy == "downscale":
-        rewards = _downscaled(rewards, injected, settings)
-    rows = Rows(tuple(range(len(rewards))), tuple(rewards), injected)
-    return _row_advantages(rows, strategy=strategy, settings=settings, batch_std=batch_std)
+    rows = rows or Rows.of(group, strategy=strategy, settings=settings)
+    advantages = _row_advantages(rows, strategy=strategy, settings=settings, batch_std=batch_std)
+    by_index = dict(zip(rows.samples, advantages, strict=True))
+    return tuple(by_index.get(index) for index in range(len(group.samples)))
 
 
 def _row_advantages(

@@ -10,16 +10,15 @@ import pytest
 from common import config
 from common.config import Advantage
 from common.errors import ConfigError
-from common.messages import Provenance, Scored, ScoredGroup, Unscored, Verdict
+from common.messages import Scored, ScoredGroup, Unscored, Verdict
 from services.learner.objective.advantage import (
     StepAdvantages,
-    group_advantages,
     sample_advantages,
     step_advantages,
 )
 from tests.fixtures.learner.groups import injected_sample, policy_sample
 
-REFERENCE = Path(__file__).parents[4] / "shared" / "reference"
+REFERENCE = Path(__file__).parents[5] / "shared" / "reference"
 DEFAULTS = Advantage()
 # (rewards, strategy, advantages); the last row is injected. Three groups of the reference table.
 RESTATED: list[tuple[list[float], str, list[float]]] = [
@@ -41,14 +40,22 @@ RESTATED: list[tuple[list[float], str, list[float]]] = [
 ]
 
 
-def provenances(num_rows: int) -> list[Provenance]:
-    return ["policy"] * (num_rows - 1) + ["injected"]
+def group_of(verdicts: list[Verdict], *, injected: int = 1) -> ScoredGroup:
+    """Policy samples, then injected ones; only verdicts and provenance matter here."""
+    samples = [policy_sample([1])] * (len(verdicts) - injected) + [injected_sample([1])] * injected
+    return ScoredGroup.model_construct(samples=tuple(samples), verdicts=tuple(verdicts))
 
 
-def advantages(rewards: list[float], strategy: Any, settings: Advantage = DEFAULTS) -> list[Any]:
-    return group_advantages(
-        rewards, provenances(len(rewards)), strategy=strategy, settings=settings
-    )
+def scored(reward: float) -> Scored:
+    return Scored(reward=reward, parts={})
+
+
+def advantages(
+    rewards: list[float], strategy: Any, settings: Advantage = DEFAULTS, *, injected: int = 1
+) -> list[Any]:
+    """Of a group whose last answers are injected."""
+    group = group_of([scored(reward) for reward in rewards], injected=injected)
+    return list(sample_advantages(group, strategy=strategy, settings=settings))
 
 
 @pytest.mark.parametrize(("rewards", "strategy", "wanted"), RESTATED)
@@ -77,9 +84,7 @@ def test_reference_table() -> None:
 
 
 def test_plain_grpo_is_eq_2_over_policy_rows() -> None:
-    found = group_advantages(
-        [0.0, 1.0], ["policy", "policy"], strategy="none", settings=Advantage()
-    )
+    found = advantages([0.0, 1.0], "none", injected=0)
     assert found == pytest.approx([-math.sqrt(0.5), math.sqrt(0.5)], abs=2e-6)
 
 
@@ -88,8 +93,7 @@ def test_sft_trains_the_injected_row_alone() -> None:
 
 
 def test_sft_group_without_injected_row_is_unusable() -> None:
-    found = group_advantages([0.2, 0.9], ["policy"] * 2, strategy="sft", settings=Advantage())
-    assert found == [None, None]
+    assert advantages([0.2, 0.9], "sft", injected=0) == [None, None]
 
 
 @pytest.mark.parametrize("strategy", ["none", "mixed", "downscale", "anchor", "shaping"])
@@ -116,16 +120,6 @@ def test_std_floor_keeps_near_ties_small() -> None:
 def test_without_std_rewards_are_only_centred() -> None:
     found = advantages([0.0, 0.5, 1.0], "mixed", Advantage(scale="none"))
     assert found == pytest.approx([-0.5, 0.0, 0.5])
-
-
-def group_of(verdicts: list[Verdict]) -> ScoredGroup:
-    """Policy samples and an injected one; only verdicts and provenance matter here."""
-    samples = [policy_sample([1]) for _ in verdicts[1:]] + [injected_sample([1])]
-    return ScoredGroup.model_construct(samples=tuple(samples), verdicts=tuple(verdicts))
-
-
-def scored(reward: float) -> Scored:
-    return Scored(reward=reward, parts={})
 
 
 def test_unscored_sample_leaves_mean_and_std() -> None:
