@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from common.config import Learner, Reward, Rollout, Run
 from common.secrets import TOKEN
+from services.learner.metrics import SERIES
 from tests.fixtures.deploy.monitoring import (
     MONITORING,
     ROOT,
@@ -29,7 +30,7 @@ PORTS = {
     "rollout": Rollout.model_fields["port"].default,
     "learner": Learner.model_fields["metrics_port"].default,
 }
-UNITS = {"none", "s", "percentunit"}
+UNITS = {"none", "s", "percentunit", "bytes"}
 KNOB = re.compile(r"`((?:shared|rollout|reward|learner)\.[\w.]+)`")
 PANEL_KEYS = {"id", "type", "title", "description", "datasource", "gridPos", "fieldConfig"}
 
@@ -214,6 +215,16 @@ def test_expressions_are_promql_over_our_jobs(scraped: dict[str, Document]) -> N
             jobs = [value for label, _, value in selector.matchers if label == "job"]
             assert all(set(value.split("|")) <= set(scraped) for value in jobs), title
             assert selector.name.startswith(("tempsamp_", "up")), title
+
+
+def test_every_figure_of_a_step_or_validation_has_a_panel() -> None:
+    shown = {s.name for _, expression, _ in expressions() for s in selectors(expression)}
+    names = {
+        f"{series.name}_total" if series.kind in ("counter", "sum") else series.name
+        for series in SERIES
+    }
+    assert len(names) > 40
+    assert names - shown == set()
 
 
 def test_a_wrong_expression_is_noticed() -> None:
