@@ -19,6 +19,7 @@ from common.prompts import chat_messages
 from common.video.frames import load_frames, sample_clip
 from jobs.toy import clips
 from services.learner.model.policy import load_policy
+from services.learner.model.scoring import Kept, token_scores
 from services.learner.parallel import start_ranks
 from services.learner.probe import BOUNDS, Gap, logprob_gap
 from services.rollout import masks
@@ -39,10 +40,14 @@ def vllm() -> Any:
         from vllm import SamplingParams, outputs
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.logprobs import Logprob
-        from vllm.v1 import outputs as of_runner
+        from vllm.v1.engine.output_processor import RequestState
+        from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+        from vllm.v1.worker.gpu.sample.output import SamplingMaskTensors
     return SimpleNamespace(
         outputs=outputs,
-        of_runner=of_runner,
+        truncated=apply_top_k_top_p,
+        SamplingMaskTensors=SamplingMaskTensors,
+        RequestState=RequestState,
         Logprob=Logprob,
         SamplingParams=SamplingParams,
         AsyncEngineArgs=AsyncEngineArgs,
@@ -71,23 +76,72 @@ def completion(vllm: Any, rows: Sequence[Sequence[int]] | None) -> Any:
     )
 
 
-class TestAnswers:
-    def test_masks_of_a_batch_of_the_runner_reach_their_answer(self, vllm: Any) -> None:
-        """From the runner's rows of a step to a sample, the way of vLLM's output processor."""
-        steps = [  # of two requests each; ours is the second
-            vllm.of_runner.SamplingMaskLists(
-                np.array(ids, dtype=np.int32), np.array(edges, dtype=np.int64)
-            )
-            for ids, edges in (([1, 5, 9], [0, 1, 3]), ([1, 2, 4, 7, 8], [0, 2, 5]))
-        ]
-        rows = [row for step in steps for row in step.slice_request(1, 1).to_nested_list()]
-        sample = engine(masked=True)._sample(completion(vllm, rows))
-        assert sample.kept is not None
-        assert list(sample.kept.ids) == [5, 9, 4, 7, 8]
-        assert list(sample.kept.counts) == [2, 3]
-        assert list(sample.logprobs) == [-0.5, -1.25]
-        assert Sample.model_validate_json(sample.model_dump_json()) == sample
+class TestTheWayOfAMask:
+    """Through vLLM's own code from truncated logits to a finished answer; only the kernel that
+    reads the ids off them needs a GPU."""
 
+    def test_the_learner_has_the_log_probabilities_that_vllm_reports(self, vllm: Any) -> None:
+        torch.manual_seed(0)
+        raw_TV = 3 * torch.randn(16, 40)
+        left_TV = vllm.truncated(raw_TV.clone(), torch.full((16,), 6), torch.full((16,), 0.85))
+        probabilities_TV = left_TV.softmax(-1)
+        ids_T = probabilities_TV.multinomial(1)[:, 0]
+        logprobs_T = probabilities_TV.log()[range(16), ids_T]
+        rows = [row.isfinite().nonzero()[:, 0].tolist() for row in left_TV]
+        assert {len(row) for row in rows} > {1}
+        steps = [lists(vllm, [[0], row], width=4) for row in rows]
+        output = finished(vllm, ids_T.tolist(), logprobs_T.tolist(), steps)
+        sample = engine(masked=True)._sample(output)
+        assert sample.kept is not None
+        kept = Kept(torch.tensor([*sample.kept.counts]), torch.tensor([*sample.kept.ids]))
+        found_T, entropy_T = token_scores(raw_TV, ids_T, kept)
+        assert found_T.tolist() == pytest.approx([*sample.logprobs], abs=1e-6)
+        wanted_T = torch.distributions.Categorical(logits=left_TV).entropy()
+        assert entropy_T.tolist() == pytest.approx(wanted_T.tolist(), abs=1e-5)
+        blind_T, _ = token_scores(raw_TV, ids_T, None)
+        assert float((blind_T - found_T).abs().max()) > 0.1
+
+    def test_a_row_wider_than_top_k_comes_whole(self, vllm: Any) -> None:
+        """Ties: vLLM keeps all of them, and returns a bitmask."""
+        rows = [[4, 5, 8, 9], [7]]
+        steps = [lists(vllm, [[1], row], width=2) for row in rows]
+        kept = masks.kept_tokens(finished(vllm, [5, 7], [-1.0, 0.0], steps), forbidden=())
+        assert (list(kept.ids), list(kept.counts)) == ([4, 5, 8, 9, 7], [4, 1])
+
+
+def lists(vllm: Any, rows: Sequence[Sequence[int]], *, width: int) -> Any:
+    """What the scheduler gives our request, the second of a batch, of the runner's tensors."""
+    compact = torch.full((len(rows), width), -1, dtype=torch.int32)
+    bits = np.zeros((len(rows), 40), dtype=np.uint8)
+    for number, row in enumerate(rows):
+        compact[number, : len(row[:width])] = torch.tensor(row[:width], dtype=torch.int32)
+        bits[number, row] = 1
+    packed = torch.from_numpy(np.packbits(bits, axis=1, bitorder="little"))
+    counts = torch.tensor([len(row) for row in rows], dtype=torch.int32)
+    return vllm.SamplingMaskTensors(compact, packed, counts, 40).tolists().slice_request(1, 1)
+
+
+def finished(vllm: Any, token_ids: list[int], logprobs: list[float], steps: Sequence[Any]) -> Any:
+    """The answer that vLLM's output processor makes of what the scheduler sent."""
+    entries = [
+        {token: vllm.Logprob(logprob, 1, None)}
+        for token, logprob in zip(token_ids, logprobs, strict=True)
+    ]
+    state = vllm.RequestState.__new__(vllm.RequestState)
+    state.detokenizer = SimpleNamespace(
+        get_next_output_text=lambda *_: "",
+        output_token_ids=token_ids,
+        num_output_tokens=lambda: len(token_ids),
+    )
+    state.logprobs_processor = SimpleNamespace(logprobs=entries, cumulative_logprob=None)
+    state.output_kind = "final only"
+    state.sampling_mask_chunks = list(steps)
+    state.routed_experts_chunks, state.spec_decode_metrics = [], None
+    state.weight_version_starts, state.request_index = [("3", 0)], 0
+    return state._new_completion_output(token_ids, "stop", None)
+
+
+class TestAnswers:
     def test_forbidden_tokens_were_no_choice_however_far_top_k_reaches(self, vllm: Any) -> None:
         rows = [[5, *FORBIDDEN], [7, 8, FORBIDDEN[0]]]
         kept = masks.kept_tokens(completion(vllm, rows), forbidden=FORBIDDEN)
