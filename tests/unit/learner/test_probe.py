@@ -1,6 +1,6 @@
 """Engine against learner at one version: equal, planted gaps, and what the run is told."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from common.errors import ParityError
 from common.messages import Float32Array, ScoredGroup
 from services.learner.batching.batch import collate
 from services.learner.model.policy import Policy, load_policy
-from services.learner.parallel import Ranks, start_ranks
+from services.learner.parallel import Ranks
 from services.learner.probe import BOUNDS, Gap, disagreement, logprob_gap
 from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.tiny_models import Architecture
@@ -20,13 +20,6 @@ from tests.fixtures.learner.tiny_models import Architecture
 @pytest.fixture
 def policy(tiny_model: Callable[[Architecture], Path]) -> Policy:
     return load_policy(tiny_model("qwen3_vl"))
-
-
-@pytest.fixture
-def ranks() -> Iterator[Ranks]:
-    ranks = start_ranks("cpu", timeout_s=30)
-    yield ranks
-    ranks.close()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Optimizer steps of a tiny model: what changes weights, and what does not."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from common import config
 from common.config import Run
 from common.messages import ClipRef, ScoredGroup
 from common.video.frames import load_frames
-from services.learner import parallel, step
+from services.learner import step
 from services.learner.batching.batch import NO_WORK, TrainBatch, collate
 from services.learner.model.policy import load_policy
 from services.learner.model.vision import LoadFrames
@@ -22,15 +22,6 @@ from services.learner.parallel import Ranks, shard_model
 from services.learner.step import Stepper
 from tests.fixtures.learner.groups import clip_ref, one_each, scored_group
 from tests.fixtures.learner.tiny_models import Architecture
-
-TIMEOUT_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    started = parallel.start_ranks("cpu", timeout_s=TIMEOUT_S)
-    yield started
-    started.close()
 
 
 @pytest.fixture

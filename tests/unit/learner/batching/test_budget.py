@@ -1,7 +1,7 @@
 """How much a rank forwards at once, and what becomes of a step whose memory runs out."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,19 +17,12 @@ from services.learner.batching.batch import NO_WORK, TrainBatch, collate
 from services.learner.batching.budget import CPU_TOKENS, FILE, Budget, step_within
 from services.learner.batching.plan import Limits
 from services.learner.model.policy import Policy, load_policy
-from services.learner.parallel import Ranks, shard_model, start_ranks
+from services.learner.parallel import Ranks, shard_model
 from services.learner.step import Stepper
 from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.tiny_models import Architecture
 
 ModelFolder = Callable[[Architecture], Path]
-
-
-@pytest.fixture
-def ranks() -> Iterator[Ranks]:
-    made = start_ranks("cpu", timeout_s=10)
-    yield made
-    made.close()
 
 
 @pytest.fixture

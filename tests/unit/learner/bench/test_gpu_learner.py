@@ -1,26 +1,18 @@
 """`make bench-gpu`'s learner part, tried on the CPU."""
 
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
 
-from services.learner.parallel import Ranks, start_ranks
+from services.learner.parallel import Ranks
 from tests.bench.gpu_learner import __main__ as bench
 from tests.bench.gpu_learner.shapes import REAL, TINY, Shape, group_of, model_flops
 
 
-@pytest.fixture
-def one_rank() -> Iterator[Ranks]:
-    ranks = start_ranks("cpu", timeout_s=30)
-    yield ranks
-    ranks.close()
-
-
 @pytest.mark.parametrize("shape", TINY, ids=lambda shape: shape.name)
-def test_every_figure_is_found_for_a_tiny_shape(shape: Shape, one_rank: Ranks) -> None:
-    found = bench.measure(shape, ranks=one_rank, repeats=1, compile_layers="auto")
+def test_every_figure_is_found_for_a_tiny_shape(shape: Shape, ranks: Ranks) -> None:
+    found = bench.measure(shape, ranks=ranks, repeats=1, compile_layers="auto")
     assert found["tokens"] == found["prompt_tokens"] + 3 * 6
     assert found["step_s"]["median"] > 0
     assert found["mfu"] is None

@@ -16,7 +16,7 @@ from common.messages import ScoredGroup
 from common.video.frames import load_frames
 from services.learner.batching.batch import TrainBatch, collate
 from services.learner.model.policy import Policy, load_policy
-from services.learner.parallel import Ranks, start_ranks
+from services.learner.parallel import Ranks
 from services.learner.publishing.publisher import Publisher
 from services.learner.publishing.snapshot import Snapshot
 from services.learner.state.checkpoint import Checkpoints
@@ -24,13 +24,6 @@ from services.learner.step import Stepper
 from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.tiny_models import Architecture
 from tests.unit.learner.state.test_checkpoint import state
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    ranks = start_ranks("cpu", timeout_s=30)
-    yield ranks
-    ranks.close()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What a GPU has to have for gated delta nets, and layers compiled once for all shapes."""
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,7 @@ from common.messages import ClipRef
 from services.learner.batching.batch import MicroBatch, collate
 from services.learner.model import kernels
 from services.learner.model.policy import Policy, load_policy
-from services.learner.parallel import Ranks, shard_model, start_ranks
+from services.learner.parallel import Ranks, shard_model
 from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.tiny_models import Architecture
 
@@ -111,13 +111,6 @@ def test_layers_that_attend_are_compiled(
 
 
 @pytest.fixture
-def one_rank() -> Iterator[Ranks]:
-    ranks = start_ranks("cpu", timeout_s=30)
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture
 def clip(clip_paths: tuple[Path, Path]) -> ClipRef:
     return clip_ref(clip_paths[0], architecture="qwen3_vl")
 
@@ -153,7 +146,7 @@ def learned(policy: Policy, batch: MicroBatch) -> dict[str, Tensor]:
 @pytest.mark.chaos  # a minute, nearly all of it in the compiler
 @pytest.mark.filterwarnings("ignore")  # of torch's own, inside the compiler
 def test_compiled_layers_learn_the_same_and_one_compilation_takes_all_shapes(
-    tiny_model: Tiny, clip: ClipRef, one_rank: Ranks
+    tiny_model: Tiny, clip: ClipRef, ranks: Ranks
 ) -> None:
     """Checkpointed, in bfloat16 under FSDP; traced as for a GPU, run operation by operation."""
     model = tiny_model("qwen3_vl")
@@ -163,7 +156,7 @@ def test_compiled_layers_learn_the_same_and_one_compilation_takes_all_shapes(
     settings = Kernels(compile="on")
     assert kernels.compile_layers(compiled, settings, device=CPU, backend="aot_eager")
     for policy in (plain, compiled):
-        shard_model(policy, ranks=one_rank, compute_dtype=torch.bfloat16)
+        shard_model(policy, ranks=ranks, compute_dtype=torch.bfloat16)
     frames = []
     for lengths in ([5, 2, 4], [7, 3, 2, 4], [9, 3, 2, 4, 5], [3, 2, 2, 4, 5, 6]):
         batch = batch_of(plain, model, clip, lengths)

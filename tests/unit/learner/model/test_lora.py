@@ -1,6 +1,6 @@
 """Adapters learn as PEFT's own do, and leave as the weights that PEFT would merge."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from common.errors import ConfigError
 from common.messages import ScoredGroup
 from services.learner.batching.batch import MicroBatch, collate
 from services.learner.model.policy import Policy, load_policy
-from services.learner.parallel import Ranks, shard_model, start_ranks, whole_weights
+from services.learner.parallel import Ranks, shard_model, whole_weights
 from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.learner_rank import fill_adapters
 from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture
@@ -21,13 +21,6 @@ from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture
 ModelFolder = Callable[[Architecture], Path]
 SETTINGS = Lora(rank=4, alpha=8.0)
 CLEAR_NATS = 1e-2
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    ranks = start_ranks("cpu", timeout_s=30)
-    yield ranks
-    ranks.close()
 
 
 @pytest.fixture(params=ARCHITECTURES)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.learner.model import start
-from services.learner.parallel import Ranks, start_ranks
+from services.learner.parallel import Ranks
 from tests.fixtures.learner.ranks import run_ranks
 from tests.fixtures.learner.start_rank import assert_starts_as_loaded
 from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture
@@ -48,20 +48,13 @@ def test_two_ranks_start_as_a_direct_load(models: list[Path]) -> None:
     run_ranks(2, "tests.fixtures.learner.start_rank", *map(str, models), timeout_s=DEADLINE_S)
 
 
-@pytest.fixture
-def one_rank() -> Iterator[Ranks]:
-    ranks = start_ranks("cpu", timeout_s=10)
-    yield ranks
-    ranks.close()
+@pytest.mark.parametrize("number", range(4))
+def test_one_rank_starts_as_a_direct_load(number: int, models: list[Path], ranks: Ranks) -> None:
+    assert_starts_as_loaded(models[number], ranks, freeze_vision=True)
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_one_rank_starts_as_a_direct_load(number: int, models: list[Path], one_rank: Ranks) -> None:
-    assert_starts_as_loaded(models[number], one_rank, freeze_vision=True)
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_what_is_given_memory_is_filled(number: int, models: list[Path], one_rank: Ranks) -> None:
+def test_what_is_given_memory_is_filled(number: int, models: list[Path], ranks: Ranks) -> None:
     """Memory comes with whatever it held, here NaN: nothing of it may be left."""
     policy = start.load_policy(models[number], empty=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -71,6 +64,6 @@ def test_what_is_given_memory_is_filled(number: int, models: list[Path], one_ran
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(parameter.isnan().all() for parameter in policy.parameters())
-    start._fill(policy, models[number], {}, ranks=one_rank)
+    start._fill(policy, models[number], {}, ranks=ranks)
     named = [*policy.named_parameters(), *policy.named_buffers()]
     assert [name for name, value in named if value.isnan().any()] == []

@@ -1,7 +1,7 @@
 """The best checkpoint on held-out rows is kept beside the newest ones, and every rank saves it."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,7 +11,7 @@ import torch
 
 from common import config
 from services.learner.model.policy import load_policy
-from services.learner.parallel import Ranks, start_ranks
+from services.learner.parallel import Ranks
 from services.learner.state.best import FILE, Best, best_so_far, is_best, name_best
 from services.learner.state.checkpoint import Checkpoints, list_checkpoints
 from services.learner.train import Learner
@@ -37,13 +37,6 @@ def test_the_first_of_the_highest_is_the_best_and_the_start_does_not_count(tmp_p
 def test_a_checkpoint_that_is_not_there_is_not_named(tmp_path: Path) -> None:
     name_best(tmp_path, Best(step=4, value=0.5))
     assert not (tmp_path / FILE).exists()
-
-
-@pytest.fixture
-def ranks() -> Iterator[Ranks]:
-    ranks = start_ranks("cpu", timeout_s=30)
-    yield ranks
-    ranks.close()
 
 
 def run_of(run_dir: Path, model: Path, **learner: Any) -> config.Run:

@@ -1,7 +1,7 @@
 """Checkpoints on the disk, and what an export takes over from the one that a run began with."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from common import config
 from common.errors import RunLostError
 from services.learner.model.policy import load_policy
-from services.learner.parallel import Ranks, start_ranks
+from services.learner.parallel import Ranks
 from services.learner.state.checkpoint import Checkpoints, carry_over
 from tests.fixtures.learner.checkpoint_rank import run_state as state
 from tests.fixtures.learner.tiny_models import Architecture
@@ -27,13 +27,6 @@ def test_settings_are_carried_over_and_the_index_of_other_weights_is_not(tmp_pat
     carry_over(start, export)
     assert {path.name for path in export.iterdir()} == set(names)
     assert (export / "config.json").read_text() == "export"
-
-
-@pytest.fixture
-def ranks() -> Iterator[Ranks]:
-    ranks = start_ranks("cpu", timeout_s=30)
-    yield ranks
-    ranks.close()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A checkpoint is restored by another number of ranks, and by an optimizer with other groups."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from common import config
 from services.learner.model.optimizer import adamw
 from services.learner.model.policy import Policy, load_policy
-from services.learner.parallel import Ranks, start_ranks
+from services.learner.parallel import Ranks
 from services.learner.state.checkpoint import Checkpoints
 from tests.fixtures.learner.checkpoint_rank import run_state
 from tests.fixtures.learner.groups import clip_ref, scored_group
@@ -69,15 +69,8 @@ def test_a_checkpoint_of_two_ranks_goes_on_at_other_numbers(
         assert (found[name] - value).abs().max().item() <= gap, name
 
 
-@pytest.fixture
-def one_rank() -> Iterator[Ranks]:
-    ranks = start_ranks("cpu", timeout_s=10)
-    yield ranks
-    ranks.close()
-
-
 def test_a_checkpoint_of_one_group_of_parameters_is_restored_into_two(
-    tiny_model: ModelFolder, one_rank: Ranks, tmp_path: Path
+    tiny_model: ModelFolder, ranks: Ranks, tmp_path: Path
 ) -> None:
     """Checkpoints from before vectors were left out of weight decay."""
     start = tiny_model("qwen3_vl")
@@ -92,7 +85,7 @@ def test_a_checkpoint_of_one_group_of_parameters_is_restored_into_two(
     ) -> tuple[Checkpoints, torch.optim.Optimizer, Policy]:
         policy = load_policy(start)
         optimizer = make(policy)
-        own = Checkpoints(run, start=start, policy=policy, optimizer=optimizer, ranks=one_rank)
+        own = Checkpoints(run, start=start, policy=policy, optimizer=optimizer, ranks=ranks)
         return own, optimizer, policy
 
     def of_one_group(policy: Policy) -> torch.optim.Optimizer:
