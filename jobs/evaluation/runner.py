@@ -15,7 +15,15 @@ from pathlib import Path
 
 from common.answers.reading import read_spans
 from common.errors import EngineError, VideoError
-from common.messages import ClipRef, GeneratedAnswer, GenerateRequest, Mode, Sampling, Window
+from common.messages import (
+    ClipRef,
+    GeneratedAnswer,
+    GenerateRequest,
+    GenerateResponse,
+    Mode,
+    Sampling,
+    Window,
+)
 from jobs.asking.refusals import Refused
 from jobs.asking.replicas import Ask, Fleet, one_version
 from jobs.evaluation.journal import Journal
@@ -144,8 +152,8 @@ class Runner:
         """Ask everything.
 
         Raises:
-            EngineError: no replica can be reached, other weights answered, or question after
-                question was refused.
+            EngineError: no replica can be reached, other weights answered, answers that are to be
+                selected have no probabilities, or question after question was refused.
         """
         await fleet.work(
             jobs,
@@ -182,6 +190,7 @@ class Runner:
             sampling=Sampling(temperature=0.0, max_tokens=settings.max_tokens[job.mode]),
         )
         replies = [await ask(greedy)]
+        self._check_confidence(replies[0])
         if job.num_samples:
             sampling = Sampling(max_tokens=settings.max_tokens[job.mode], seed=job.seed)
             update = {"num_samples": job.num_samples, "sampling": sampling}
@@ -250,6 +259,14 @@ class Runner:
     def _add(self, job: Job, record: PredictionRecord) -> None:
         self._journals[job.mode].append(record)
         self._on_record(record)
+
+    def _check_confidence(self, reply: GenerateResponse) -> None:
+        if self._settings.mode == "mixed_selected" and reply.answers[0].sample.kept is not None:
+            raise EngineError(
+                "--mode mixed_selected: found a replica of a ring that samples from less than the "
+                "whole distribution (its shared.sampling.top_k): a greedy answer of it has no "
+                "probability to be selected by; wanted one that serves a checkpoint (--model)"
+            )
 
     def _check_refusals(self, error: Refused) -> None:
         self._refused_in_a_row += 1
