@@ -5,6 +5,7 @@
     TEMPSAMP_GENERATE_TOKEN   answers of replicas: evaluations, the learner's validation
     TEMPSAMP_SCORE_TOKEN      the reward service: replicas, anybody's trainer
     TEMPSAMP_REDIS_PASSWORD   of the run's Redis
+    TEMPSAMP_OPENAI_KEY       of somebody else's server (`--openai`), which is told no token of ours
 
 `common.config` puts them into `[shared]`; `common.rest.auth` asks callers for the right one. Once
 any token is set, a role without one is closed to everybody.
@@ -25,8 +26,10 @@ Role = Literal["control", "generate", "score"]
 ROLES: tuple[Role, ...] = get_args(Role)
 TOKEN = "TEMPSAMP_TOKEN"
 REDIS_PASSWORD = "TEMPSAMP_REDIS_PASSWORD"
+OPENAI_KEY = "TEMPSAMP_OPENAI_KEY"
 TOKEN_OF: Mapping[Role, str] = {role: f"TEMPSAMP_{role.upper()}_TOKEN" for role in ROLES}
 VARIABLES = (TOKEN, *TOKEN_OF.values(), REDIS_PASSWORD)
+"""Of a run."""
 MOST_BYTES = 4096
 OTHERS = stat.S_IWGRP | stat.S_IRWXO
 """Bits that a file of a secret must not have; its group may read it (Kubernetes' fsGroup)."""
@@ -94,7 +97,8 @@ def has_credentials(url: str) -> bool:
 
 def only(*, token: str, redis_password: str | None = None) -> dict[str, str]:
     """Environment of a child that knows this token for every role, whatever its parent knows."""
-    names = [*VARIABLES, *(f"{name}_FILE" for name in VARIABLES)]
+    secret_names = (*VARIABLES, OPENAI_KEY)
+    names = [*secret_names, *(f"{name}_FILE" for name in secret_names)]
     given = {TOKEN: token, REDIS_PASSWORD: redis_password or ""}
     return {**dict.fromkeys(names, ""), **given}
 

@@ -2,8 +2,12 @@
 
     httpx.Response -> raise_for_status(): Refused (this question), Busy and NotReady (come again)
 
-Neighbours: `jobs.asking.replicas` and `jobs.asking.openai` ask.
+Neighbours: `jobs.asking.replicas` asks; `jobs.asking.openai` has the same kinds of another form.
 """
+
+import math
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import httpx
 
@@ -14,6 +18,8 @@ UNAVAILABLE = (502, 503, 504)
 """A replica that loads, or a proxy whose replica is gone."""
 MAX_PAUSE_S = 5.0
 """Longest wait before the next try."""
+MAX_RETRY_AFTER_S = 60.0
+"""Longest wait that a busy server can ask for."""
 
 
 class Refused(EngineError):
@@ -27,6 +33,10 @@ class Refused(EngineError):
 
 class NotReady(EngineError):
     """A replica is still loading."""
+
+
+class Broken(NotReady):
+    """A server failed over this question (500), which may be what breaks it."""
 
 
 class Busy(NotReady):
@@ -49,7 +59,7 @@ def raise_for_status(answer: httpx.Response) -> None:
     detail, field = _problem(answer)
     problem = f"{answer.url}: found status {answer.status_code}: {detail}"
     if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
-        raise Busy(problem, retry_after_s=_retry_after_s(answer))
+        raise Busy(problem, retry_after_s=retry_after_s(answer.headers.get("Retry-After")))
     if answer.status_code in UNAVAILABLE:
         raise NotReady(problem)
     if answer.status_code in UNAUTHORIZED:
@@ -59,12 +69,21 @@ def raise_for_status(answer: httpx.Response) -> None:
     raise Refused(problem, field=field)
 
 
-def _retry_after_s(answer: httpx.Response) -> float:
-    """Seconds as the replica says, within bounds; a date, or nothing, is a second."""
+def retry_after_s(header: str | None) -> float:
+    """Seconds as the server says (a number or a date), within bounds; nothing is a second."""
     try:
-        return min(MAX_PAUSE_S, max(0.0, float(answer.headers["Retry-After"])))
-    except (KeyError, ValueError):
+        wanted_s = float(header or "1")
+    except ValueError:
+        wanted_s = _seconds_until(header or "")
+    return 1.0 if math.isnan(wanted_s) else min(MAX_RETRY_AFTER_S, max(0.0, wanted_s))
+
+
+def _seconds_until(date: str) -> float:
+    try:
+        when = parsedate_to_datetime(date)
+    except ValueError:
         return 1.0
+    return (when - datetime.now(UTC)).total_seconds() if when.tzinfo else 1.0
 
 
 def _problem(answer: httpx.Response) -> tuple[str, str | None]:

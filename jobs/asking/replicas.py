@@ -1,8 +1,9 @@
-"""Questions to rollout replicas over HTTP: `GenerateRequest` → `GenerateResponse`.
+"""Questions to rollout replicas over HTTP: `GenerateRequest` → `Reply`.
 
 `Replicas` asks in turn and suits a few questions. `Fleet` keeps every replica busy for as long as
 it takes: replicas pull from one queue (`jobs.asking.piles`), so a slow one holds nobody back, and
-what a dead one had in work goes to the others. Neighbours: POST /v1/generate of
+what a dead one had in work goes to the others. Both take an `Asker`, `ask` unless told otherwise:
+`jobs.asking.openai` has one for servers that are no replicas. Neighbours: POST /v1/generate of
 `services.rollout.app`; `jobs.ground.command` and `jobs.evaluation.runner` ask.
 """
 
@@ -21,12 +22,13 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import httpx
 from pydantic import SecretStr
 from tenacity import (
     AsyncRetrying,
+    RetryCallState,
     retry_if_exception_type,
     stop_after_delay,
     wait_random_exponential,
@@ -37,8 +39,9 @@ from common.errors import EngineError
 from common.logs import NowAndThen
 from common.messages import GenerateRequest, GenerateResponse, ReplicaStatus
 from common.rest import direct
+from jobs.asking.answers import Reply, of_replica
 from jobs.asking.piles import Numbered, Piles
-from jobs.asking.refusals import MAX_PAUSE_S, Busy, NotReady, raise_for_status
+from jobs.asking.refusals import MAX_PAUSE_S, Broken, Busy, NotReady, raise_for_status
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +50,21 @@ FLEET_TIMEOUT = httpx.Timeout(10.0, read=600.0, pool=None)
 """A full replica queues what it is asked; 2,048 tokens of thought on a long clip take minutes."""
 RETRY_S = 60.0
 """How long a replica may be unreachable or not ready."""
+BUSY_S = 900.0
+"""How long a server may say that it is busy without one answer in between."""
 MAX_DELIVERIES = 3
 """A question during which so many connections broke is given up: it may be what breaks them."""
 POLL_S = 0.2
 
 Job = TypeVar("Job")
-Ask = Callable[[GenerateRequest], Awaitable[GenerateResponse]]
+Ask = Callable[[GenerateRequest], Awaitable[Reply]]
+
+
+class Asker(Protocol):
+    """How one request is put to one server."""
+
+    async def __call__(self, client: httpx.AsyncClient, *, request: GenerateRequest) -> Reply:
+        """As `ask`."""
 
 
 @contextlib.asynccontextmanager
@@ -74,18 +86,42 @@ async def connected(
         ]
 
 
+async def ask(client: httpx.AsyncClient, *, request: GenerateRequest) -> Reply:
+    """One request to one replica.
+
+    Raises:
+        Refused: it cannot be served (422 and the like).
+        NotReady: the replica is still loading; Busy: it has too much to do.
+        EngineError: it does not let us in.
+        httpx.TransportError: it could not be reached.
+    """
+    answer = await client.post(
+        "/v1/generate",
+        content=request.model_dump_json().encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    raise_for_status(answer)
+    return of_replica(GenerateResponse.model_validate_json(answer.content))
+
+
 class Replicas:
     """Rollout replicas asked in turn; the clients belong to the caller."""
 
     def __init__(
-        self, clients: Sequence[httpx.AsyncClient], *, concurrency: int, retry_s: float = RETRY_S
+        self,
+        clients: Sequence[httpx.AsyncClient],
+        *,
+        concurrency: int,
+        retry_s: float = RETRY_S,
+        ask: Asker = ask,
     ) -> None:
         self._clients = itertools.cycle(clients)
+        self._ask = ask
         self._in_flight = asyncio.Semaphore(concurrency)
         self._retry_s = retry_s
         self._word = NowAndThen()
 
-    async def generate(self, request: GenerateRequest) -> GenerateResponse:
+    async def generate(self, request: GenerateRequest) -> Reply:
         """Answers to one request; each retry asks the next replica.
 
         Raises:
@@ -94,15 +130,15 @@ class Replicas:
         """
         attempts = AsyncRetrying(
             retry=retry_if_exception_type((httpx.TransportError, NotReady)),
-            wait=wait_random_exponential(multiplier=0.2, max=MAX_PAUSE_S),
+            wait=_pause_s,
             stop=stop_after_delay(self._retry_s),
             reraise=True,
         )
 
-        async def once() -> GenerateResponse:  # tenacity takes a lambda for a plain function
+        async def once() -> Reply:  # tenacity takes a lambda for a plain function
             client = next(self._clients)
             try:
-                return await ask(client, request=request)
+                return await self._ask(client, request=request)
             except (httpx.TransportError, NotReady) as error:
                 _say_silent(client, error, word=self._word)
                 raise
@@ -112,7 +148,7 @@ class Replicas:
                 return await attempts(once)
             except httpx.TransportError as error:
                 raise EngineError(
-                    f"no replica answered within {self._retry_s:.0f} s: {error!r}"
+                    f"nobody answered within {self._retry_s:.0f} s: {error!r}"
                 ) from error
 
 
@@ -120,10 +156,16 @@ class Fleet:
     """Rollout replicas that pull jobs from one queue; the clients belong to the caller."""
 
     def __init__(
-        self, clients: Sequence[httpx.AsyncClient], *, concurrency: int, retry_s: float = RETRY_S
+        self,
+        clients: Sequence[httpx.AsyncClient],
+        *,
+        concurrency: int,
+        retry_s: float = RETRY_S,
+        ask: Asker = ask,
     ) -> None:
         """`concurrency`: jobs in work at once in each replica."""
         self._clients = clients
+        self._ask = ask
         self._concurrency = concurrency
         self._retry_s = retry_s
 
@@ -147,21 +189,6 @@ class Fleet:
         Raises:
             EngineError: every replica was unreachable for `retry_s`; or what `do` raised.
         """
-
-        async def ask_lane(job: Job, lane: Lane) -> None:
-            await do(job, lane.ask)
-
-        await self.work_with(jobs, do=ask_lane, give_up=give_up, pile_of=pile_of)
-
-    async def work_with(
-        self,
-        jobs: Iterable[Job],
-        *,
-        do: Callable[[Job, "Lane"], Awaitable[None]],
-        give_up: Callable[[Job, str], None],
-        pile_of: Callable[[Job], Hashable],
-    ) -> None:
-        """As `work`, where `do` knows how to talk to a server: not all of them are replicas."""
         shift = _Shift(
             Piles(jobs, pile_of=pile_of),
             do=do,
@@ -169,7 +196,7 @@ class Fleet:
             num_lanes=len(self._clients),
             retry_s=self._retry_s,
         )
-        lanes = [Lane(client) for client in self._clients]
+        lanes = [_Lane(client, self._ask) for client in self._clients]
         try:
             async with asyncio.TaskGroup() as group:
                 pullers = [
@@ -182,43 +209,6 @@ class Fleet:
                     puller.cancel()
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
-
-
-async def ask(client: httpx.AsyncClient, *, request: GenerateRequest) -> GenerateResponse:
-    """One request to one replica.
-
-    Raises:
-        Refused: it cannot be served (422 and the like).
-        NotReady: the replica is still loading; Busy: it has too much to do.
-        EngineError: it does not let us in.
-        httpx.TransportError: it could not be reached.
-    """
-    answer = await client.post(
-        "/v1/generate",
-        content=request.model_dump_json().encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    raise_for_status(answer)
-    return GenerateResponse.model_validate_json(answer.content)
-
-
-def one_version(replies: Iterable[GenerateResponse], *, wanted: int | None = None) -> int:
-    """The weight version that wrote all answers.
-
-    A replica that restarted serves older weights until the learner finds it.
-
-    Raises:
-        EngineError: several versions answered, or another one than `wanted`.
-    """
-    samples = [answer.sample for reply in replies for answer in reply.answers]
-    versions = {span.version for sample in samples for span in sample.version_spans}
-    if len(versions) != 1 or wanted not in (None, *versions):
-        raise EngineError(
-            f"found answers of weight versions {sorted(versions)}, wanted "
-            f"{'one' if wanted is None else wanted}: weights changed or a replica restarted; "
-            "wait until every replica serves the last version and evaluate again"
-        )
-    return versions.pop()
 
 
 async def served(
@@ -269,13 +259,19 @@ def _say_silent(client: httpx.AsyncClient, why: Exception | str, *, word: NowAnd
         logger.warning("no answer from %s (%s): asking again", client.base_url, said)
 
 
-class Lane:
+class _Lane:
     """What is known about one replica."""
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        self.client = client
+    def __init__(self, client: httpx.AsyncClient, asker: Asker) -> None:
+        self._client = client
+        self._asker = asker
         self.failing_since: float | None = None
-        self.word = NowAndThen()
+        self.busy_since: float | None = None
+        self._word = NowAndThen()
+
+    def say_silent(self, error: Exception) -> None:
+        """It gave no answer: said now and then."""
+        _say_silent(self._client, error, word=self._word)
 
     def failed(self) -> float:
         """Seconds since it first failed, without an answer in between."""
@@ -284,15 +280,19 @@ class Lane:
             self.failing_since = now
         return now - self.failing_since
 
-    async def ask(self, request: GenerateRequest) -> GenerateResponse:
-        """As `ask` of a replica."""
-        reply = await ask(self.client, request=request)
-        self.answered()
+    async def ask(self, request: GenerateRequest) -> Reply:
+        """As the fleet's asker."""
+        reply = await self._asker(self._client, request=request)
+        self.failing_since = self.busy_since = None
         return reply
 
-    def answered(self) -> None:
-        """It is there, and well."""
+    def busy(self) -> float:
+        """Seconds since it first was, without an answer in between; it is there, and well."""
         self.failing_since = None
+        now = time.monotonic()
+        if self.busy_since is None:
+            self.busy_since = now
+        return now - self.busy_since
 
 
 class _Shift(Generic[Job]):
@@ -302,7 +302,7 @@ class _Shift(Generic[Job]):
         self,
         piles: Piles[Job],
         *,
-        do: Callable[[Job, "Lane"], Awaitable[None]],
+        do: Callable[[Job, Ask], Awaitable[None]],
         give_up: Callable[[Job, str], None],
         num_lanes: int,
         retry_s: float,
@@ -312,28 +312,28 @@ class _Shift(Generic[Job]):
         self._give_up = give_up
         self._retry_s = retry_s
         self._num_lanes = num_lanes
-        self._lost: set[Lane] = set()
+        self._lost: set[_Lane] = set()
         self._broken: Counter[int] = Counter()
 
     async def done(self) -> None:
         """Until every job is done or given up."""
         await self._piles.drained()
 
-    async def pull(self, lane: Lane) -> None:
+    async def pull(self, lane: _Lane) -> None:
         """Do jobs until cancelled, or until the replica is lost."""
         pauses = _pauses()
         while lane not in self._lost:
             numbered = await self._piles.take(lane)
             try:
-                await self._do(numbered[1], lane)
+                await self._do(numbered[1], lane.ask)
             except Busy as error:
-                lane.failing_since = None
                 self._put_back(numbered, error)
+                self._check_lost(lane, error, since_s=lane.busy(), limit_s=BUSY_S)
                 await asyncio.sleep(error.retry_after_s)
             except (httpx.TransportError, NotReady) as error:
                 self._put_back(numbered, error)
-                _say_silent(lane.client, error, word=lane.word)
-                self._check_lost(lane, error)
+                lane.say_silent(error)
+                self._check_lost(lane, error, since_s=lane.failed(), limit_s=self._retry_s)
                 await asyncio.sleep(next(pauses))
             else:
                 self._piles.done()
@@ -342,22 +342,32 @@ class _Shift(Generic[Job]):
     def _put_back(self, numbered: Numbered[Job], error: Exception) -> None:
         number, job = numbered
         # Only what a replica had begun can be what broke it.
-        never_began = isinstance(error, NotReady | httpx.ConnectError | httpx.ConnectTimeout)
+        never_began = not isinstance(error, Broken) and isinstance(
+            error, NotReady | httpx.ConnectError | httpx.ConnectTimeout
+        )
         self._broken[number] += not never_began
         if self._broken[number] < MAX_DELIVERIES:
             self._piles.put_back(numbered)
         else:
-            self._give_up(job, f"the connection broke {MAX_DELIVERIES} times: {error!r}")
+            what = "the server failed" if isinstance(error, Broken) else "the connection broke"
+            self._give_up(job, f"{what} {MAX_DELIVERIES} times: {error!r}")
             self._piles.done()
 
-    def _check_lost(self, lane: Lane, error: Exception) -> None:
-        if lane.failed() < self._retry_s:
+    def _check_lost(self, lane: _Lane, error: Exception, *, since_s: float, limit_s: float) -> None:
+        if since_s < limit_s:
             return
         self._lost.add(lane)
         if len(self._lost) == self._num_lanes:
-            raise EngineError(
-                f"no replica answered within {self._retry_s:.0f} s: {error!r}"
-            ) from error
+            raise EngineError(f"nobody answered within {limit_s:.0f} s: {error!r}") from error
+
+
+_exponential_s = wait_random_exponential(multiplier=0.2, max=MAX_PAUSE_S)
+
+
+def _pause_s(tried: RetryCallState) -> float:
+    """As a busy server says, else longer from time to time."""
+    error = tried.outcome.exception() if tried.outcome is not None else None
+    return error.retry_after_s if isinstance(error, Busy) else _exponential_s(tried)
 
 
 def _pauses() -> Iterator[float]:

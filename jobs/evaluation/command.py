@@ -2,7 +2,8 @@
 
     options -> Plan -> jobs.evaluation.session -> answers, summary.json, terminal tables
 
-With --endpoint, running replicas answer; without, one of our own is started and ended in any case.
+With --endpoint, running replicas answer, with --openai any server of that interface; without, a
+replica of our own is started and ended in any case.
 """
 
 import asyncio
@@ -21,13 +22,26 @@ from common.model.folder import fetched
 from common.queue.disk import check_folder
 from common.secrets import tokens
 from jobs.asking.endpoints import check_endpoints
+from jobs.asking.openai.media import FramesAs
+from jobs.asking.openai.options import (
+    FramesAsOption,
+    OpenAIUrl,
+    ServedModel,
+    check_options,
+    fewer_as_pictures,
+    opened,
+)
+from jobs.asking.replicas import FLEET_TIMEOUT, RETRY_S, Asker, connected, served
+from jobs.asking.replicas import ask as ask_replica
 from jobs.evaluation.benchmarks import BENCHMARKS, benchmarks_named
 from jobs.evaluation.questions import parse_shard
 from jobs.evaluation.settings import (
-    AnswerSampling,
     Checkpoint,
+    Model,
+    OpenAIServer,
     RunSettings,
     Served,
+    answer_sampling,
     checkpoint_digest,
 )
 from jobs.local.processes import interruptible
@@ -36,17 +50,12 @@ from jobs.local.waiting import shown, waiting
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from jobs.asking.openai.endpoint import Endpoint
     from jobs.evaluation.session import Plan, Prepared
     from jobs.local.replica import LocalReplica
 
-MAX_TOKENS = 512
-"""SPEC A9."""
-MAX_TOKENS_HIGHLIGHTS = 1024
-"""The longest true answer of QVHighlights' validation set has 712: 75 times and 75 scores."""
-MAX_TOKENS_THINK = 2048
-"""The paper's."""
-AGREEMENT_SAMPLES = 8
-MIN_AGREEMENT_SAMPLES = 2
+
+BY_SAMPLES = "--selector agreement chooses by samples instead"
 
 
 class TaskName(StrEnum):
@@ -101,12 +110,15 @@ def command(
         str | None,
         typer.Option(
             help=r"Folder or ORG/NAME\[@revision] of the hub; with --endpoint, what the replicas "
-            "started from."
+            "started from; with --openai, whose patches frames fit."
         ),
     ] = None,
     endpoint: Annotated[
         list[str] | None, typer.Option(help="URL of a running replica; may be repeated.")
     ] = None,
+    openai: OpenAIUrl = None,
+    served_model: ServedModel = None,
+    frames_as: FramesAsOption = None,
     bench_dir: Annotated[Path | None, typer.Option(help="Folder of annotation files.")] = None,
     run_config: Annotated[
         Path | None, typer.Option("--config", "-c", help=r"Run file, for \[shared] and \[rollout].")
@@ -164,8 +176,13 @@ def command(
         raise ConfigError("--video-root: found nothing, wanted the folder of the videos")
     if out is None:
         raise ConfigError("--out: found nothing, wanted a folder for answers and figures")
-    if model is None and not endpoint:
-        raise ConfigError("found neither --model nor --endpoint, wanted a checkpoint or replicas")
+    sent_as = check_options(
+        openai, served_model=served_model, frames_as=frames_as, endpoint=endpoint
+    )
+    if model is None and not endpoint and openai is None:
+        raise ConfigError(
+            "found neither --model nor --endpoint nor --openai, wanted somebody who answers"
+        )
     if selector is SelectorName.agreement and not mode.startswith("mixed"):
         raise ConfigError(
             f"--selector: found agreement with --mode {mode}, wanted mixed_selected or "
@@ -183,10 +200,14 @@ def command(
         mode=mode.value,
         selector=selector.value,
         prompt=protocol_prompt.value,
-        sampling=_sampling(
-            run, task=task, max_tokens=max_tokens, samples=samples, selector=selector, seed=seed
+        sampling=answer_sampling(
+            task=task.value,
+            max_tokens=max_tokens or (None if run is None else run.shared.sampling.max_tokens),
+            samples=samples,
+            by_agreement=selector is SelectorName.agreement,
+            seed=seed,
         ),
-        video=_video(run, model=model, console=console),
+        video=_video(run, model=model, frames_as=sent_as, console=console),
         allow_missing=allow_missing,
         limit=limit,
         shard=parse_shard(shard),
@@ -194,7 +215,18 @@ def command(
     )
     try:
         with interruptible():
-            if endpoint:
+            if openai is not None:
+                assert sent_as is not None
+                server = opened(
+                    openai,
+                    served_model=served_model,
+                    frames_as=sent_as,
+                    wants_logprobs=True,
+                    needs_logprobs=BY_SAMPLES if plan.chooses_by_logprob else "",
+                    say=_said_on(console),
+                )
+                _with_server(plan, server, console=console)
+            elif endpoint:
                 check_endpoints(endpoint)
                 _with_endpoints(plan, endpoint, model=model, console=console)
             else:
@@ -210,7 +242,6 @@ def command(
 def _with_endpoints(
     plan: "Plan", endpoints: Sequence[str], *, model: str | None, console: "Console"
 ) -> None:
-    from jobs.asking.replicas import connected, served
     from jobs.evaluation.session import prepare
 
     prepared = prepare(plan)
@@ -228,6 +259,16 @@ def _with_endpoints(
     weights_served = Served(version=version, run_tag=run_tag, sha256=digest)
     runs = _open_all(plan, prepared, model=weights_served)
     _ask_all(plan, runs, endpoints=endpoints, token=token, console=console)
+
+
+def _with_server(plan: "Plan", server: "Endpoint", *, console: "Console") -> None:
+    from jobs.evaluation.session import prepare
+
+    model = OpenAIServer(url=server.url, served_model=server.model, frames_as=server.frames_as)
+    runs = _open_all(plan, prepare(plan), model=model)
+    _ask_all(
+        plan, runs, endpoints=[server.url], token=server.token, console=console, asker=server.ask
+    )
 
 
 def _with_own_replica(
@@ -265,7 +306,7 @@ Runs = Sequence[tuple["Prepared", RunSettings, int]]
 
 
 def _open_all(
-    plan: "Plan", prepared: Sequence["Prepared"], *, model: Checkpoint | Served
+    plan: "Plan", prepared: Sequence["Prepared"], *, model: Model
 ) -> list[tuple["Prepared", RunSettings, int]]:
     from jobs.evaluation.session import open_run
 
@@ -280,8 +321,8 @@ def _ask_all(
     token: SecretStr | None,
     console: "Console",
     replica: "LocalReplica | None" = None,
+    asker: Asker = ask_replica,
 ) -> None:
-    from jobs.asking.replicas import FLEET_TIMEOUT, RETRY_S, connected
     from jobs.evaluation.session import LOCAL_RETRY_S, ask
     from jobs.evaluation.terminal import Bar, progress_on
 
@@ -296,6 +337,7 @@ def _ask_all(
                     tally=Bar(progress, prepared.benchmark.name, settings.modes),
                     watch=None if replica is None else replica.watch,
                     retry_s=RETRY_S if replica is None else LOCAL_RETRY_S,
+                    asker=asker,
                 )
 
     with shown(progress_on(console)) as progress:
@@ -332,7 +374,9 @@ def _said_on(console: "Console") -> Callable[[str], None]:
     return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _video(run: Run | None, *, model: str | None, console: "Console") -> Video:
+def _video(
+    run: Run | None, *, model: str | None, frames_as: FramesAs | None, console: "Console"
+) -> Video:
     """Frames as the run has them, else as SPEC A9 evaluates; any file may be sampled.
 
     A model that is not there is told here, before annotations are read; its weights, which may take
@@ -347,31 +391,5 @@ def _video(run: Run | None, *, model: str | None, console: "Console") -> Video:
     if run is not None:
         return run.shared.video.model_copy(update={"roots": (Path("/"),)})
     sampling = evaluation_sampling() if settings is None else sampling_of(settings)
+    sampling = fewer_as_pictures(sampling, frames_as=frames_as)
     return Video(**sampling.model_dump(), roots=(Path("/"),))
-
-
-def _sampling(
-    run: Run | None,
-    *,
-    task: TaskName,
-    max_tokens: int | None,
-    samples: int | None,
-    selector: SelectorName,
-    seed: int,
-) -> AnswerSampling:
-    """Lengths from the option, else the run file, else SPEC A9 and the paper."""
-    length = max_tokens or (run.shared.sampling.max_tokens if run is not None else None)
-    by_agreement = selector is SelectorName.agreement
-    if samples is None:
-        samples = AGREEMENT_SAMPLES if by_agreement else 0
-    if by_agreement and samples < MIN_AGREEMENT_SAMPLES:
-        raise ConfigError(
-            f"--samples: found {samples}, wanted at least {MIN_AGREEMENT_SAMPLES} for "
-            "--selector agreement"
-        )
-    short = MAX_TOKENS_HIGHLIGHTS if task is TaskName.highlights else MAX_TOKENS
-    return AnswerSampling(
-        max_tokens={"answer": length or short, "think": length or MAX_TOKENS_THINK},
-        num_samples=samples,
-        seed=seed,
-    )

@@ -1,6 +1,6 @@
-"""Questions → records, asked of a fleet of replicas: one benchmark of one run.
+"""Questions → records, asked of a fleet of replicas or servers: one benchmark of one run.
 
-    Asked + mode -> GenerateRequest -> [replica] -> PredictionRecord -> Journal, Tally
+    Asked + mode -> GenerateRequest -> [who answers] -> Reply -> PredictionRecord -> Journal, Tally
 
 The scored answer is greedy; further samples are asked for only when a selector wants them. A
 failure is a record with its kind, never an answer. Neighbours: `jobs.evaluation.questions` before,
@@ -9,23 +9,17 @@ failure is a record with its kind, never an answer. Neighbours: `jobs.evaluation
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.answers.reading import read_spans
 from common.errors import EngineError, VideoError
-from common.messages import (
-    ClipRef,
-    GeneratedAnswer,
-    GenerateRequest,
-    GenerateResponse,
-    Mode,
-    Sampling,
-    Window,
-)
+from common.messages import ClipRef, GenerateRequest, Mode, Sampling, Window
+from jobs.asking.answers import Answer, Reply, one_version, usage_of
 from jobs.asking.refusals import Refused
-from jobs.asking.replicas import Ask, Fleet, one_version
+from jobs.asking.replicas import Ask, Fleet
 from jobs.evaluation.journal import Journal
 from jobs.evaluation.questions import Asked
 from jobs.evaluation.scoring.highlights_text import clip_scores, hits
@@ -59,6 +53,8 @@ class Tally:
         self.total = 0
         self.done = 0
         self.failures: Counter[str] = Counter()
+        self.endings: Counter[str] = Counter()
+        """Of answers that did not end by themselves."""
         self._iou_sum = 0.0
         self._num_ious = 0
         self._num_hits = 0
@@ -74,6 +70,8 @@ class Tally:
         if record.failure is not None:
             self.failures[record.failure] += 1
             return
+        if record.ending is not None:
+            self.endings[record.ending] += 1
         if record.gt_ratings is not None:
             found = clip_scores(record.text or "", duration_s=record.duration_s or 0.0)
             self._num_rated += 1
@@ -104,7 +102,7 @@ class Runner:
         *,
         journals: Mapping[Mode, Journal],
         sample_clip: Callable[[Path, Window | None], ClipRef],
-        version: int,
+        version: int | None,
         on_record: Callable[[PredictionRecord], None],
     ) -> None:
         """Nothing is asked yet.
@@ -113,7 +111,7 @@ class Runner:
             settings: of the run.
             journals: where each mode's records go.
             sample_clip: file and window → frames that stand for it; raises VideoError.
-            version: the weights that must answer.
+            version: the weights that must answer; None where a server does not say.
             on_record: told about every record.
         """
         self._settings = settings
@@ -165,11 +163,10 @@ class Runner:
     async def _do(self, job: Job, ask: Ask) -> None:
         try:
             clip = await self._clip(job.asked.video, job.asked.question.window)
+            replies = await self._replies(job, clip, ask)
         except VideoError as error:
             self._record_failure(job, kind="video", error=str(error))
             return
-        try:
-            answer, samples = await self._answers(job, clip, ask)
         except Refused as error:
             self._record_failure(
                 job, kind="video" if error.field == "clip" else "engine", error=str(error)
@@ -177,12 +174,10 @@ class Runner:
             self._check_refusals(error)
             return
         self._refused_in_a_row = 0
-        self._record(job, clip, answer, samples)
+        self._record(job, clip, replies)
 
-    async def _answers(
-        self, job: Job, clip: ClipRef, ask: Ask
-    ) -> tuple[GeneratedAnswer, tuple[GeneratedAnswer, ...]]:
-        """The greedy answer, and further samples."""
+    async def _replies(self, job: Job, clip: ClipRef, ask: Ask) -> list[Reply]:
+        """The greedy answer's, and that of further samples."""
         settings = self._settings.sampling
         greedy = GenerateRequest(
             clip=clip,
@@ -190,14 +185,15 @@ class Runner:
             sampling=Sampling(temperature=0.0, max_tokens=settings.max_tokens[job.mode]),
         )
         replies = [await ask(greedy)]
-        self._check_confidence(replies[0])
-        if job.num_samples:
+        if not job.num_samples:
+            self._check_confidence(replies[0])
+        else:
             sampling = Sampling(max_tokens=settings.max_tokens[job.mode], seed=job.seed)
             update = {"num_samples": job.num_samples, "sampling": sampling}
             replies.append(await ask(greedy.model_copy(update=update)))
-        one_version(replies, wanted=self._version)
-        samples = tuple(answer for reply in replies[1:] for answer in reply.answers)
-        return replies[0].answers[0], samples
+        if self._version is not None:
+            one_version(replies, wanted=self._version)
+        return replies
 
     async def _clip(self, video: Path, window: Window | None) -> ClipRef:
         """Probed once, however many queries share it and wait for it."""
@@ -206,11 +202,11 @@ class Runner:
             self._clips[key] = asyncio.create_task(asyncio.to_thread(self._sample_clip, *key))
         return await asyncio.shield(self._clips[key])
 
-    def _record(
-        self, job: Job, clip: ClipRef, answer: GeneratedAnswer, samples: tuple[GeneratedAnswer, ...]
-    ) -> None:
+    def _record(self, job: Job, clip: ClipRef, replies: Sequence[Reply]) -> None:
         question = job.asked.question
-        logprobs = [value for one in samples for value in one.sample.logprobs]
+        (answer, *_), *further = (reply.answers for reply in replies)
+        samples = [one for answers in further for one in answers]
+        usage = usage_of(replies)
         self._add(
             job,
             PredictionRecord(
@@ -223,10 +219,13 @@ class Runner:
                 window_s=question.window,
                 mode=job.mode,
                 text=answer.text,
+                think_text=answer.thought,
+                ending=None if answer.ending == "stop" else answer.ending,
                 answer_logprob=answer_logprob(answer),
                 samples=tuple(one.text for one in samples),
-                samples_tokens=len(logprobs) if samples else None,
-                samples_surprise_nats=-sum(logprobs) if samples else None,
+                **_surprise(samples),
+                prompt_tokens=None if usage is None else usage.prompt_tokens,
+                completion_tokens=None if usage is None else usage.completion_tokens,
                 fingerprint=self._settings.fingerprint,
             ),
         )
@@ -260,8 +259,8 @@ class Runner:
         self._journals[job.mode].append(record)
         self._on_record(record)
 
-    def _check_confidence(self, reply: GenerateResponse) -> None:
-        if self._settings.mode == "mixed_selected" and reply.answers[0].sample.kept is not None:
+    def _check_confidence(self, reply: Reply) -> None:
+        if self._settings.mode == "mixed_selected" and reply.answers[0].logprobs is None:
             raise EngineError(
                 "--mode mixed_selected: found a replica of a ring that samples from less than the "
                 "whole distribution (its shared.sampling.top_k): a greedy answer of it has no "
@@ -275,3 +274,12 @@ class Runner:
                 f"found {self._refused_in_a_row} questions in a row refused, wanted answers; the "
                 f"last: {error}"
             ) from error
+
+
+def _surprise(samples: Sequence[Answer]) -> dict[str, Any]:
+    """Fields of a record: tokens of all samples, sum of -log p; none where a sample has none."""
+    known = [one.logprobs for one in samples if one.logprobs is not None]
+    if not known or len(known) < len(samples):
+        return {}
+    logprobs = [value for values in known for value in values]
+    return {"samples_tokens": len(logprobs), "samples_surprise_nats": -sum(logprobs)}

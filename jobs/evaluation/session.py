@@ -21,7 +21,8 @@ from common.errors import ConfigError, TempSampError
 from common.messages import Mode
 from common.queue.disk import write_file
 from common.video.sampling import FIELDS, VideoSampling
-from jobs.asking.replicas import RETRY_S, Fleet
+from jobs.asking.replicas import RETRY_S, Asker, Fleet
+from jobs.asking.replicas import ask as ask_replica
 from jobs.evaluation.benchmarks import (
     BENCHMARKS,
     Benchmark,
@@ -41,9 +42,8 @@ from jobs.evaluation.scoring.modes import Selector
 from jobs.evaluation.scoring.predictions import AnswerMode, PredictionRecord, Task
 from jobs.evaluation.settings import (
     AnswerSampling,
-    Checkpoint,
+    Model,
     RunSettings,
-    Served,
     agree_or_refuse,
     asked_modes,
 )
@@ -76,6 +76,11 @@ class Plan:
     knob: str = "--out"
     """What names `out`."""
 
+    @property
+    def chooses_by_logprob(self) -> bool:
+        """Whether answers without log-probabilities would leave nothing to choose by."""
+        return self.mode == "mixed_selected" and self.selector == "logprob"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -107,9 +112,7 @@ def prepare(plan: Plan) -> list[Prepared]:
     return [_prepare(plan, benchmark) for benchmark in plan.benchmarks]
 
 
-def open_run(
-    plan: Plan, prepared: Prepared, *, model: Checkpoint | Served
-) -> tuple[RunSettings, int]:
+def open_run(plan: Plan, prepared: Prepared, *, model: Model) -> tuple[RunSettings, int]:
     """Save or compare the settings of one benchmark; count what is left to ask.
 
     Raises:
@@ -139,6 +142,7 @@ async def ask(
     tally: Tally,
     watch: Callable[[], Awaitable[None]] | None = None,
     retry_s: float = RETRY_S,
+    asker: Asker = ask_replica,
 ) -> None:
     """Ask what is left of a benchmark.
 
@@ -146,10 +150,11 @@ async def ask(
         plan: of the run.
         prepared: the benchmark.
         settings: from `open_run`.
-        clients: of the replicas.
+        clients: of the servers.
         tally: told about every record, those of an earlier run first.
         watch: runs beside the questions until they are done; ends them by raising.
-        retry_s: how long all replicas may be unreachable.
+        retry_s: how long all servers may be unreachable.
+        asker: how a request is put to one of them.
 
     Raises:
         EngineError: as `Runner.run`; or what `watch` raised.
@@ -172,11 +177,11 @@ async def ask(
             settings,
             journals=journals,
             sample_clip=ClipLoader.of(plan.video).sample,
-            version=settings.model.version if isinstance(settings.model, Served) else 0,
+            version=settings.weight_version,
             on_record=tally.add,
         )
         _count_earlier(prepared, journals, tally)
-        fleet = Fleet(clients, concurrency=plan.concurrency, retry_s=retry_s)
+        fleet = Fleet(clients, concurrency=plan.concurrency, retry_s=retry_s, ask=asker)
         await beside(runner.run(runner.jobs(prepared.mine), fleet=fleet), watch)
 
 
@@ -205,6 +210,11 @@ def finish(plan: Plan, prepared: Prepared, *, settings: RunSettings) -> Summary:
         settings=settings,
         questions=prepared.questions,
         scored_as=prepared.benchmark.scored_as,
+        records=[
+            record
+            for mode in settings.modes
+            for record in read_records(_folder(prepared, plan.mode, mode))
+        ],
         mixed=pairs,
         knob=plan.knob,
     )

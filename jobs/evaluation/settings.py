@@ -18,9 +18,18 @@ from common.messages import Mode
 from common.model.checks import FILES, matches
 from common.queue.disk import write_file
 from common.video.sampling import VideoSampling
+from jobs.asking.openai.media import FramesAs
 from jobs.evaluation.scoring.predictions import AnswerMode, Task
 
 FILE = "settings.json"
+MAX_TOKENS = 512
+"""SPEC A9."""
+MAX_TOKENS_HIGHLIGHTS = 1024
+"""The longest true answer of QVHighlights' validation set has 712: 75 times and 75 scores."""
+MAX_TOKENS_THINK = 2048
+"""The paper's."""
+AGREEMENT_SAMPLES = 8
+MIN_AGREEMENT_SAMPLES = 2
 LABELS = ("name", "commit")
 """Of a checkpoint: where it came from does not decide an answer, and its content is its digest."""
 
@@ -55,6 +64,19 @@ class Served(Record):
     """Of that checkpoint, when --model names it."""
 
 
+class OpenAIServer(Record):
+    """What somebody else's server calls its model; which weights these are, it does not say."""
+
+    kind: Literal["openai"] = "openai"
+    url: str
+    """Base URL, without credentials."""
+    served_model: str
+    frames_as: FramesAs
+
+
+Model = Checkpoint | Served | OpenAIServer
+
+
 class AnswerSampling(Record):
     """How answers are generated; the scored one is greedy."""
 
@@ -66,12 +88,42 @@ class AnswerSampling(Record):
     seed: int
 
 
+def answer_sampling(
+    *, task: Task, max_tokens: int | None, samples: int | None, by_agreement: bool, seed: int
+) -> AnswerSampling:
+    """Lengths as an option or a run file has them, else those of SPEC A9 and the paper.
+
+    Args:
+        task: what is asked for; highlights are longer.
+        max_tokens: of both modes; None: each mode's own.
+        samples: further answers; None: as many as the selector takes.
+        by_agreement: whether it is the one that reads them.
+        seed: of the samples.
+
+    Raises:
+        ConfigError: too few samples to agree.
+    """
+    if samples is None:
+        samples = AGREEMENT_SAMPLES if by_agreement else 0
+    if by_agreement and samples < MIN_AGREEMENT_SAMPLES:
+        raise ConfigError(
+            f"--samples: found {samples}, wanted at least {MIN_AGREEMENT_SAMPLES} for "
+            "--selector agreement"
+        )
+    short = MAX_TOKENS_HIGHLIGHTS if task == "highlights" else MAX_TOKENS
+    return AnswerSampling(
+        max_tokens={"answer": max_tokens or short, "think": max_tokens or MAX_TOKENS_THINK},
+        num_samples=samples,
+        seed=seed,
+    )
+
+
 class RunSettings(Record):
     """Everything that decides an answer to one benchmark."""
 
     bench: str
     annotations_sha256: str
-    model: Checkpoint | Served
+    model: Model
     task: Task = "moments"
     """Settings of runs older than the choice do not say."""
     mode: AnswerMode
@@ -95,7 +147,17 @@ class RunSettings(Record):
         """What tables call the model."""
         if isinstance(self.model, Checkpoint):
             return self.model.name
+        if isinstance(self.model, OpenAIServer):
+            return self.model.served_model
         return f"served weights, version {self.model.version}"
+
+    @property
+    def weight_version(self) -> int | None:
+        """Policy version that must answer: our own replica's checkpoint is 0; None where a server
+        does not say."""
+        if isinstance(self.model, OpenAIServer):
+            return None
+        return self.model.version if isinstance(self.model, Served) else 0
 
     @property
     def modes(self) -> tuple[Mode, ...]:

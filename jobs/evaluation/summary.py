@@ -5,11 +5,12 @@
 Neighbours: `jobs.evaluation.command` calls; `jobs.evaluation.scoring.score` computes the figures.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from common.queue.disk import write_file
 from jobs.evaluation.journal import ALL_KEPT, PATTERN
@@ -64,6 +65,12 @@ class Summary(BaseModel):
     """Queries by video that was not there; in no figure."""
     unusable_annotations: tuple[str, ...]
     """In no figure."""
+    endings: Mapping[str, int] = Field(default_factory=dict)
+    """Answers that did not end by themselves: cut off (length), refused, held back by a filter."""
+    prompt_tokens: int | None = None
+    """Of all requests that were answered; None where a server does not count them."""
+    completion_tokens: int | None = None
+    """Of all answers."""
     score: Score | None
     """None as long as nothing was asked."""
     mixed: Mixed | None = None
@@ -75,6 +82,7 @@ def summarize(
     settings: RunSettings,
     questions: Questions,
     scored_as: str,
+    records: Sequence[PredictionRecord],
     mixed: Pairs,
     knob: str = "--out",
 ) -> Summary:
@@ -85,6 +93,7 @@ def summarize(
         settings: of the run.
         questions: of all shards.
         scored_as: key of `jobs.evaluation.scoring.score.BENCHES`.
+        records: everything that was answered, in every mode.
         mixed: both answers of each query; empty unless the mode mixes.
         knob: what names the folder.
 
@@ -111,6 +120,9 @@ def summarize(
         answered=0 if score is None else score.predictions - score.unknown,
         missing_videos=questions.missing,
         unusable_annotations=questions.unusable,
+        endings=dict(Counter(one.ending for one in records if one.ending is not None)),
+        prompt_tokens=_sum(record.prompt_tokens for record in records),
+        completion_tokens=_sum(record.completion_tokens for record in records),
         score=score,
         mixed=compare_choices(mixed),
     )
@@ -121,14 +133,16 @@ def summarize(
 def compare_choices(pairs: Pairs) -> Mixed | None:
     """mIoU of each way to choose, where both modes answered; None where they nowhere did.
 
-    `agreement` is there only if further samples were taken.
+    `agreement` is there only if further samples were taken, `logprob` only if a server gave any.
     """
     both = [pair for pair in pairs if pair[0].failure is None and pair[1].failure is None]
     if not both:
         return None
     sampled = all(one.samples and two.samples for one, two in both)
+    weighed = any(record.answer_logprob is not None for pair in both for record in pair)
+    usable = {"agreement": sampled, "logprob": weighed}
     ways: dict[str, Callable[[PredictionRecord], float]] = {
-        name: way for name, way in SELECTORS.items() if sampled or name != "agreement"
+        name: way for name, way in SELECTORS.items() if usable[name]
     }
     ways[ORACLE_LABEL] = true_iou
     chosen = {
@@ -172,3 +186,9 @@ def paired(answers: Sequence[PredictionRecord], *, thoughts: Sequence[Prediction
     """Records of both modes by query, in the order of `answers`."""
     by_id = {record.id: record for record in thoughts}
     return [(record, by_id[record.id]) for record in answers if record.id in by_id]
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """None where nobody counted."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None

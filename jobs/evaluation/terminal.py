@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from common.messages import Mode
+from jobs.asking.answers import endings_in_words
 from jobs.evaluation.runner import Tally
 from jobs.evaluation.scoring.predictions import PredictionRecord
 from jobs.evaluation.showing.grids import plain
@@ -63,7 +64,8 @@ def line_of(tally: Tally) -> str:
     accuracy = "mIoU -" if tally.miou is None else f"mIoU {tally.miou:.2f}"
     if tally.hit1 is not None:
         accuracy = f"HIT@1 {tally.hit1:.2f}"
-    return f"{accuracy}  {_kinds(tally.failures)}"
+    endings = "".join(f", {text}" for text in endings_in_words(tally.endings))
+    return f"{accuracy}  {_kinds(tally.failures)}{endings}"
 
 
 def show(summary: Summary, *, bench: str, console: "Console") -> None:
@@ -80,8 +82,20 @@ def show(summary: Summary, *, bench: str, console: "Console") -> None:
         f"{sum(summary.missing_videos.values())} queries of {len(summary.missing_videos)} missing "
         f"videos and {len(summary.unusable_annotations)} unusable annotations are in no figure"
     )
+    if cost := _cost_in_words(summary):
+        console.print(cost)
     _show_names("missing", list(summary.missing_videos), console=console)
     _show_names("unusable", summary.unusable_annotations, console=console)
+
+
+def _cost_in_words(summary: Summary) -> str:
+    """Answers that did not end by themselves, and tokens; empty where there is nothing to say."""
+    said = endings_in_words(summary.endings)
+    if summary.prompt_tokens is not None:
+        said.append(
+            f"{summary.prompt_tokens:,} prompt and {summary.completion_tokens or 0:,} answer tokens"
+        )
+    return "; ".join(said)
 
 
 def _show_names(kind: str, names: Sequence[str], *, console: "Console") -> None:

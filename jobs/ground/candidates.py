@@ -1,11 +1,12 @@
 """Answers to one question → `Candidate`s, each with a confidence. Pure.
 
-    GenerateResponse of jobs.asking.replicas -> ground -> Grounding -> jobs.ground.command shows it
+    Reply of jobs.asking -> ground -> Grounding -> jobs.ground.command shows it
 
-With one greedy answer, its confidence is the geometric mean of its tokens' probabilities. With
-samples, it is the share of them that agree: answers whose spans overlap with IoU >= `SAME_IOU` are
-one candidate, shown by the answer that all samples agree on best. Every sample counts, so an
-unreadable one lowers the confidence of all candidates; nothing is clipped or dropped.
+With one greedy answer, its confidence is the geometric mean of its tokens' probabilities; a server
+that gives none leaves it unknown. With samples, it is the share of them that agree: answers whose
+spans overlap with IoU >= `SAME_IOU` are one candidate, shown by the answer that all samples agree
+on best. Every sample counts, so an unreadable one lowers the confidence of all candidates; nothing
+is clipped or dropped.
 """
 
 import math
@@ -16,10 +17,10 @@ from pydantic import BaseModel, ConfigDict
 
 from common.answers.reading import read_spans
 from common.answers.spans import Span, union_iou
-from common.errors import EngineError
-from common.messages import ClipRef, GeneratedAnswer, GenerateResponse, Mode, Window
+from common.messages import ClipRef, Mode, Window
 from common.video.windows import window_in_words
-from jobs.asking.replicas import one_version
+from jobs.asking.answers import Answer as Given
+from jobs.asking.answers import Reply, one_version
 from jobs.evaluation.scoring.modes import answer_logprob
 
 SAME_IOU = 0.5
@@ -32,6 +33,8 @@ SHARE = (
 )
 AGREEMENT = "mean IoU with the other samples"
 PROBABILITY = "geometric mean of the probabilities of the answer's tokens under the model"
+UNKNOWN = "unknown: the server gives no log-probabilities; samples (--n 8) would say how many agree"
+ODD = {"refusal": "the model refused", "content_filter": "held back by a content filter"}
 
 
 class Answer(BaseModel):
@@ -43,9 +46,9 @@ class Answer(BaseModel):
     is_greedy: bool
     spans: tuple[Span, ...]
     """As written, in seconds, a reversed one put in order; empty if it cannot be read."""
-    token_probability: float
-    """Geometric mean over the tokens of its answer block, or of all its text without one; 0 to
-    1."""
+    token_probability: float | None
+    """Geometric mean over the tokens of its answer block, or of all its text without one; 0 to 1.
+    None where the server does not give it."""
     notes: tuple[str, ...]
     """What is odd about it: outside the video, reversed, cut off."""
 
@@ -57,8 +60,8 @@ class Candidate(BaseModel):
 
     spans: tuple[Span, ...]
     """Of the answer that agrees best with all samples."""
-    confidence: float
-    """0 to 1; what it is stands in `Grounding.confidence_is`."""
+    confidence: float | None
+    """0 to 1; what it is, and why it may be None, stands in `Grounding.confidence_is`."""
     num_samples: int
     """Samples among its answers; 0 for a greedy answer that no sample agrees with."""
     agreement: float | None
@@ -80,7 +83,10 @@ class Grounding(BaseModel):
     """Of what was asked about."""
     window_s: Window | None = None
     """Part of the video that was asked about, from which spans count; None is all of it."""
-    policy_version: int
+    policy_version: int | None
+    """None of a server that is no replica."""
+    served_model: str | None = None
+    """What such a server calls the model."""
     num_samples: int
     """Samples beside the greedy answer."""
     num_unreadable: int
@@ -104,7 +110,12 @@ class Grounding(BaseModel):
 
 
 def ground(
-    clip: ClipRef, *, query: str, mode: Mode, replies: Sequence[GenerateResponse]
+    clip: ClipRef,
+    *,
+    query: str,
+    mode: Mode,
+    replies: Sequence[Reply],
+    served_model: str | None = None,
 ) -> Grounding:
     """Answers → candidates, the most confident first.
 
@@ -113,17 +124,11 @@ def ground(
         query: what was looked for.
         mode: of the prompt.
         replies: to the greedy request and, if there was one, to the request for samples.
+        served_model: of a server that is no replica.
 
     Raises:
-        EngineError: the replies are of different weights, or their probabilities are not the
-            model's.
+        EngineError: the replies are of different weights.
     """
-    if any(made.sample.kept is not None for reply in replies for made in reply.answers):
-        raise EngineError(
-            "--endpoint: found a replica of a ring that samples from less than the whole "
-            "distribution (its shared.sampling.top_k), so its probabilities are no confidence; "
-            "wanted one that serves a checkpoint, such as the command starts by itself (--model)"
-        )
     greedy, *samples = [
         _answer(made, is_greedy=number == 0, duration_s=clip.duration_s)
         for number, made in enumerate(made for reply in replies for made in reply.answers)
@@ -134,30 +139,46 @@ def ground(
         mode=mode,
         duration_s=clip.duration_s,
         window_s=clip.window_s,
-        policy_version=one_version(replies),
+        policy_version=one_version(replies) if served_model is None else None,
+        served_model=served_model,
         num_samples=len(samples),
         num_unreadable=sum(not answer.spans for answer in (greedy, *samples)),
-        confidence_is=SHARE if samples else PROBABILITY,
+        confidence_is=_confidence_is(greedy, samples),
         candidates=tuple(_agreeing(greedy, samples) if samples else _alone(greedy)),
         answers=(greedy, *samples),
     )
 
 
-def _answer(made: GeneratedAnswer, *, is_greedy: bool, duration_s: float) -> Answer:
+def _confidence_is(greedy: Answer, samples: Sequence[Answer]) -> str:
+    if samples:
+        return SHARE
+    return UNKNOWN if greedy.token_probability is None else PROBABILITY
+
+
+def _answer(made: Given, *, is_greedy: bool, duration_s: float) -> Answer:
     reading = read_spans(made.text)
-    logprobs, in_block = made.sample.logprobs, answer_logprob(made)
     notes = list(dict.fromkeys(_outside(reading.spans, duration_s=duration_s)))
     if reading.reversed:
         notes.append("written end first")
-    if made.sample.finish_reason == "length":
-        notes.append(f"cut off after {len(logprobs)} tokens (--max-tokens)")
+    if made.ending == "length":
+        after = "" if made.logprobs is None else f" after {len(made.logprobs)} tokens"
+        notes.append(f"cut off{after} (--max-tokens)")
+    if made.ending in ODD:
+        notes.append(ODD[made.ending])
     return Answer(
         text=made.text,
         is_greedy=is_greedy,
         spans=reading.spans,
-        token_probability=math.exp(fmean(logprobs) if in_block is None else in_block),
+        token_probability=_probability(made),
         notes=tuple(notes),
     )
+
+
+def _probability(made: Given) -> float | None:
+    if not made.logprobs:
+        return None
+    in_block = answer_logprob(made)
+    return math.exp(fmean(made.logprobs) if in_block is None else in_block)
 
 
 def _outside(spans: Sequence[Span], *, duration_s: float) -> Iterator[str]:
@@ -221,7 +242,7 @@ def _agreeing(greedy: Answer, samples: Sequence[Answer]) -> list[Candidate]:
 def _most_confident_first(candidate: Candidate) -> tuple[float, float, bool, int]:
     """Of equals the greedy answer, then the one with less that is odd about it."""
     agreement = candidate.agreement or 0.0
-    return -candidate.confidence, -agreement, not candidate.is_greedy, len(candidate.notes)
+    return -(candidate.confidence or 0.0), -agreement, not candidate.is_greedy, len(candidate.notes)
 
 
 def _agreement(answer: Answer, samples: Sequence[Answer]) -> float:

@@ -1,6 +1,6 @@
 """`tempsamp ground VIDEO "query"`: when does it happen? One question, spans with a confidence.
 
-    video + query -> jobs.asking.replicas -> jobs.ground.candidates -> table or --json
+    video + query -> jobs.ground.asking -> jobs.ground.candidates -> table or --json
                                       jobs.ground.contact_sheet (--out), jobs.ground.cut (--cut)
 
 Exit code 1 when no answer can be read, the video cannot be used or nobody answers; 2 for a mistake
@@ -8,17 +8,11 @@ in the options.
 """
 
 import asyncio
-import contextlib
-import functools
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated
 
-import httpx
 import typer
-from pydantic import SecretStr
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -27,17 +21,23 @@ from rich.table import Table
 from common import config
 from common.answers.spans import Span
 from common.errors import ConfigError, EngineError
-from common.messages import ClipRef, GenerateRequest, Mode, Sampling, Window
-from common.model.folder import fetched
+from common.messages import Sampling, Window
 from common.prompts import chat_messages, grounding_problem
 from common.queue.disk import check_file, writing
-from common.secrets import tokens
 from common.video.sampling import VideoSampling
-from jobs.asking.endpoints import check_endpoints
-from jobs.asking.replicas import Replicas, connected
-from jobs.ground.candidates import AGREEMENT, ROUNDING_S, Candidate, Grounding, ground
-from jobs.local.processes import interruptible
-from jobs.local.replica import LocalReplica, sampling_of, started
+from jobs.asking.openai.endpoint import Endpoint
+from jobs.asking.openai.media import FramesAs
+from jobs.asking.openai.options import (
+    FramesAsOption,
+    OpenAIUrl,
+    ServedModel,
+    check_options,
+    fewer_as_pictures,
+    opened,
+)
+from jobs.ground.asking import Settings, answering, checkpoint_of, sample_video
+from jobs.ground.candidates import AGREEMENT, ROUNDING_S, Candidate, Grounding
+from jobs.local.replica import sampling_of
 from jobs.local.waiting import waiting
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 512
 """Longest answer without a run file."""
-PATIENCE = httpx.Timeout(10.0, read=600.0)
-"""A thought of 2,048 tokens on a long clip takes minutes."""
 MAX_LANES = 8
 """Candidates on the contact sheet; the table has all."""
 SHOWN_CHARS = 200
@@ -56,39 +54,20 @@ console = Console()
 progress = Console(stderr=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a question is asked."""
-
-    mode: Mode
-    num_samples: int
-    """Samples beside the greedy answer."""
-    sampling: Sampling
-    """Of the samples; the greedy answer may be as long."""
-    video: VideoSampling
-    """Which frames the model sees."""
-    window: Window | None
-    """Of which part of the video; None is all of it."""
-
-
-class Ask(Protocol):
-    """`ask` of replicas that are already known."""
-
-    async def __call__(self, clip: ClipRef, *, query: str, settings: Settings) -> Grounding:
-        """See `ask`."""
-
-
 def command(
     video: Annotated[Path, typer.Argument(help="A video file, as the replica sees it too.")],
     query: Annotated[str, typer.Argument(help="What to look for, in words.")],
     endpoint: Annotated[
         list[str] | None, typer.Option(help="URL of a running replica; may be repeated.")
     ] = None,
+    openai: OpenAIUrl = None,
+    served_model: ServedModel = None,
+    frames_as: FramesAsOption = None,
     model: Annotated[
         str | None,
         typer.Option(
             help=r"Folder or ORG/NAME\[@revision] of the hub: a replica of it is started unless "
-            "--endpoint is set."
+            "--endpoint or --openai is set."
         ),
     ] = None,
     config_file: Annotated[
@@ -118,20 +97,31 @@ def command(
     """Find when something happens in a video."""
     sheet = Path(f"{video.stem}-ground.png") if out is None else out
     _check_options(query, video=video, sheet=sheet, clip=cut)
+    sent_as = check_options(
+        openai, served_model=served_model, frames_as=frames_as, endpoint=endpoint
+    )
     run = None if config_file is None else config.load(config_file)
     # Weights, which take minutes to fetch, come after all that can be wrong with the video.
-    is_read = run is None or not endpoint
-    checkpoint = _folder(model, run, with_weights=False) if is_read else None
+    is_read = run is None or not (endpoint or openai)
+    checkpoint = checkpoint_of(model, run, with_weights=False, say=_say) if is_read else None
     settings = Settings(
         mode="think" if think else "answer",
         num_samples=0 if n == 1 else n,
         sampling=_sampling(run, seed=seed, max_tokens=max_tokens),
-        video=_frames(run, checkpoint=checkpoint),
+        video=_frames(run, checkpoint=checkpoint, sent_as=sent_as),
         window=_window(start, end),
     )
     clip = sample_video(video, settings=settings)
-    with _replicas(endpoint or [], model=model, run=run, run_file=config_file) as asking:
-        where = " and ".join(endpoint) if endpoint else "the model"
+    with answering(
+        endpoint or [],
+        server=_server(openai, served_model=served_model, sent_as=sent_as),
+        model=model,
+        run=run,
+        run_file=config_file,
+        say=_say,
+        progress=progress,
+    ) as asking:
+        where = " and ".join([*(endpoint or []), *filter(None, [openai])]) or "the model"
         with waiting(progress, f"asking {where} when it happens"):
             found = asyncio.run(asking(clip, query=query, settings=settings))
     if as_json:
@@ -140,46 +130,6 @@ def command(
         _print_table(found, sheet=sheet, clip=cut)
     if not found.candidates:
         raise EngineError(f"none of {len(found.answers)} answers could be read as a span")
-
-
-def sample_video(video: Path, *, settings: Settings) -> ClipRef:
-    """The clip that is asked about.
-
-    Raises:
-        VideoError: the file is missing or is no video.
-    """
-    from common.video.frames import sample_clip
-
-    return sample_clip(video.absolute(), sampling=settings.video, window=settings.window)
-
-
-async def ask(
-    clip: ClipRef,
-    *,
-    query: str,
-    settings: Settings,
-    endpoints: Sequence[str],
-    token: SecretStr | None,
-) -> Grounding:
-    """Ask replicas when `query` happens.
-
-    Raises:
-        Refused: they cannot use the clip or the prompt.
-        EngineError: none can be reached, or they serve different weights.
-    """
-    question = GenerateRequest(
-        clip=clip,
-        messages=chat_messages(grounding_problem(query, mode=settings.mode)),
-        sampling=settings.sampling.model_copy(update={"temperature": 0.0, "top_p": 1.0}),
-    )
-    requests = [question]
-    if settings.num_samples:
-        asked = {"num_samples": settings.num_samples, "sampling": settings.sampling}
-        requests.append(question.model_copy(update=asked))
-    async with connected(endpoints, token=token, patience=PATIENCE) as clients:
-        replicas = Replicas(clients, concurrency=len(requests))
-        replies = await asyncio.gather(*(replicas.generate(request) for request in requests))
-    return ground(clip, query=query, mode=settings.mode, replies=replies)
 
 
 def _check_options(query: str, *, video: Path, sheet: Path, clip: Path | None) -> None:
@@ -213,62 +163,26 @@ def _sampling(run: config.Run | None, *, seed: int, max_tokens: int | None) -> S
     return sampling.model_copy(update=changed)
 
 
-def _folder(model: str | None, run: config.Run | None, *, with_weights: bool) -> Path | None:
-    """Of --model, else of the run's model; None when there is neither."""
-    knob = "--model"
-    if model is None and run is not None:
-        knob, model = "shared.model", run.shared.model
-    if model is None:
-        return None
-    return fetched(model, knob=knob, say=_say, with_weights=with_weights).path
-
-
 def _say(text: str) -> None:
     progress.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _frames(run: config.Run | None, *, checkpoint: Path | None) -> VideoSampling:
+def _server(
+    url: str | None, *, served_model: str | None, sent_as: FramesAs | None
+) -> Endpoint | None:
+    if url is None or sent_as is None:
+        return None
+    return opened(url, served_model=served_model, frames_as=sent_as, wants_logprobs=True, say=_say)
+
+
+def _frames(
+    run: config.Run | None, *, checkpoint: Path | None, sent_as: FramesAs | None
+) -> VideoSampling:
     """As the run trains with; else those of SPEC A9, in the patches of the checkpoint."""
     if run is not None:
         return run.shared.video
-    return VideoSampling() if checkpoint is None else sampling_of(checkpoint)
-
-
-@contextlib.contextmanager
-def _replicas(
-    endpoints: Sequence[str], *, model: str | None, run: config.Run | None, run_file: Path | None
-) -> Iterator[Ask]:
-    """Who is asked: running replicas, or one that is started here and ended in any case."""
-    if endpoints:
-        check_endpoints(endpoints)
-        yield functools.partial(ask, endpoints=endpoints, token=tokens().of("generate"))
-        return
-    checkpoint = _folder(model, run, with_weights=True)
-    if checkpoint is None:
-        raise ConfigError("found neither --endpoint nor --model nor --config, wanted one of them")
-    with (
-        tempfile.TemporaryDirectory(prefix="tempsamp-ground-") as folder,
-        interruptible(),
-        started(checkpoint, run_file=run_file, folder=Path(folder)) as replica,
-    ):
-        with waiting(progress, f"loading {checkpoint.name}, log in {replica.child.log}"):
-            replica.wait_until_ready()
-        asking = functools.partial(ask, endpoints=[replica.url], token=replica.token)
-        yield functools.partial(_watched, replica, asking)
-
-
-async def _watched(
-    replica: LocalReplica, asking: Ask, clip: ClipRef, *, query: str, settings: Settings
-) -> Grounding:
-    """Ask a replica that is started again when it dies; when it dies too often, its log is told."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            watching = group.create_task(replica.watch())
-            found = await asking(clip, query=query, settings=settings)
-            watching.cancel()
-    except ExceptionGroup as problems:
-        raise problems.exceptions[0] from problems
-    return found
+    sampling = VideoSampling() if checkpoint is None else sampling_of(checkpoint)
+    return fewer_as_pictures(sampling, frames_as=sent_as)
 
 
 def _print_json(found: Grounding, *, sheet: Path, clip: Path | None) -> None:
@@ -325,13 +239,17 @@ def _table(found: Grounding) -> Table:
         table.add_row(
             str(number),
             spans_in_words(candidate.spans),
-            f"{candidate.confidence:.0%}",
+            _percent(candidate.confidence),
             of_all,
             mean_iou,
             "; ".join(remarks),
             style="bold" if number == 1 else "",
         )
     return table
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.0%}"
 
 
 def spans_in_words(spans: Sequence[Span]) -> str:
@@ -341,9 +259,10 @@ def spans_in_words(spans: Sequence[Span]) -> str:
 
 def _asked(found: Grounding) -> str:
     answers = f"greedy and {found.num_samples} samples" if found.num_samples else "greedy"
+    who = found.served_model or f"weights {found.policy_version}"
     return (
         f"{Path(found.video).name} \u00b7 {found.asked_in_words} \u00b7 {found.mode} mode, "
-        f"{answers} \u00b7 weights {found.policy_version}"
+        f"{answers} \u00b7 {who}"
     )
 
 
@@ -354,7 +273,7 @@ def _write_sheet(found: Grounding, *, output: Path) -> None:
     if found.candidates:
         notes.append(f"confidence: {found.confidence_is}")
         best = found.candidates[0]
-        headline = f"{spans_in_words(best.spans)} \u00b7 confidence {best.confidence:.0%}"
+        headline = f"{spans_in_words(best.spans)} \u00b7 confidence {_percent(best.confidence)}"
     else:
         headline = "no answer could be read"
     if found.num_unreadable:

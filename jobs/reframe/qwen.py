@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import httpx
 import typer
 from pydantic import SecretStr
 
@@ -27,14 +28,22 @@ from common.model.folder import fetched
 from common.queue.disk import check_file
 from common.secrets import tokens
 from common.video.sampling import VideoSampling
+from jobs.asking.answers import Reply, one_version
 from jobs.asking.endpoints import check_endpoints
+from jobs.asking.openai.options import (
+    OpenAIUrl,
+    ServedModel,
+    check_options,
+    fewer_as_pictures,
+    opened,
+)
 from jobs.asking.replicas import (
     FLEET_TIMEOUT,
     RETRY_S,
+    Asker,
     Fleet,
-    Lane,
+    ask,
     connected,
-    one_version,
     served,
 )
 from jobs.evaluation.session import LOCAL_RETRY_S
@@ -57,8 +66,6 @@ if TYPE_CHECKING:
     from jobs.reframe.stages import Question, Settings, TwoStages
 
 SHOWN_ERRORS = 10
-MAX_PICTURES = 64
-"""Frames of a video for --openai, where each is a picture of the request; --config may say more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +76,19 @@ class Answering:
     token: SecretStr | None
     model: str
     """Names the weights, for the journal."""
-    ask: Callable[[Lane, GenerateRequest], Awaitable[str]]
-    """The text of a reply; raises EngineError where other weights wrote it."""
+    ask: Asker
+    """Raises EngineError where other weights wrote the reply."""
     retry_s: float
     watch: Callable[[], Awaitable[None]] | None = None
     """Runs beside the questions; ends them by raising."""
 
 
-async def _ask_replica(lane: Lane, request: GenerateRequest, *, version: int) -> str:
-    reply = await lane.ask(request)
+async def _ask_replica(
+    client: httpx.AsyncClient, *, request: GenerateRequest, version: int
+) -> Reply:
+    reply = await ask(client, request=request)
     one_version([reply], wanted=version)
-    return reply.answers[0].text
+    return reply
 
 
 def command(
@@ -92,16 +101,8 @@ def command(
     endpoint: Annotated[
         list[str] | None, typer.Option(help="URL of a running replica; may be repeated.")
     ] = None,
-    openai: Annotated[
-        str | None,
-        typer.Option(
-            help="Base URL, with its /v1, of a server of OpenAI's chat completions; its key is "
-            "TEMPSAMP_GENERATE_TOKEN."
-        ),
-    ] = None,
-    openai_model: Annotated[
-        str | None, typer.Option(help="Its name there. Default: the first that is served.")
-    ] = None,
+    openai: OpenAIUrl = None,
+    served_model: ServedModel = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -130,7 +131,7 @@ def command(
 
     from jobs.reframe.stages import Settings
 
-    _check_who_answers(endpoint, model=model, openai=openai, openai_model=openai_model)
+    _check_who_answers(endpoint, model=model, openai=openai, served_model=served_model)
     wanted = read_index(index)
     check_folder(video_dir)
     check_file(out, knob="--out")
@@ -148,7 +149,7 @@ def command(
         who = (
             _answering(endpoint, model=model, run_file=config_file, console=console)
             if openai is None
-            else _openai(openai, name=openai_model)
+            else _openai(openai, name=served_model)
         )
         with interruptible(), who as answering:
             kit, outage = _asked(
@@ -178,13 +179,12 @@ def _check_who_answers(
     *,
     model: str | None,
     openai: str | None,
-    openai_model: str | None,
+    served_model: str | None,
 ) -> None:
     """Refuse none, and two that exclude each other."""
-    if openai is None and openai_model is not None:
-        raise ConfigError(f"--openai-model: found {openai_model!r} without --openai, wanted both")
-    if openai is not None and (endpoint or model is not None):
-        raise ConfigError("--openai: found it with --endpoint or --model, wanted it alone")
+    check_options(openai, served_model=served_model, endpoint=endpoint)
+    if openai is not None and model is not None:
+        raise ConfigError("--openai: found it with --model, wanted one of them")
     if not endpoint and model is None and openai is None:
         raise ConfigError(
             "found neither --endpoint nor --model nor --openai, wanted somebody who answers"
@@ -205,7 +205,7 @@ def _sampling(
         video = config.load(config_file).shared.video
         return VideoSampling(**video.model_dump(include=set(VideoSampling.model_fields)))
     if is_pictures:
-        return evaluation_sampling().model_copy(update={"max_frames": MAX_PICTURES})
+        return fewer_as_pictures(evaluation_sampling(), frames_as="images")
     return evaluation_sampling() if folder is None else sampling_of(folder)
 
 
@@ -248,18 +248,13 @@ def _answering(
 @contextlib.contextmanager
 def _openai(url: str, *, name: str | None) -> Iterator[Answering]:
     """Somebody else's server; which weights it has, its name for them has to say."""
-    from jobs.asking.openai import ask_openai, model_at
-
-    token = tokens().of("generate")
-    served_as = model_at(url, name=name, token=token)
-
-    async def ask(lane: Lane, request: GenerateRequest) -> str:
-        text = await ask_openai(lane.client, request=request, model=served_as)
-        lane.answered()
-        return text
-
+    server = opened(url, served_model=name, frames_as="images")
     yield Answering(
-        endpoints=[url], token=token, model=f"{served_as} at {url}", ask=ask, retry_s=RETRY_S
+        endpoints=[url],
+        token=server.token,
+        model=f"{server.model} at {url}",
+        ask=server.ask,
+        retry_s=RETRY_S,
     )
 
 
@@ -303,7 +298,6 @@ def _asked(
             settings=settings,
             journal=journal,
             model=answering.model,
-            ask=answering.ask,
             on_done=bar.done,
         )
         try:
@@ -321,7 +315,9 @@ async def _both_stages(
     async with connected(
         answering.endpoints, token=answering.token, patience=FLEET_TIMEOUT
     ) as clients:
-        fleet = Fleet(clients, concurrency=concurrency, retry_s=answering.retry_s)
+        fleet = Fleet(
+            clients, concurrency=concurrency, retry_s=answering.retry_s, ask=answering.ask
+        )
         bar.begin("highlights", total=len(kit.cases))
         await beside(kit.ask_highlights(fleet), answering.watch)
         questions = kit.subject_questions()

@@ -9,7 +9,7 @@ goes wrong with a video is counted by kind and costs that video, never its line.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from common.messages import ClipRef, GenerateRequest, Sampling
 from common.prompts import chat_messages
 from common.video.sampling import VideoSampling
 from jobs.asking.refusals import Refused
-from jobs.asking.replicas import Fleet, Lane
+from jobs.asking.replicas import Ask, Fleet
 from jobs.reframe.center import every_frame
 from jobs.reframe.crop import Box, Point, Size
 from jobs.reframe.index import Wanted
@@ -120,7 +120,6 @@ class TwoStages:
         settings: Settings,
         journal: Journal,
         model: str,
-        ask: Callable[[Lane, GenerateRequest], Awaitable[str]],
         on_done: Callable[[Question], None],
     ) -> None:
         """Nothing is asked yet.
@@ -132,8 +131,6 @@ class TwoStages:
             settings: of the run.
             journal: what is known already, and where replies go.
             model: names the weights that answer.
-            ask: asks one server and gives the text of its reply; raises EngineError where other
-                weights wrote it.
             on_done: told about every question that needs no more asking.
         """
         self.cases = [Case(wanted=one, header=headers[one.video_id]) for one in wanted]
@@ -141,7 +138,6 @@ class TwoStages:
         self._settings = settings
         self._journal = journal
         self._model = model
-        self._ask_server = ask
         self._on_done = on_done
 
     async def ask_highlights(self, fleet: Fleet) -> None:
@@ -195,14 +191,14 @@ class TwoStages:
         return lines, ends
 
     async def _ask(self, questions: Sequence[Question], *, fleet: Fleet) -> None:
-        await fleet.work_with(
+        await fleet.work(
             questions,
             do=self._do,
             give_up=self._give_up,
             pile_of=lambda question: question.case.wanted.video_id,
         )
 
-    async def _do(self, question: Question, lane: Lane) -> None:
+    async def _do(self, question: Question, ask: Ask) -> None:
         case = question.case
         if case.film is None and not await asyncio.to_thread(self._open, case):
             self._on_done(question)
@@ -212,7 +208,7 @@ class TwoStages:
         text = self._journal.text(digest)
         if text is None:
             try:
-                text = await self._ask_server(lane, request)
+                text = (await ask(request)).answers[0].text
             except (Refused, VideoError) as error:
                 case.fault("refused" if isinstance(error, Refused) else "unusable video", error)
                 self._on_done(question)

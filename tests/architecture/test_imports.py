@@ -23,6 +23,7 @@ ALLOWED = {
         "common/video/pyav_reader.py",
         "jobs/toy/clips.py",
         "jobs/ground/cut.py",
+        "jobs/asking/openai/media.py",
         "jobs/reframe/show.py",
     },
 }

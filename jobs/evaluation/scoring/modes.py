@@ -13,7 +13,7 @@ from typing import Literal
 from common.answers.reading import read_spans
 from common.answers.spans import union_iou
 from common.answers.tags import ANSWER_CLOSE, ANSWER_OPEN, find_answer, fold
-from common.messages import GeneratedAnswer
+from jobs.asking.answers import Answer
 from jobs.evaluation.scoring.predictions import AnswerMode, PredictionRecord
 
 Selector = Literal["logprob", "agreement"]
@@ -25,23 +25,20 @@ def label_of(mode: AnswerMode) -> str:
     return f"mixed {ORACLE_LABEL}" if mode == "mixed_oracle" else mode
 
 
-def answer_logprob(answer: GeneratedAnswer) -> float | None:
+def answer_logprob(answer: Answer) -> float | None:
     """Mean log-probability of the tokens inside the answer block, nats, <= 0.
 
-    A token belongs to the block if any of its characters does. None without a closed block, when
-    the replica did not say where its tokens end, or when its log-probabilities are those of what
-    truncated sampling kept: a greedy answer of such a replica is certain, whatever the model means.
+    A token belongs to the block if any of its characters does. None without a closed block, or
+    when the server did not say where its tokens end, or how probable they are.
     """
     inside = _answer_range(answer.text)
-    if inside is None or not answer.token_ends or answer.sample.kept is not None:
+    if inside is None or not answer.token_ends or answer.logprobs is None:
         return None
     begin, end = inside
     starts = (0, *answer.token_ends[:-1])
     chosen = [
         logprob
-        for start, stop, logprob in zip(
-            starts, answer.token_ends, answer.sample.logprobs, strict=True
-        )
+        for start, stop, logprob in zip(starts, answer.token_ends, answer.logprobs, strict=True)
         if start < end and stop > begin and stop > start
     ]
     return fmean(chosen) if chosen else None

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from common.answers.presets import read_timelens
 from common.answers.spans import Span
 from common.messages import Window
+from jobs.asking.answers import Ending
 
 Format = Literal["tempsamp", "moment_detr", "timelens", "vtg_llm"]
 Task = Literal["moments", "highlights"]
@@ -61,6 +62,8 @@ class PredictionRecord(BaseModel):
     """The answer as generated; None when `failure` says why there is none."""
     think_text: str | None = None
     """The thought before it, where the engine returns it apart; else it is part of `text`."""
+    ending: Ending | None = None
+    """How the answer ended; None: by itself."""
     answer_logprob: Annotated[float, Field(le=0)] | None = None
     """Mean over the tokens inside the answer block, nats."""
     samples: tuple[str, ...] = ()
@@ -69,6 +72,10 @@ class PredictionRecord(BaseModel):
     """Tokens of all samples together, stop tokens included."""
     samples_surprise_nats: float | None = None
     """Sum of -log p over these tokens."""
+    prompt_tokens: int | None = None
+    """Of all requests for this query, as the server counts them."""
+    completion_tokens: int | None = None
+    """Of all answers to this query."""
     failure: FailureKind | None = None
     error: str | None = None
     """What the failure said."""

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from common.errors import ConfigError
 from common.messages import Mode
+from jobs.asking.answers import endings_in_words
 from jobs.evaluation.comparing.runs import read_run
 from jobs.evaluation.journal import PATTERN, read_records
 from jobs.evaluation.scoring.matching import Pair, Question, match, own_questions
 from jobs.evaluation.scoring.modes import label_of
-from jobs.evaluation.settings import Checkpoint, RunSettings
+from jobs.evaluation.settings import Checkpoint, OpenAIServer, RunSettings
 from jobs.evaluation.showing.grids import Grid
 from jobs.evaluation.showing.report import REPORT_FILE, Reported, write_report
 from jobs.evaluation.showing.tables import Scored, write_tables
@@ -49,7 +50,7 @@ def write_outputs(out: Path, *, find: FindVideo) -> tuple[Path, ...]:
     reported = [reported for _, reported in run]
     tables = write_tables(out, run=[one.scored for one in reported])
     page = out / REPORT_FILE
-    title = ", ".join(dict.fromkeys(_model(one) for one in settings))
+    title = ", ".join(dict.fromkeys(one.model_name for one in settings))
     write_report(page, run=reported, title=title, facts=_facts(settings[0]))
     return (*tables, page)
 
@@ -86,7 +87,7 @@ def _reported(folder: Path, summary: Summary, find: FindVideo) -> Reported:
         scored=Scored(
             # Both parts of one benchmark are scored by its rules; the tables tell them apart.
             score=summary.score.model_copy(update={"bench": settings.bench}),
-            model=_model(settings),
+            model=settings.model_name,
             mode=settings.mode,
         ),
         pairs=pairs,
@@ -107,17 +108,14 @@ def _pairs(folder: Path) -> Sequence[Pair]:
     return match(answers.predictions, questions=own_questions(answers.predictions)).pairs
 
 
-def _model(settings: RunSettings) -> str:
-    if isinstance(settings.model, Checkpoint):
-        return settings.model.name
-    return f"served weights, version {settings.model.version}"
-
-
 def _facts(settings: RunSettings) -> list[tuple[str, str]]:
-    commit = settings.model.commit if isinstance(settings.model, Checkpoint) else None
+    model = settings.model
+    commit = model.commit if isinstance(model, Checkpoint) else None
+    server = model if isinstance(model, OpenAIServer) else None
     lengths = dict.fromkeys(str(number) for number in settings.sampling.max_tokens.values())
     return [
         *([("commit of the model", commit)] if commit else []),
+        *([("server", server.url), ("frames as", server.frames_as)] if server else []),
         ("mode", label_of(settings.mode)),
         ("prompt", settings.prompt),
         ("frames per second", f"{settings.clip.fps:g}"),
@@ -135,6 +133,8 @@ def _notes(summary: Summary) -> list[str]:
         )
     if unusable := summary.unusable_annotations:
         notes.append(f"In no figure: {len(unusable):,} annotations that cannot be used.")
+    if endings := endings_in_words(summary.endings):
+        notes.append(f"Of the answers, {', '.join(endings)}.")
     return notes
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import EngineError
-from common.messages import GenerateRequest, GenerateResponse
+from common.messages import GenerateRequest
 from common.video.frames import sample_clip
 from common.video.sampling import VideoSampling
-from jobs.asking.replicas import Fleet, Replicas, connected, one_version, served
+from jobs.asking.answers import Reply, one_version
+from jobs.asking.replicas import Fleet, Replicas, connected, served
 from jobs.evaluation.journal import Journal
 from jobs.evaluation.questions import Asked
 from jobs.evaluation.runner import Runner
@@ -167,7 +168,7 @@ async def test_a_question_that_breaks_every_replica_is_given_up_and_the_rest_is_
 async def test_when_nobody_can_be_reached_the_run_ends_in_bounded_time(
     video: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(EngineError, match=r"no replica answered within 1 s.*ConnectError"):
+    with pytest.raises(EngineError, match=r"nobody answered within 1 s.*ConnectError"):
         await answered(
             asked(video, 3), urls=[unused_url(), unused_url()], folder=tmp_path, retry_s=1.0
         )
@@ -252,9 +253,7 @@ async def test_a_duration_that_is_not_annotated_is_the_clips_own(
     assert record.duration_s == pytest.approx(4.0)
 
 
-async def asked_in_turn(
-    video: Path, *, urls: Sequence[str], retry_s: float
-) -> list[GenerateResponse]:
+async def asked_in_turn(video: Path, *, urls: Sequence[str], retry_s: float) -> list[Reply]:
     request = GenerateRequest(
         clip=sample_clip(video, sampling=SETTINGS.clip),
         messages=asked(video, 1)[0].messages("ours", "answer", task="moments"),
@@ -278,7 +277,7 @@ async def test_who_is_asked_in_turn_may_be_dead_or_loading(video: Path) -> None:
 async def test_asking_in_turn_ends_in_bounded_time_and_says_meanwhile_who_is_silent(
     video: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(EngineError, match=r"no replica answered within 1 s.*ConnectError"):
+    with pytest.raises(EngineError, match=r"nobody answered within 1 s.*ConnectError"):
         await asked_in_turn(video, urls=[url := unused_url()], retry_s=1.0)
     assert caplog.messages[0].startswith(f"no answer from {url} (ConnectError: ")
     assert len(caplog.messages) == 1

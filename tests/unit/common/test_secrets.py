@@ -8,7 +8,7 @@ import pytest
 
 from common import config
 from common.errors import ConfigError
-from common.secrets import MOST_BYTES, VARIABLES, Tokens, only, secret, tokens
+from common.secrets import MOST_BYTES, OPENAI_KEY, VARIABLES, Tokens, only, secret, tokens
 
 NAME = "TEMPSAMP_TOKEN"
 
@@ -116,11 +116,12 @@ def test_a_child_knows_one_token_whatever_its_parent_knows(tmp_path: Path) -> No
         found = known.of(role)
         assert found is not None
         assert found.get_secret_value() == "mine"
+    assert only(token="mine")[OPENAI_KEY] == only(token="mine")[f"{OPENAI_KEY}_FILE"] == ""
 
 
 def test_nobody_else_reads_the_variables() -> None:
     root = Path(__file__).resolve().parents[3]
-    reads = re.compile(r"(environ|getenv).{0,40}TEMPSAMP_\w*(TOKEN|PASSWORD)")
+    reads = re.compile(r"(environ|getenv).{0,40}TEMPSAMP_\w*(TOKEN|PASSWORD|KEY)")
     files = [
         path for house in ("common", "services", "jobs") for path in (root / house).rglob("*.py")
     ]

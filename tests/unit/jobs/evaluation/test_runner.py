@@ -6,14 +6,13 @@ from typing import Any
 import pytest
 
 from common.errors import EngineError
-from common.messages import GeneratedAnswer, GenerateRequest, GenerateResponse, KeptTokens
+from common.messages import GenerateRequest
 from common.video.sampling import VideoSampling
+from jobs.asking.answers import Answer, Reply
 from jobs.evaluation.runner import Job, Runner
 from jobs.evaluation.scoring.predictions import AnswerMode
 from jobs.evaluation.settings import AnswerSampling, RunSettings, Served
-from tests.fixtures.wire import CLIP, policy_sample
-
-ONE_KEPT = KeptTokens(ids=policy_sample(3).token_ids, counts=(1, 1, 1))
+from tests.fixtures.wire import CLIP
 
 
 def runner(mode: AnswerMode) -> Runner:
@@ -33,25 +32,23 @@ def runner(mode: AnswerMode) -> Runner:
     )
 
 
-async def answer(mode: AnswerMode, *, kept: KeptTokens | None) -> GeneratedAnswer:
-    """Of one question to a replica whose greedy answer has this mask."""
-    asked: Any = SimpleNamespace(messages=lambda *_, **__: ())
-    sample = policy_sample(3).model_copy(update={"kept": kept})
+async def asked(mode: AnswerMode, *, logprobs: tuple[float, ...] | None, num_samples: int) -> int:
+    """How many replies one question gets, of a server whose answers have these probabilities."""
+    question: Any = SimpleNamespace(messages=lambda *_, **__: ())
 
-    async def ask(request: GenerateRequest) -> GenerateResponse:
-        made = GeneratedAnswer(sample=sample, text="<answer> 1 to 2 </answer>")
-        return GenerateResponse(
-            prompt_token_ids=(1,), num_visual_tokens=0, grid_thw=(1, 1, 1), answers=(made,)
-        )
+    async def ask(request: GenerateRequest) -> Reply:
+        made = Answer(text="<answer> 1 to 2 </answer>", ending="stop", logprobs=logprobs)
+        return Reply(answers=(made,), versions=frozenset({3}))
 
-    job = Job(asked=asked, mode="answer", num_samples=0, seed=0)
-    greedy, _ = await runner(mode)._answers(job, CLIP, ask)
-    return greedy
+    job = Job(asked=question, mode="answer", num_samples=num_samples, seed=0)
+    return len(await runner(mode)._answers(job, CLIP, ask))
 
 
 async def test_selection_by_probability_is_refused_where_greedy_answers_have_none() -> None:
     with pytest.raises(EngineError, match=r"--mode mixed_selected: .*shared\.sampling\.top_k"):
-        await answer("mixed_selected", kept=ONE_KEPT)
-    assert (await answer("mixed_selected", kept=None)).sample.kept is None
-    assert (await answer("answer", kept=ONE_KEPT)).sample.kept == ONE_KEPT
-    assert (await answer("mixed_oracle", kept=ONE_KEPT)).sample.kept == ONE_KEPT
+        await asked("mixed_selected", logprobs=None, num_samples=0)
+    assert await asked("mixed_selected", logprobs=(-1.0,), num_samples=0) == 1
+    # Agreement among samples needs none.
+    assert await asked("mixed_selected", logprobs=None, num_samples=2) == 2
+    assert await asked("answer", logprobs=None, num_samples=0) == 1
+    assert await asked("mixed_oracle", logprobs=None, num_samples=0) == 1

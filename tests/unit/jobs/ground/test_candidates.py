@@ -9,10 +9,10 @@ from common.messages import (
     FinishReason,
     GeneratedAnswer,
     GenerateResponse,
-    KeptTokens,
     Sample,
     VersionSpan,
 )
+from jobs.asking.answers import Reply, of_replica
 from jobs.ground.candidates import Grounding, ground
 from tests.fixtures.wire import CLIP  # ten seconds
 
@@ -41,10 +41,11 @@ def said(start_s: float, end_s: float) -> GeneratedAnswer:
     return answered(f"<answer> {start_s:.2f} to {end_s:.2f} </answer>")
 
 
-def reply(*answers: GeneratedAnswer) -> GenerateResponse:
-    return GenerateResponse(
+def reply(*answers: GeneratedAnswer) -> Reply:
+    response = GenerateResponse(
         prompt_token_ids=(1,), num_visual_tokens=0, grid_thw=(1, 1, 1), answers=answers
     )
+    return of_replica(response)
 
 
 def grounded(greedy: GeneratedAnswer, *samples: GeneratedAnswer) -> Grounding:
@@ -66,16 +67,6 @@ def test_one_answer_has_the_probability_of_the_tokens_of_its_block() -> None:
 def test_without_a_block_all_tokens_count() -> None:
     (candidate,) = grounded(answered("3 to 4", logprobs=(-1, -1, -1, -2, -2, -2))).candidates
     assert candidate.confidence == pytest.approx(math.exp(-1.5))
-
-
-def test_probabilities_over_what_sampling_kept_are_no_confidence() -> None:
-    """A greedy answer of such a replica has probability 1 whatever the model means."""
-    greedy = said(3, 4)
-    ids = greedy.sample.token_ids
-    kept = KeptTokens(ids=ids, counts=[1] * len(ids))
-    sample = greedy.sample.model_copy(update={"kept": kept})
-    with pytest.raises(EngineError, match=r"--endpoint: found .*shared\.sampling\.top_k"):
-        grounded(greedy.model_copy(update={"sample": sample}))
 
 
 def test_confidence_is_the_share_of_samples_that_agree() -> None:

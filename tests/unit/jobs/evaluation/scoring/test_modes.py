@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from common.messages import GeneratedAnswer, KeptTokens, Sample, VersionSpan
+from common.messages import GeneratedAnswer, Sample, VersionSpan
 from jobs.evaluation.scoring.modes import (
     answer_logprob,
     label_of,
@@ -92,15 +92,6 @@ def test_without_a_closed_answer_there_is_no_log_probability() -> None:
 def test_without_token_ends_there_is_no_log_probability() -> None:
     said = generated(("<answer>", -1.0), ("3 to 4", -1.0), ("</answer>", -1.0))
     assert answer_logprob(said.model_copy(update={"token_ends": ()})) is None
-
-
-def test_where_sampling_left_tokens_out_there_is_no_log_probability_of_the_model() -> None:
-    said = generated(("<answer>", 0.0), ("3 to 4", 0.0), ("</answer>", 0.0))
-    assert answer_logprob(said) == 0.0
-    ids = said.sample.token_ids
-    kept = KeptTokens(ids=ids, counts=[1] * len(ids))
-    sample = said.sample.model_copy(update={"kept": kept})
-    assert answer_logprob(said.model_copy(update={"sample": sample})) is None
 
 
 def test_self_agreement_is_the_mean_iou_over_pairs() -> None:
