@@ -235,13 +235,17 @@ def messages_of(
 
 
 def model_at(url: str, *, name: str | None, token: SecretStr | None) -> str:
-    """The model to ask for: `name` if the server has it, else its only one.
+    """The model to ask for: `name` if the server has it, or lists none, else its only one.
 
     Raises:
         ConfigError: nobody answers there as such a server does, it does not let us in, or it has
             no such model.
     """
     served = _served(url, token=token)
+    if served is None:
+        if name is not None:
+            return name
+        raise ConfigError(f"--openai: found {url} without /models, {WANTED_URL}; or --served-model")
     if name is None and len(served) == 1:
         return served[0]
     if name is not None and name in served:
@@ -255,14 +259,16 @@ def model_at(url: str, *, name: str | None, token: SecretStr | None) -> str:
     )
 
 
-def _served(url: str, *, token: SecretStr | None) -> list[str]:
-    """Names that /models lists."""
+def _served(url: str, *, token: SecretStr | None) -> list[str] | None:
+    """Names that /models lists; None where a gateway has no such page."""
     _check_url(url)
     try:
         with direct.client(headers=bearer(token), timeout=TIMEOUT_S) as client:
             answer = client.get(f"{url.rstrip('/')}/models")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ConfigError(f"--openai: found {url}: {error!r}, {WANTED_URL}") from error
+    if answer.status_code in (404, 405):
+        return None
     if answer.status_code in (401, 403):
         raise ConfigError(
             f"--openai: found {url}: status {answer.status_code}: {problem_of(answer).message}; "

@@ -309,9 +309,10 @@ def test_who_is_no_such_server_is_said(url: str) -> None:
         model_at(url, name=None, token=None)
 
 
-def test_a_url_without_such_a_server_is_said(server: ChatServer) -> None:
-    with pytest.raises(ConfigError, match=r"status 404: 'Not Found', wanted the base URL"):
+def test_where_no_models_are_listed_one_has_to_be_named(server: ChatServer) -> None:
+    with pytest.raises(ConfigError, match=r"without /models, wanted the base URL.*--served-model"):
         model_at(f"{server.url}/v1", name=None, token=None)
+    assert model_at(f"{server.url}/v1", name="a/b", token=None) == "a/b"
 
 
 @pytest.mark.parametrize("url", ["http://user:hush@a/v1", "http://a/v1?api-key=hush"])
