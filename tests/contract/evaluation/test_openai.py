@@ -16,6 +16,7 @@ from common.prompts import EVALUATION_PROMPTS, grounding_problem
 from tests.fixtures.clips import make_clip
 from tests.fixtures.servers.chat_server import Body, ChatServer, Said, problem, serving, texts_of
 
+ROOT = Path(__file__).resolve().parents[3]
 SPANS = {"long 0": (0.5, 2.0), "long 1": (2.0, 3.5), "short 0": (0.0, 1.0)}
 DURATIONS_S = {"long": 4.0, "short": 2.0}
 KEY = "sk-hush-hush"
@@ -57,7 +58,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
 def run(data: Path, out: Path, *options: str, server: ChatServer) -> Result:
     given = ["--bench", f"{data}/rows.jsonl", "--video-root", f"{data}", "--out", f"{out}"]
     return CliRunner(env={"COLUMNS": "200"}).invoke(
-        tempsamp.app, ["eval", "--openai", server.url, "--no-report", *given, *options]
+        tempsamp.app, ["eval", "--no-report", "--openai", server.url, *given, *options]
     )
 
 
@@ -219,6 +220,19 @@ def test_pictures_are_few_unless_a_run_file_says_more(
     done(data, tmp_path, "--frames-as", "images", server=server)
     settings = json.loads((tmp_path / "rows" / "settings.json").read_text())
     assert settings["clip"]["max_frames"] == 64
+
+
+def test_frames_fit_a_model_that_is_named_and_the_page_names_who_answered(
+    data: Path, tmp_path: Path, server: ChatServer
+) -> None:
+    server.answer = lambda _: Said("<answer> 0 to 1 </answer>", "length")
+    done(data, tmp_path, "--model", f"{ROOT}/deploy/tiny-qwen3vl", "--report", server=server)
+    settings = json.loads((tmp_path / "rows" / "settings.json").read_text())
+    assert settings["clip"]["factor"] == 16
+    page = (tmp_path / "report.html").read_text()
+    assert "a/b" in (tmp_path / "tables.md").read_text()
+    assert server.url in page
+    assert "Of the answers, 3 cut off at --max-tokens." in page
 
 
 @pytest.mark.parametrize(
