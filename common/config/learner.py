@@ -92,7 +92,9 @@ class Learner(Room):
     """Replicas that must have joined before the first prompt is fed."""
     wait_for_replicas_s: Positive = 600.0
     checkpoint_every: Count = 50
-    """Steps between checkpoints; 0: only at the end."""
+    """Steps between checkpoints; 0: only at the end. They are written while the next steps train,
+    from a copy in host memory: what a rank holds of weights and moments, and on the first rank the
+    whole model in shared.dtype. A run that is killed goes back at most two times as many steps."""
     keep_checkpoints: PositiveInt = 2
     """The newest ones."""
     keep_best: bool = True

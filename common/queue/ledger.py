@@ -1,8 +1,9 @@
 """Lines of a run's `ledger.jsonl`: which prompt was trained on in which step, and what of the rest.
 
 The learner writes them (`services/learner/state/ledger.py`), `tempsamp audit` reads them. Each is
-an object with a `kind`. A line belongs to the run's past once a checkpoint line follows: what
-comes after the last one is done again by a resumed run, which cuts it.
+an object with a `kind`. A line belongs to the run's past once a checkpoint line follows, and that
+checkpoint is whole: what comes after the last such line is done again by a resumed run, which cuts
+it. A checkpoint's line is written when the checkpoint is begun.
 """
 
 from collections.abc import Iterator

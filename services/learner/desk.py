@@ -242,10 +242,10 @@ class Desk:
             logger.warning("no groups read ahead", extra={"error": str(error)})
             return []
 
-    def acknowledge(self) -> None:
-        """Delete from Redis what the last checkpoint contains; what stays is dropped on resume."""
+    def acknowledge(self, contained: Sequence[str]) -> None:
+        """Delete from Redis what a checkpoint contains; what stays is dropped on resume."""
         try:
-            self.intake.acknowledge()
+            self.intake.acknowledge(contained)
         except QueueError as error:
             logger.warning("groups not acknowledged", extra={"error": str(error)})
 

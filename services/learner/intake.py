@@ -128,9 +128,9 @@ class Intake:
         self._read: deque[_Entry] = deque()
         """Read and not yet judged, in stream order."""
         self._done: list[str] = []
-        """Entry ids of groups taken or dropped since the last acknowledgement."""
+        """Entry ids of groups taken or dropped, and not acknowledged yet."""
         self._held: set[str] = set()
-        """Entry ids of all groups read since then."""
+        """Entry ids of all groups read and not acknowledged."""
         self._outages_seen = -1
         """Of the broker; fewer than it has had: Redis may have lost something."""
 
@@ -202,11 +202,16 @@ class Intake:
         ]
         return likely[:count] if len(likely) >= count else []
 
-    def acknowledge(self) -> None:
-        """Delete from Redis what was taken or dropped so far. Only after a checkpoint of that."""
-        self._runner.run(self._broker.acknowledge_groups(self._done))
-        self._held.difference_update(self._done)
-        self._done.clear()
+    @property
+    def done(self) -> tuple[str, ...]:
+        """Entry ids of groups taken or dropped so far: what a checkpoint of now contains."""
+        return tuple(self._done)
+
+    def acknowledge(self, contained: Sequence[str]) -> None:
+        """Delete from Redis what a whole checkpoint contains: `done`, as it was then."""
+        self._runner.run(self._broker.acknowledge_groups(contained))
+        self._held.difference_update(contained)
+        self._done = [entry_id for entry_id in self._done if entry_id in self._held]
 
     @property
     def _is_in_doubt(self) -> bool:

@@ -90,6 +90,18 @@ SERIES = (
         "Time waiting for held-out answers.",
     ),
     Series(
+        "learner/checkpoint_stall_s",
+        "tempsamp_learner_checkpoint_stall_seconds",
+        "sum",
+        "Time in which saving kept the learner from going on.",
+    ),
+    Series(
+        "learner/checkpoint_write_s",
+        "tempsamp_learner_checkpoint_write_seconds",
+        "gauge",
+        "Time that the last checkpoint took to be written, beside the steps.",
+    ),
+    Series(
         "learner/phase",
         "tempsamp_learner_phase",
         "gauge",

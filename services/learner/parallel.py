@@ -367,10 +367,12 @@ def whole_weights(
 ) -> Iterator[tuple[str, Tensor | None]]:
     """Each parameter under its Hugging Face name, whole; a collective: every rank runs to the end.
 
-    Rank 0 gets contiguous host tensors in `dtype`, with adapters merged, the others None.
+    Rank 0 gets contiguous host tensors in `dtype`, with adapters merged and in memory of their own,
+    the others None.
     """
     for name, parameter in policy.named_weights():
         whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
         if policy.adapters is not None and name in policy.adapters:
             whole = policy.adapters.merged(name, whole)
-        yield name, whole.detach().to(dtype).cpu().contiguous() if ranks.is_main else None
+        own = whole.detach().to("cpu", dtype, copy=True).contiguous() if ranks.is_main else None
+        yield name, own

@@ -41,8 +41,9 @@ LAPS = (
     "tempsamp_learner_step_seconds",
     "tempsamp_learner_publish_seconds",
     "tempsamp_learner_validate_seconds",
+    "tempsamp_learner_checkpoint_stall_seconds",
 )
-"""What `train`'s clock measures one after the other; together the wall time of a step."""
+"""What `train` measures one after the other; together the wall time of a step."""
 MAX_CONNECTIONS = 64
 """Prometheus, probes, and people who watch."""
 STOP_S = 5.0
@@ -125,7 +126,7 @@ class Status:
             *_of_lines(values),
             CounterMetricFamily(
                 "tempsamp_learner_step_wall_seconds",
-                "Time of all parts of steps: waiting, step, publishing, validating.",
+                "Time of all parts of steps: waiting, step, publishing, validating, saving.",
                 value=wall_s,
             ),
             GaugeMetricFamily(

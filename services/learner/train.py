@@ -36,7 +36,8 @@ from services.learner.probe import bounds_of, disagreement, generate_probe, logp
 from services.learner.publishing.publisher import Publisher
 from services.learner.share import Share
 from services.learner.state.best import is_best
-from services.learner.state.checkpoint import Checkpoints, refuse_existing, rng_state
+from services.learner.state.checkpoint import Checkpoints, refuse_existing
+from services.learner.state.saving import Saving
 from services.learner.status import Status, serving
 from services.learner.step import Stepper
 from services.learner.validation import Validate
@@ -74,6 +75,7 @@ def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
         learner.top_up(version)
         learner.validate(version)
         while version < run.learner.steps and learner.failure is None:
+            learner.saving.finish()
             clock = metrics.Clock()
             groups = learner.next_groups(version)
             if groups is None:
@@ -91,8 +93,9 @@ def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
             learner.report(groups, version=version, figures=figures | clock.laps)
             due = run.learner.checkpoint_every and version % run.learner.checkpoint_every == 0
             if due or learner.is_best:
-                learner.save(version)
-        learner.save(version)
+                learner.saving.save(version)
+        learner.saving.save(version)
+        learner.saving.finish(wait=True)
         learner.raise_failure()
 
 
@@ -106,12 +109,11 @@ class Learner:
     stepper: Stepper
     budget: Budget
     share: Share
-    checkpoints: Checkpoints
+    saving: Saving
     publisher: Publisher
     desk: Desk | None
     validates: bool
     first_version: int
-    saved_version: int | None
     stop: StopSignal
     is_best: bool = False
     """Whether this version answered the held-out rows better than any before; on every rank."""
@@ -193,9 +195,7 @@ class Learner:
             self.is_best = self._follow()["is_best"]
             return
         self.publisher.settle()
-        self.desk.validate(
-            version, urls=self.publisher.member_urls, on_idle=self._welcome_strangers
-        )
+        self.desk.validate(version, urls=self.publisher.member_urls, on_idle=self._while_waiting)
         self.is_best = learner.keep_best and is_best(learner.run_dir, version)
         self._order("go on", is_best=self.is_best)
 
@@ -208,7 +208,7 @@ class Learner:
             return
         self.desk.trained(groups, step=version, applied=figures["learner/updates"] > 0)
         line = {"step": version, "policy_version": version, **figures, **self.desk.figures()}
-        line |= self.publisher.figures
+        line |= self.saving.figures() | self.publisher.figures
         line |= metrics.group_metrics(groups, version=version - 1)
         line |= diagnostics(self.share.advantages(groups))
         line |= gap
@@ -228,16 +228,6 @@ class Learner:
                 world_size=self.ranks.world_size,
             )
 
-    def save(self, version: int) -> None:
-        """Checkpoint, then acknowledge the groups it contains; a collective."""
-        if version == self.saved_version:
-            return
-        state = self.desk.state(version, rng=rng_state()) if self.desk is not None else None
-        self.checkpoints.save(state, confirm=self.desk.confirm if self.desk else lambda: None)
-        if self.desk is not None:
-            self.desk.acknowledge()
-        self.saved_version = version
-
     def raise_failure(self) -> None:
         """What ended the run early, now that its steps are saved; rank 0 says it."""
         if self.failure is not None:
@@ -247,7 +237,7 @@ class Learner:
         if desk.stops_early(version):
             return None
         try:
-            groups = desk.take(version, on_idle=self._welcome_strangers, faults_of=self._offer)
+            groups = desk.take(version, on_idle=self._while_waiting, faults_of=self._offer)
         except (QueueError, RewardError) as error:
             logger.warning("no groups: stopping with a checkpoint", extra={"error": str(error)})
             self.failure = error
@@ -270,13 +260,18 @@ class Learner:
             if order["do"] == "look":
                 self.offered = [ScoredGroup.model_validate(group) for group in order["groups"]]
                 self.share.agreed_faults(self.offered, limits=self.budget.limits)
-            elif order["do"] != "wait":
+            elif order["do"] == "wait":
+                self.saving.finish()
+            else:
                 return dict(order)
 
-    def _welcome_strangers(self) -> None:
+    def _while_waiting(self) -> None:
+        """Rank 0: what goes on while groups or answers are waited for."""
         self.publisher.welcome()
-        if self.ranks.world_size > 1 and time.monotonic() - self.last_order_s > HEARTBEAT_S:
-            self._order("wait")
+        if self.ranks.world_size > 1 and time.monotonic() - self.last_order_s < HEARTBEAT_S:
+            return
+        self._order("wait")
+        self.saving.finish()
 
     def probe(self, version: int) -> dict[str, float]:
         """Compare engine and learner where that is due; a collective.
@@ -363,6 +358,7 @@ def open_learner(
         checkpoints = Checkpoints(
             run, start=start, policy=policy, optimizer=stepper.optimizer, ranks=ranks
         )
+        owned.callback(checkpoints.close)
         state = checkpoints.restore() if resume else None
         if desk is not None:
             checkpoints.tidy()
@@ -385,12 +381,11 @@ def open_learner(
             stepper=stepper,
             budget=budget,
             share=Share(run, ranks, policy),
-            checkpoints=checkpoints,
+            saving=Saving(checkpoints, desk=desk, version=state.step if state else None),
             publisher=publisher,
             desk=desk,
             validates=validate is not None,
             first_version=state.step if state else 0,
-            saved_version=state.step if state else None,
             stop=stop,
         )
         if desk is not None:

@@ -41,7 +41,7 @@ def resumed(ring: RecordedRing, *, ranks: int = 2) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed(ring: RecordedRing, rank: int) -> None:
     learner = ring.start(ranks=2, steps=STEPS)
-    learner.wait_for("published", policy_version=5)
+    learner.wait_for("checkpoint", step=3)
     os.kill(learner.ranks()[rank], signal.SIGKILL)
     learner.finish(code=128 + signal.SIGKILL)
     assert "Traceback" not in learner.text
@@ -66,7 +66,7 @@ def test_frozen_for_good_ends_at_the_deadline_of_a_collective(
 ) -> None:
     settings = {"collective_timeout_s": COLLECTIVE_TIMEOUT_S, "wait_for_replicas_s": 5.0}
     learner = ring.start(ranks=2, steps=STEPS, **settings)
-    learner.wait_for("published", policy_version=5)
+    learner.wait_for("checkpoint", step=3)
     os.kill(learner.ranks()[rank], signal.SIGSTOP)
     struck = time.monotonic()
     learner.finish(code=1)

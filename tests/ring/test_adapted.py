@@ -24,7 +24,7 @@ def test_adapters_of_two_ranks_are_resumed_once_and_with_the_same_settings(
     whole = tmp_path / "whole"
     ring.start(ranks=2, steps=6, run_dir=str(whole), **ADAPTERS).finish()
     first = ring.start(ranks=2, steps=6, **ADAPTERS)
-    first.wait_for("published", policy_version=4)
+    first.wait_for("checkpoint", step=3)
     first.kill()
     other = ring.start(steps=6, resume=True, **ADAPTERS | {"lora.rank": 8})
     other.finish(code=2)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +115,15 @@ class LearnerProcess:
 
     def wait_for_version(self, version: int) -> None:
         """Until that version was published."""
+        self.wait_until(lambda: version in self.published)
+
+    def wait_until(self, reached: Callable[[], bool]) -> None:
+        """While the process lives."""
         deadline = time.monotonic() + LEARNER_TIMEOUT_S
-        while time.monotonic() < deadline:
-            if version in self.published:
-                return
+        while not reached():
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             time.sleep(0.02)
-        raise AssertionError(f"version {version} was not published in time")
 
 
 @pytest.fixture
@@ -226,6 +229,7 @@ def test_killed_learner_resumes_to_bit_identical_weights(ring: Ring, run_dir: Pa
     }
     first = LearnerProcess(ring, **settings)
     first.wait_for_version(3)
+    first.wait_until(lambda: any(line.get("event") == "checkpoint" for line in first.lines))
     first.kill()
     before = first.published
     assert max(before) < 6

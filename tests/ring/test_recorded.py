@@ -19,7 +19,12 @@ from redis import Redis
 from common.queue.ledger import FILE, read_ledger
 from jobs.audit.findings import Audit, audit
 from jobs.local.redis import free_port
-from tests.fixtures.learner.recorded_learner import NUM_ROWS, LearnerProcess, RecordedRing
+from tests.fixtures.learner.recorded_learner import (
+    NUM_ROWS,
+    WRITE_S,
+    LearnerProcess,
+    RecordedRing,
+)
 from tests.fixtures.servers.redis_server import RedisServer
 
 pytestmark = pytest.mark.timeout(900)
@@ -42,13 +47,21 @@ def assert_saved(ring: RecordedRing, learner: LearnerProcess) -> None:
 
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_one_rank_saves_and_exits_0(self, ring: RecordedRing, number: signal.Signals) -> None:
-        learner = ring.start(steps=10_000, checkpoint_every=0)
-        learner.wait_for("published", policy_version=2)
+    def test_one_rank_saves_and_exits_0(
+        self, ring: RecordedRing, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """While a checkpoint is written: that one first, then the last one."""
+        monkeypatch.setenv(WRITE_S, "1")
+        learner = ring.start(steps=10_000, checkpoint_every=2)
+        learner.wait_for("published", policy_version=3)
         learner.process.send_signal(number)
         learner.finish()
         assert learner.said(f"{number.name}: stopping with a checkpoint")
         assert_saved(ring, learner)
+        saved = [line["step"] for line in learner.said("checkpoint")]
+        assert saved[0] == 2
+        assert saved == sorted(saved)
+        assert [name for name in checkpoints(ring) if not name[-6:].isdigit()] == []
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_the_launcher_of_two_ranks_passes_it_on_and_ends_as_they_do(
@@ -229,13 +242,16 @@ def audited(ring: RecordedRing) -> Audit:
 
 
 class TestKilled:
-    """SIGKILL at three random points: what a resumed run comes to is what it would have been."""
+    """SIGKILL at three random points, most of them while a checkpoint is written: what a resumed
+    run comes to is what it would have been."""
 
     STEPS = 24
+    WRITE_S = "0.5"
+    """Longer than the three steps between two checkpoints."""
 
     @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.chaos), 2])
     def test_final_weights_are_the_same_bits_and_every_row_was_trained_once(
-        self, ring: RecordedRing, tmp_path: Path, ranks: int
+        self, ring: RecordedRing, tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # The same ring: two encodings of one clip need not be equal.
         whole = tmp_path / "whole"
@@ -243,14 +259,19 @@ class TestKilled:
         wanted = ring.weights(self.STEPS, run_dir=whole)
         seed = time.time_ns()
         points = random.Random(seed)
+        half_written = []
+        monkeypatch.setenv(WRITE_S, self.WRITE_S)
         for number in range(3):
             learner = ring.start(ranks=ranks, steps=self.STEPS, resume=number > 0)
             version = points.randint(7 * number + 2, 7 * number + 8)
             learner.wait_for("published", policy_version=version)
             time.sleep(points.uniform(0, 0.1))
             learner.kill()
+            half_written += ring.run_dir.glob("checkpoints/*.partial")
+        monkeypatch.delenv(WRITE_S)
         last = ring.start(ranks=ranks, steps=self.STEPS, resume=True)
         last.finish()
+        assert half_written, f"seed {seed}"
         assert last.said("resumed"), f"seed {seed}"
         assert ring.weights(self.STEPS) == wanted, f"seed {seed}"
         found = audited(ring)

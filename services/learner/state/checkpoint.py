@@ -8,19 +8,24 @@
         adapter/        with [learner.lora]: what `hf/` has merged, as PEFT's files
         manifest.json   what has to be there (`manifest.py`)
 
-A folder becomes visible by one rename once it is complete and on the disk. Groups are acknowledged
-in Redis only after the checkpoint that contains them (`train`). A resumed run takes the newest
-whole checkpoint and puts damaged ones aside.
+`begin` copies (`copied.py`), a thread writes while the next steps train, `finish` makes it count: a
+folder becomes visible by one rename once it is complete and on the disk, and only then are its
+groups acknowledged in Redis (`saving.py`). A resumed run takes the newest whole checkpoint and puts
+damaged ones aside.
 """
 
+import datetime
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
@@ -34,19 +39,23 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from common import config
 from common.errors import CheckpointError, ConfigError, TempSampError
+from common.logs import SAY_EVERY_S, NowAndThen
 from common.model.checks import SETTINGS
 from services.learner.feed import FeedState
 from services.learner.intake import IntakeState
 from services.learner.launch import OTHER_RANK_FAILED
 from services.learner.model.policy import Policy
-from services.learner.parallel import Ranks, whole_weights
-from services.learner.state.best import best_so_far, name_best
+from services.learner.parallel import Ranks
+from services.learner.state.best import Best, best_so_far, name_best
 from services.learner.state.compatible import refuse_changes
+from services.learner.state.copied import Copied, state_of
 from services.learner.state.durable import sync, sync_tree
 from services.learner.state.manifest import write_manifest
 from services.learner.state.reading import list_checkpoints, list_damaged, loading, newest_whole
 
 logger = logging.getLogger(__name__)
+
+POLL_S = 0.02
 
 
 class RunState(BaseModel):
@@ -62,6 +71,19 @@ class RunState(BaseModel):
     """Size of `ledger.jsonl` with everything that this state contains."""
     rng: str
     """State of torch's CPU generator, hex."""
+
+
+@dataclass(frozen=True)
+class _Write:
+    """A checkpoint that is being written."""
+
+    step: int
+    confirm: Callable[[], None]
+    whole: Callable[[], None]
+    best: Best | None
+    """When it was begun: a later version's checkpoint is not there yet."""
+    seconds: "Future[float]"
+    """What it took, on this rank."""
 
 
 class Checkpoints:
@@ -83,42 +105,83 @@ class Checkpoints:
         self._optimizer = optimizer
         self._ranks = ranks
         self._folder = run.learner.run_dir / "checkpoints"
+        self._write: _Write | None = None
+        self._writer = ThreadPoolExecutor(1, "checkpoint", _compute_on, (ranks.device,))
+        # The thread's own: its collectives must not meet those of the steps.
+        timeout = datetime.timedelta(seconds=run.learner.collective_timeout_s)
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
+        self.last_write_s: float | None = None
+        """Seconds that the last whole checkpoint took to be written."""
 
-    def save(self, state: RunState | None, *, confirm: Callable[[], None] = lambda: None) -> None:
-        """Write a checkpoint and drop the oldest ones that are not to be kept; a collective.
+    def begin(
+        self,
+        state: RunState | None,
+        *,
+        confirm: Callable[[], None] = lambda: None,
+        whole: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Copy what a checkpoint contains and have it written; a collective. None is under way.
 
         Args:
             state: rank 0's run state; the others pass None.
-            confirm: rank 0: raises when the run is no longer ours; called just before the rename.
+            confirm: rank 0: raises when the run is no longer ours; called now, and just before
+                the rename.
+            whole: rank 0: called by `finish` when nothing can take this checkpoint away any more.
 
         Raises:
-            CheckpointError: it could not be written; earlier ones are as they were.
+            CheckpointError: it cannot be written; earlier ones are as they were.
         """
+        assert self._write is None
         step = self._ranks.broadcast_json(state.step if state else None)
-        final = self._folder / f"step-{step:06d}"
-        partial = final.with_suffix(".partial")
+        partial = self._place(step, ".partial")
         with self._together(partial):
             if self._ranks.is_main:
                 confirm()
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-        with self._together(partial):
-            # What fails on one rank fails here on all.
-            save_sharded(self._tensors(), checkpoint_id=partial / "shards")
-        whole = self._gathered()
-        adapters = self._policy.adapters
-        factors = adapters.whole_tensors() if adapters is not None else {}
-        with self._together(partial):
-            if state is not None:
-                if adapters is not None:
-                    adapters.save(partial / "adapter", factors, model=self._run.shared.model)
-                self._complete(partial, state, whole)
-                confirm()
-                shutil.rmtree(final, ignore_errors=True)
-                partial.rename(final)
-                sync(self._folder)
-                self._drop_old()
-                logger.info("checkpoint", extra={"step": state.step, "path": str(final)})
+        dtype = getattr(torch, self._run.shared.dtype)
+        copied = Copied.of(self._policy, self._optimizer, dtype=dtype, ranks=self._ranks)
+        best = best_so_far(self._run.learner.run_dir) if self._run.learner.keep_best else None
+        seconds = self._writer.submit(self._write_out, copied, partial, state)
+        self._write = _Write(step, confirm, whole, best, seconds)
+
+    def finish(self, *, wait: bool) -> None:
+        """If one has been written: make it visible and drop what it replaces; a collective.
+
+        Args:
+            wait: until it has been, if one is under way; says so in the log.
+
+        Raises:
+            CheckpointError: it could not be written; earlier ones are as they were.
+        """
+        write = self._write
+        if write is None or not self._is_written(write, wait=wait):
+            return
+        self._write = None
+        # What failed on one rank's thread ends them all here.
+        with self._together(self._place(write.step, ".partial")):
+            self.last_write_s = write.seconds.result()
+            if self._ranks.is_main:
+                self._make_visible(write)
+
+    def close(self) -> None:
+        """When all else ends because something failed: what is being written counts if it can.
+
+        Every rank waits for its thread, and rank 0's has succeeded only if all have.
+        """
+        write, self._write = self._write, None
+        if write is not None:
+            error = write.seconds.exception()
+            try:
+                if error is None and self._ranks.is_main:
+                    self._make_visible(write)
+            except (TempSampError, OSError) as unmoved:
+                error = unmoved
+            if error is not None:
+                logger.warning("no checkpoint", extra={"step": write.step, "reason": str(error)})
+                if self._ranks.is_main:
+                    shutil.rmtree(self._place(write.step, ".partial"), ignore_errors=True)
+        self._writer.shutdown()
 
     def restore(self) -> RunState | None:
         """Load the newest whole checkpoint into model and optimizer; None when there is none.
@@ -136,7 +199,7 @@ class Checkpoints:
         if name is None:
             return None
         folder = self._folder / name
-        tensors = self._tensors()
+        tensors = state_of(self._policy, self._optimizer)
         with self._together(), loading(folder):
             state = RunState.model_validate_json((folder / "run_state.json").read_bytes())
             load_sharded(tensors, checkpoint_id=folder / "shards")
@@ -192,19 +255,8 @@ class Checkpoints:
             "learner.keep_checkpoints says how many are kept"
         )
 
-    def _tensors(self) -> dict[str, Any]:
-        """By parameter name; groups of parameters are settings (`compatible.py`), not state."""
-        model, optimizer = get_state_dict(self._policy, self._optimizer)
-        return {"model": model, "optimizer": {"state": optimizer["state"]}}
-
-    def _gathered(self) -> dict[str, Any]:
-        """The whole weights on rank 0; a collective."""
-        dtype = getattr(torch, self._run.shared.dtype)
-        return dict(whole_weights(self._policy, dtype=dtype, ranks=self._ranks))
-
-    def _drop_old(self) -> None:
+    def _drop_old(self, best: Best | None) -> None:
         """Rank 0: all but the newest ones, and the best one on held-out rows."""
-        best = best_so_far(self._run.learner.run_dir) if self._run.learner.keep_best else None
         if best is not None:
             name_best(self._folder, best)
         kept = None if best is None else f"step-{best.step:06d}"
@@ -212,14 +264,59 @@ class Checkpoints:
             if old.name != kept:
                 shutil.rmtree(old)
 
-    def _complete(self, partial: Path, state: RunState, whole: dict[str, Any]) -> None:
+    def _place(self, step: int, ending: str = "") -> Path:
+        return self._folder / f"step-{step:06d}{ending}"
+
+    def _is_written(self, write: _Write, *, wait: bool) -> bool:
+        """Whether all ranks' threads are through, however they ended; a collective."""
+        start, word = time.monotonic(), NowAndThen(first_s=SAY_EVERY_S)
+        while True:
+            missing = torch.tensor([float(not write.seconds.done())])
+            if self._ranks.all_reduce_max(missing).item() == 0:
+                return True
+            if not wait:
+                return False
+            if word.is_due():
+                facts = {"step": write.step, "waited_s": round(time.monotonic() - start)}
+                logger.info("waiting for a checkpoint to be written", extra=facts)
+            time.sleep(POLL_S)
+
+    def _make_visible(self, write: _Write) -> None:
+        """Rank 0: it is complete and on the disk."""
+        write.confirm()
+        final = self._place(write.step)
+        shutil.rmtree(final, ignore_errors=True)
+        self._place(write.step, ".partial").rename(final)
+        sync(self._folder)
+        self._drop_old(write.best)
+        facts = {"step": write.step, "path": str(final), "write_s": write.seconds.result()}
+        logger.info("checkpoint", extra=facts)
+        write.whole()
+
+    def _write_out(self, copied: Copied, partial: Path, state: RunState | None) -> float:
+        """A thread of every rank; rank 0's, which alone has a `state`, is the last to end."""
+        start = time.monotonic()
+        save_sharded(copied.shards, checkpoint_id=partial / "shards", process_group=self._group)
+        if state is not None:
+            self._complete(partial, copied, state)
+        return time.monotonic() - start
+
+    def _complete(self, partial: Path, copied: Copied, state: RunState) -> None:
         """Rank 0: everything beside the shards, and all of it on the disk."""
-        self._policy.model.save_pretrained(partial / "hf", state_dict=whole)
+        if (adapters := self._policy.adapters) is not None:
+            adapters.save(partial / "adapter", copied.adapters, model=self._run.shared.model)
+        self._policy.model.save_pretrained(partial / "hf", state_dict=copied.weights)
         carry_over(self._start, partial / "hf")
         (partial / "run_state.json").write_text(state.model_dump_json(), encoding="utf-8")
         (partial / "config.json").write_text(config.dump(self._run), encoding="utf-8")
         write_manifest(partial)
         sync_tree(partial)
+
+
+def _compute_on(device: torch.device) -> None:
+    """A new thread would find itself on the first GPU, and take memory there."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def carry_over(start: Path, folder: Path) -> None:

@@ -43,7 +43,7 @@ WARM_UP_STEPS = 8
 ROWS = 64
 FPS = 2.0
 TIMEOUT_S = 240.0
-DEFAULT_CHECKPOINT_EVERY = 50
+CHECKPOINT_EVERY, DEFAULT_CHECKPOINT_EVERY = 5, 50
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class BesideTrl:
 
     @property
     def checkpoint_stall(self) -> Spread:
-        """Seconds of a save over those of the steps between two (`learner.checkpoint_every`)."""
+        """Seconds that a save holds the steps, over those of the steps between two
+        (`learner.checkpoint_every`). A save whose predecessor is still written holds them longer.
+        """
         shares = [one["save_s"] / (DEFAULT_CHECKPOINT_EVERY * one["wall_s"]) for one in self.ours]
         return Spread.of(shares)
 
@@ -146,7 +148,7 @@ def write_rows(folder: Path) -> Path:
 
 
 def ring_step(run_dir: Path, *, model: Path, rows: Path) -> dict[str, float]:
-    """What the ring takes for a step, and the learner for a save."""
+    """What the ring takes for a step, and how long a save holds the learner's steps."""
     logs = run_dir.with_suffix(".logs")
     counts = logs / "counts.json"
     environ = {
@@ -172,11 +174,13 @@ def ring_step(run_dir: Path, *, model: Path, rows: Path) -> dict[str, float]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     laps = ("learner/wait_s", "learner/step_s", "learner/publish_s")
     walls_s = [sum(line[lap] for lap in laps) for line in lines[WARM_UP_STEPS:]]
-    found = json.loads(counts.read_text())
+    # The last one holds no step, and no line has it.
+    num_saves = (RING_STEPS - 1) // CHECKPOINT_EVERY
+    held_s = sum(line["learner/checkpoint_stall_s"] for line in lines)
     return {
         "wall_s": statistics.median(walls_s),
-        "save_s": statistics.median(found.pop("save_s")),
-        **found,
+        "save_s": held_s / num_saves,
+        **json.loads(counts.read_text()),
     }
 
 
@@ -202,7 +206,7 @@ def ring_settings(run_dir: Path, *, model: Path, rows: Path, redis_url: str) -> 
         "learner.steps": RING_STEPS,
         "learner.groups_per_step": PROMPTS,
         "learner.optimizer.lr": LEARNING_RATE,
-        "learner.checkpoint_every": 10,
+        "learner.checkpoint_every": CHECKPOINT_EVERY,
         "learner.probe_every": 0,
     }
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]

@@ -1,11 +1,11 @@
 """Exactly once, whatever happens: a state machine over the real feed, intake, broker and a Redis.
 
 Two replicas claim, push, push twice, fail, die, hand over and come back late; leases end; the
-learner crashes between any two steps, before and after it acknowledged; another one takes the run
-over while the first is frozen, and that one wakes up and writes and reads on; Redis is emptied and
-rolled back to an older dump. After each operation nothing has been trained twice, nor trained and
-given up; after a quiet end every row of every finished epoch was trained or is listed as given up,
-or as rejected after replicas gave it up.
+learner crashes between any two steps, while a checkpoint is written, before and after it
+acknowledged; another one takes the run over while the first is frozen, and that one wakes up and
+writes and reads on; Redis is emptied and rolled back to an older dump. After each operation nothing
+has been trained twice, nor trained and given up; after a quiet end every row of every finished
+epoch was trained or is listed as given up, or as rejected after replicas gave it up.
 """
 
 import asyncio
@@ -54,7 +54,8 @@ WEIGHTS = {
     "die": 3,
     "push_late": 3,
     "leases_end": 3,
-    "save": 4,
+    "begin_checkpoint": 5,
+    "finish_checkpoint": 5,
     "crash": 2,
     "take_over": 2,
     "wake_up": 4,
@@ -88,6 +89,8 @@ class Checkpoint:
     intake: str
     version: int
     trained: list[str]
+    contained: tuple[str, ...]
+    """What may be acknowledged once it is whole."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ class Delivery(RuleBasedStateMachine):
         self.start(None)
         self.feed.top_up(0)
         self.saved = self.checkpoint()
+        self.written: Checkpoint | None = None
+        """The checkpoint under way: lost when its learner is."""
 
     @rule(operation=st.sampled_from(OPERATIONS), number=st.integers(0, 255))
     def operate(self, operation: str, number: int) -> None:
@@ -173,7 +178,11 @@ class Delivery(RuleBasedStateMachine):
     def checkpoint(self) -> Checkpoint:
         feed, intake = self.feed.state(), self.intake.state()
         return Checkpoint(
-            feed.model_dump_json(), intake.model_dump_json(), self.version, list(self.trained)
+            feed.model_dump_json(),
+            intake.model_dump_json(),
+            self.version,
+            list(self.trained),
+            self.intake.done,
         )
 
     def take(self, looks: int, unusable: int = 0) -> None:
@@ -199,22 +208,31 @@ class Delivery(RuleBasedStateMachine):
     def take_a_step(self, number: int) -> None:
         self.take(looks=1 + number % 5, unusable=(0, 0, 0, 0, 1, 2)[number % 6])
 
-    def save(self, number: int) -> None:
-        self.saved = self.checkpoint()
+    def begin_checkpoint(self, number: int) -> None:
+        self.finish_checkpoint(number)
+        self.written = self.checkpoint()
+
+    def finish_checkpoint(self, number: int) -> None:
+        """Steps may have been made since it was begun."""
+        if self.written is None:
+            return
+        self.saved, self.written = self.written, None
         if number % 4:
-            self.intake.acknowledge()
+            self.intake.acknowledge(self.saved.contained)
         if number % 3 == 0:
             self.crash(number)
 
     def crash(self, _: int) -> None:
-        self.version, self.trained = self.saved.version, list(self.saved.trained)
         self.run(self.learner.close())
-        self.start(self.saved)
-        self.feed.top_up(self.version)
+        self.resume()
 
     def take_over(self, _: int) -> None:
         self.frozen.append(Frozen(self.learner, self.feed, self.intake, self.version))
+        self.resume()
+
+    def resume(self) -> None:
         self.version, self.trained = self.saved.version, list(self.saved.trained)
+        self.written = None
         self.start(self.saved)
         self.feed.top_up(self.version)
 
@@ -230,7 +248,7 @@ class Delivery(RuleBasedStateMachine):
         with contextlib.suppress(RunLostError):
             if number % 5 == 1:
                 had = len(old.intake._done)
-                old.intake.acknowledge()
+                old.intake.acknowledge(old.intake.done)
                 assert not had, "it was not refused"
             elif number % 5 == 2:
                 old.feed.top_up(old.version)

@@ -248,7 +248,7 @@ class TestTake:
         pushed = ring.answer(3)
         assert ring.take(at=0, should_stop=Stop(looks=6)) == []
         assert len(ring.feed.outstanding) == 2 * GROUPS_PER_STEP
-        ring.intake.acknowledge()
+        ring.intake.acknowledge(ring.intake.done)
         pushed += ring.answer(1)
         assert ring.take(at=0) == pushed
 
@@ -610,7 +610,7 @@ class TestCrash:
         ring.answer(shuffle=random.Random(9))
         acknowledged = self.run_steps(ring, range(2))
         saved = ring.checkpoint()
-        ring.intake.acknowledge()
+        ring.intake.acknowledge(ring.intake.done)
         before_the_crash = self.run_steps(ring, range(2, 5))
         ring.start(saved)
         after = self.run_steps(ring, range(2, 5))
@@ -647,7 +647,7 @@ class TestCrash:
         ring.start(saved=ring.checkpoint())
         assert not set(ring.take(at=1)) & set(trained)
         assert ring.intake.counters.groups_duplicate == GROUPS_PER_STEP
-        ring.intake.acknowledge()
+        ring.intake.acknowledge(ring.intake.done)
         assert ring.runner.run(ring.broker.depths()).groups_unacknowledged == 0
 
 
@@ -678,7 +678,7 @@ class TestLossOfRedis:
                 own_redis_server.start_again()
             step = ring.take(at=version, on_idle=lambda: ring.answer(1, version=5))
             trained += step
-            ring.intake.acknowledge()
+            ring.intake.acknowledge(ring.intake.done)
             ring.feed.top_up(version + 1)
         assert len(set(trained)) == len(trained) == 6 * GROUPS_PER_STEP
 
@@ -692,7 +692,7 @@ class TestLossOfRedis:
         for version in range(25):
             ring.answer(version=version)
             trained.update(ring.take(at=version))
-            ring.intake.acknowledge()
+            ring.intake.acknowledge(ring.intake.done)
             ring.feed.top_up(version + 1)
         assert len(trained) == 25 * GROUPS_PER_STEP
         ring.start(saved)
@@ -724,7 +724,7 @@ class TestLossOfRedis:
         ring.answer()
         ring.take(at=0)
         done = list(ring.intake._done)
-        ring.intake.acknowledge()
+        ring.intake.acknowledge(ring.intake.done)
         # What an append-only file without its last second comes back with.
         groups, run = f"tempsamp:{ring.run_id}:groups", ring.replica._connection.run
         body = scored_group("p").model_dump_json()
@@ -737,7 +737,7 @@ class TestLossOfRedis:
         for version in (1, 2):
             ring.feed.top_up(version)
             ring.take(at=version, on_idle=lambda: ring.answer(version=2))
-        ring.intake.acknowledge()
+        ring.intake.acknowledge(ring.intake.done)
         depths = ring.runner.run(ring.broker.depths())
         assert depths.groups_unacknowledged == len(ring.intake._read)
 

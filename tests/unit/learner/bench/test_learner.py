@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 from services.learner import train
 from services.learner.batching.batch import collate
 from services.learner.model.policy import load_policy
+from services.learner.state.saving import Saving
 from tests.bench.learner import __main__ as bench
 from tests.bench.learner import counted_learner
 from tests.bench.learner.beside_trl import BesideTrl, ratio_of
@@ -63,22 +63,21 @@ def _stop(*_: object) -> None:
     raise StopIteration
 
 
-def test_the_learner_that_is_watched_counts_its_policy_and_times_its_saves(
+def test_the_learner_that_is_watched_counts_its_policy(
     tiny_model: Callable[[Architecture], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = load_policy(tiny_model("qwen2_5_vl"))
     monkeypatch.setattr(train, "start_policy", lambda: policy)
-    monkeypatch.setattr(train.Learner, "save", lambda *_: None)
+    monkeypatch.setattr(Saving, "save", lambda *_: None)
     counted_learner.watch(tmp_path / "counts.json")
     # looked up anew: what a run calls is what was put in its place
     watched: Any = train.start_policy
     watched().model.model.language_model.register_forward_pre_hook(_stop)
     with pytest.raises(StopIteration):
         policy.model.model.language_model(inputs_embeds=torch.zeros(2, 7, 64))
-    train.Learner.save(SimpleNamespace(saved_version=None), 2)  # type: ignore[arg-type]
+    Saving.save(None, 2)  # type: ignore[arg-type]
     found = json.loads((tmp_path / "counts.json").read_text())
-    assert found["llm_token_forwards"] == 7
-    assert len(found["save_s"]) == 1
+    assert found["llm_token_forwards"] == 3.5
 
 
 def test_ratios_are_taken_pair_by_pair() -> None:

@@ -135,7 +135,8 @@ def test_a_resumed_run_publishes_what_the_one_before_it_did(
     for number in (1, 2):
         world.stepper.step(batch, number=number)
     before = world.published()
-    world.checkpoints.save(state(2))
+    world.checkpoints.begin(state(2))
+    world.checkpoints.finish(wait=True)
     resumed = World(run, ranks)
     assert resumed.checkpoints.restore() == state(2)
     assert_equal(resumed.published(), before)
@@ -161,7 +162,8 @@ def test_an_export_is_merged_and_its_adapter_lies_beside_it(
 
     for number in (1, 2):
         world.stepper.step(batch, number=number)
-    world.checkpoints.save(state(2))
+    world.checkpoints.begin(state(2))
+    world.checkpoints.finish(wait=True)
     folder = tmp_path / "checkpoints/step-000002"
     frozen, trained = world.published()
     exported = of_checkpoint(folder / "hf")

@@ -60,14 +60,16 @@ def test_it_outlives_the_newest_ones(
     checkpoints = Checkpoints(run, start=start, policy=policy, optimizer=optimizer, ranks=ranks)
     for version, miou in enumerate((0.1, 0.5, 0.4, 0.3, 0.2), 1):
         validated(tmp_path, version, miou)
-        checkpoints.save(run_state(version))
+        checkpoints.begin(run_state(version))
+        checkpoints.finish(wait=True)
     folder = tmp_path / "checkpoints"
     assert [int(path.name[5:]) for path in list_checkpoints(folder)] == kept
     assert (folder / FILE).exists() == keep_best
     if keep_best:
         assert Best.model_validate_json((folder / FILE).read_text()) == Best(step=2, value=0.5)
     validated(tmp_path, 6, 0.6)
-    checkpoints.save(run_state(6))
+    checkpoints.begin(run_state(6))
+    checkpoints.finish(wait=True)
     assert [int(path.name[5:]) for path in list_checkpoints(folder)] == [5, 6]
     state = checkpoints.restore()
     assert state is not None
@@ -90,6 +92,7 @@ def test_every_rank_learns_that_a_version_is_the_best(is_main: bool, tmp_path: P
     parts = {
         "ranks": SimpleNamespace(broadcast_json=broadcast),
         "stop": SimpleNamespace(agree=lambda ranks: False),
+        "saving": SimpleNamespace(finish=lambda: None),
         "publisher": SimpleNamespace(settle=lambda: None, member_urls=list),
         "desk": SimpleNamespace(validate=validate) if is_main else None,
         "run": run_of(tmp_path, tmp_path, validation={"every": 2}),
@@ -99,9 +102,7 @@ def test_every_rank_learns_that_a_version_is_the_best(is_main: bool, tmp_path: P
         "stepper",
         "budget",
         "share",
-        "checkpoints",
         "first_version",
-        "saved_version",
     )
     learner = Learner(**cast("Any", dict.fromkeys(names) | parts), validates=True)
     learner.validate(2)

@@ -62,7 +62,8 @@ def test_every_file_and_folder_is_on_the_disk_before_the_rename_and_that_before_
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(Path, "rename", recorded_rename)
-    checkpoints.save(state(7))
+    checkpoints.begin(state(7))
+    checkpoints.finish(wait=True)
     final, partial = (tmp_path / f"checkpoints/step-000007{end}" for end in ("", ".partial"))
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
     wanted = {str(partial / path.relative_to(final)) for path in (final, *final.rglob("*"))}
@@ -81,15 +82,17 @@ def test_a_run_that_was_lost_while_it_wrote_is_not_renamed(
         if len(asked) == 2:
             raise RunLostError("taken over")
 
+    checkpoints.begin(state(7), confirm=confirm)
     with pytest.raises(RunLostError, match="taken over"):
-        checkpoints.save(state(7), confirm=confirm)
+        checkpoints.finish(wait=True)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_what_a_crash_left_half_written_is_removed(
     checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
-    checkpoints.save(state(7))
+    checkpoints.begin(state(7))
+    checkpoints.finish(wait=True)
     (tmp_path / "checkpoints/step-000009.partial/shards").mkdir(parents=True)
     checkpoints.tidy()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000007"]

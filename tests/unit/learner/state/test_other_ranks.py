@@ -95,7 +95,8 @@ def test_a_checkpoint_of_one_group_of_parameters_is_restored_into_two(
     for parameter in policy.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
     optimizer.step()
-    older.save(run_state(1))
+    older.begin(run_state(1))
+    older.finish(wait=True)
     newer, restored, again = checkpoints(lambda policy: adamw(policy, config.Optimizer(lr=1e-3)))
     assert newer.restore() is not None
     for before, after in zip(policy.parameters(), again.parameters(), strict=True):
