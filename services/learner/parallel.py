@@ -300,16 +300,18 @@ def _end_with(launcher: int) -> None:
 
 
 def shard_model(policy: Policy, *, ranks: Ranks, compute_dtype: torch.dtype) -> Policy:
-    """Spread the trained parameters over the ranks' mesh with FSDP2, in place, as float32.
+    """Spread the trained parameters over the ranks' mesh with FSDP2, in place, in their dtype.
 
     One shard unit per decoder layer (and tower block, if trained) and one for the rest. A frozen
     tower is replicated instead: ranks meet cached clips at different times, so its calls are not in
     step. Frozen weights below adapters are sharded, in the compute dtype where that loses nothing.
     Gradients are summed, not averaged, because the loss has a global denominator already.
 
-    A single rank computing in float32 has nothing to share and is left as it is.
+    A single rank whose parameters are in the compute dtype has nothing to share or to cast, and is
+    left as it is.
     """
-    if ranks.world_size == 1 and compute_dtype == torch.float32:
+    kept = {parameter.dtype for parameter in policy.parameters()}
+    if ranks.world_size == 1 and kept == {compute_dtype}:
         return policy
     frozen = set(policy.tower.parameters()) if policy.freeze_vision else set()
     for parameter in frozen:

@@ -35,25 +35,25 @@ def start_policy(
     *,
     ranks: Ranks,
     compute_dtype: torch.dtype,
+    dtype: torch.dtype = torch.float32,
     kernels: Kernels | None = None,
     **settings: Any,
 ) -> Policy:
     """Load and shard the policy; a collective.
 
-    Parameters are float32, those of a frozen tower `compute_dtype`.
-
     Args:
         path: a Hugging Face checkpoint folder, readable for every rank.
         ranks: who shares the policy.
-        compute_dtype: of the forward and backward passes.
+        compute_dtype: of the forward and backward passes, and of a frozen tower's parameters.
+        dtype: of the other parameters: float32 for masters.
         kernels: which layers are compiled; None: none.
-        settings: as for `load_policy`, but for dtype and device.
+        settings: as for `load_policy`, but for device.
 
     Raises:
         ValueError, ConfigError: as `load_policy`.
     """
     empty = ranks.world_size > 1
-    policy = load_policy(path, device=ranks.device, empty=empty, **settings)
+    policy = load_policy(path, dtype=dtype, device=ranks.device, empty=empty, **settings)
     if kernels is not None:
         compile_layers(policy, kernels, device=ranks.device)
     drawn = _prepare_adapters(policy, path, compute_dtype) if empty else {}

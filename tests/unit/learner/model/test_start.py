@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import FSDPModule
 
 from services.learner.model import start
 from services.learner.parallel import Ranks
@@ -67,3 +68,14 @@ def test_what_is_given_memory_is_filled(number: int, models: list[Path], ranks: 
     start._fill(policy, models[number], {}, ranks=ranks)
     named = [*policy.named_parameters(), *policy.named_buffers()]
     assert [name for name, value in named if value.isnan().any()] == []
+
+
+@pytest.mark.parametrize(("dtype", "is_sharded"), [("bfloat16", False), ("float32", True)])
+def test_one_rank_shards_what_has_masters_in_another_dtype(
+    dtype: str, is_sharded: bool, models: list[Path], one_rank: Ranks
+) -> None:
+    """A frozen reference has none: it is the model as it is loaded."""
+    kept = getattr(torch, dtype)
+    policy = start.start_policy(models[0], ranks=one_rank, compute_dtype=torch.bfloat16, dtype=kept)
+    assert isinstance(policy, FSDPModule) == is_sharded
+    assert {p.dtype for p in policy.decoder_layers.parameters()} == {kept}
