@@ -5,6 +5,7 @@ import torch
 
 from common.messages import PACKED, Scored, ScoredGroup, Timings
 from services.learner.batching.batch import IDLE, MicroBatch, collate, faults, shares
+from services.learner.batching.plan import _planned
 from tests.fixtures.learner.groups import injected_sample, limits, made_up_clip, policy_sample
 
 
@@ -161,6 +162,21 @@ def test_groups_of_a_rank_are_those_whose_clips_its_batch_names() -> None:
             own = {item.clip.uri for item in shares(groups, advantages, **keys)[rank]}
             assert needed == own
     assert shares(groups[-1:], advantages[-1:], **keys)[rank] == []
+
+
+def test_a_step_is_planned_once_though_the_next_one_is_planned_meanwhile() -> None:
+    this, following = ([group(f"{n}{at}") for n in range(3)] for at in ("a", "b"))
+    keys = {"limits": limits(20, splits=True), "world_size": 2}
+    numbers = [[0.5, -0.5, 1.0]] * 3
+    before = _planned.cache_info().misses
+    for groups in (this, following):
+        shares(groups, numbers, **keys)
+    batch = collate(this, numbers, **keys)
+    shares(following, numbers, **keys)
+    assert _planned.cache_info().misses == before + 2
+    assert {part.work.key for bins in batch.plan for one in bins for part in one} == {
+        item.prompt_id for item in this
+    }
 
 
 def test_tensors_hold_the_numbers_of_the_message_bit_for_bit() -> None:
