@@ -16,7 +16,7 @@ from common.config.reading import SECRETS, Run, SectionName, bearer, dump, load,
 from common.config.room import Room
 from common.config.services import Reward, Rollout
 from common.config.shared import Scoring, Shared, Video
-from common.config.watching import DumpSteps, Tracking
+from common.config.watching import DumpSteps, KeepGroups, Tracking
 from common.messages import Strategy, ThinkInjection
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Advantage",
     "DumpSteps",
     "EarlyStop",
+    "KeepGroups",
     "Kernels",
     "Learner",
     "Lora",

@@ -12,7 +12,7 @@ from common.config.lora import Lora
 from common.config.objective import Advantage, Loss
 from common.config.preset import Preset
 from common.config.room import Room
-from common.config.watching import DumpSteps, Tracking
+from common.config.watching import DumpSteps, KeepGroups, Tracking
 from common.messages import Mode
 
 
@@ -53,7 +53,7 @@ class Learner(Room):
     rows: Path
     """Trainer rows, JSONL (SPEC A1.1)."""
     run_dir: Path
-    """Checkpoints, metrics.jsonl, the resolved config."""
+    """Checkpoints, metrics.jsonl, config.json (resolved), groups."""
     host: Host = "127.0.0.1"
     """Address replicas reach rank 0's weight store by."""
     metrics_host: Host = "127.0.0.1"
@@ -125,6 +125,7 @@ class Learner(Room):
     lora: Lora | None = None
     """Train adapters; None: all weights."""
     dump_steps: DumpSteps = DumpSteps()
+    keep_groups: KeepGroups = KeepGroups()
     tracking: Tracking = Tracking()
     phases: tuple[Phase, ...] = ()
     """One after the other; none: the whole run asks for answers alone."""

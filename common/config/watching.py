@@ -1,4 +1,4 @@
-"""`[learner.dump_steps]`, `[learner.tracking]`: what is kept of a run for who looks at it."""
+"""`[learner.dump_steps]`, `[learner.keep_groups]`, `[learner.tracking]`: for who looks at a run."""
 
 from typing import Literal
 
@@ -12,6 +12,17 @@ class DumpSteps(Section):
     """Steps between two dumps; 0: none."""
     keep: PositiveInt = 3
     """Newest dumps that are kept."""
+
+
+class KeepGroups(Section):
+    """`[learner.keep_groups]`: groups with answers and advantages in `<run_dir>/groups`, which
+    `tempsamp dash` shows."""
+
+    every: Count = 1
+    """Steps between two that are kept; 0: none."""
+    most_mb: PositiveInt = 256
+    """Room for all of them. Beyond it older steps are thinned out: the newest stay dense, and some
+    of every part of the run."""
 
 
 class Tracking(Section):

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from common import config
 from common.config import Run
 from common.errors import ConfigError, QueueError
 from common.messages import ClipRef, PromptRequest, ReplicaStatus, ScoredGroup
@@ -25,12 +26,14 @@ from services.learner.curriculum.plateau import Plateau
 from services.learner.feed import Feed
 from services.learner.intake import Intake
 from services.learner.parallel import StopSignal
+from services.learner.state import durable
 from services.learner.state.checkpoint import RunState
 from services.learner.state.lease import RunLease
 from services.learner.state.ledger import Ledger
 from services.learner.status import Status
 from services.learner.validation import Validate, Validator
 from services.learner.watching.boards import Boards, refuse_missing
+from services.learner.watching.groups import KeptGroups
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +133,10 @@ class Desk:
             self._run, tag=self.feed.tag, resumed_at=state.step if state else None
         )
         metrics.keep_until(self.metrics_path, step=state.step if state else 0)
+        durable.replace_text(learner.run_dir / "config.json", config.dump(self._run))
+        self.kept = KeptGroups(
+            self._run, row_of=self.feed.row, resumed_at=state.step if state else None
+        )
         if self._validate is not None:
             self._validator = Validator(
                 self._validate,

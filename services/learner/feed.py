@@ -86,6 +86,7 @@ class Feed:
         self._rows = load_rows(
             learner.rows, video_root=shared.video.roots[0], rejected=self._rejected
         )
+        self._row_by_id = {row.row_id: row for row in self._rows}
         state = state or FeedState(
             tag=secrets.token_hex(3),
             rows_sha256=_file_digest(learner.rows),
@@ -118,6 +119,10 @@ class Feed:
     def request(self, prompt_id: str) -> PromptRequest:
         """One that is outstanding."""
         return self._outstanding[prompt_id]
+
+    def row(self, row_id: str) -> Row:
+        """A usable row."""
+        return self._row_by_id[row_id]
 
     @property
     def rejected(self) -> tuple[Rejection, ...]:

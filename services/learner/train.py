@@ -210,7 +210,9 @@ class Learner:
         line = {"step": version, "policy_version": version, **figures, **self.desk.figures()}
         line |= self.saving.figures() | self.publisher.figures
         line |= metrics.group_metrics(groups, version=version - 1)
-        line |= diagnostics(self.share.advantages(groups))
+        advantages = self.share.advantages(groups)
+        self.desk.kept.keep(groups, advantages=advantages.by_group, step=version)
+        line |= diagnostics(advantages)
         line |= gap
         self.desk.show(line, step=version)
         logger.info("step", extra=line)

@@ -46,6 +46,7 @@ MAY_CHANGE = {
     "learner.probe_max_gap_nats": "when a run gives up",
     "learner.probe_mean_gap_nats": "when a run gives up",
     "learner.dump_steps": "what is kept of a run",
+    "learner.keep_groups": "what is kept of a run",
     "learner.tracking": "where figures go",
     "learner.validation": "a measurement",
     "learner.collective_timeout_s": "a deadline",
