@@ -260,6 +260,14 @@ def compare() -> Command:
     return command
 
 
+@app.command("dash", cls=Leaf, rich_help_panel=JOBS)
+def dash() -> Command:
+    """Show runs in a browser while they learn, and afterwards."""
+    from jobs.dash.command import command
+
+    return command
+
+
 @app.command("plan", cls=Leaf, rich_help_panel=JOBS)
 def plan() -> Command:
     """Say whether a run file fits a fleet of GPUs."""

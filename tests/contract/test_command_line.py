@@ -45,6 +45,7 @@ def test_every_command_is_in_the_tree() -> None:
         "",
         "audit",
         "compare",
+        "dash",
         "data",
         "data convert",
         "data import-pt",

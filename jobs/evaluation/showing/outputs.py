@@ -65,7 +65,7 @@ def _reported_benches(out: Path, find: FindVideo) -> Iterator[tuple[RunSettings,
                 "the command that wrote it makes it again from the answers beside it"
             ) from error
         if summary.score is not None:
-            yield summary.settings, _reported(path.parent, summary, find)
+            yield summary.settings, reported(path.parent, summary, find=find)
 
 
 def _first(error: ValidationError) -> str:
@@ -73,7 +73,8 @@ def _first(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
 
 
-def _reported(folder: Path, summary: Summary, find: FindVideo) -> Reported:
+def reported(folder: Path, summary: Summary, *, find: FindVideo) -> Reported:
+    """One scored benchmark of a run, read back."""
     assert summary.score is not None
     settings = summary.settings
     # Charts and cases are of spans; the figures of highlights are all in the tables.

@@ -130,7 +130,7 @@ def _section(one: Reported) -> Section:
         name=one.scored.score.bench,
         oracle=_oracle([one.scored]),
         notes=one.notes,
-        cards=_cards(one.scored),
+        cards=cards(one.scored),
         wide=[main, *evaluator, *one.grids],
         narrow=[grid for grid in others if grid not in evaluator],
         charts=_charts(one, judgement),
@@ -144,7 +144,7 @@ def _oracle(run: Sequence[Scored]) -> str:
     return ORACLE_LABEL if any(scored.mode == ORACLE for scored in run) else ""
 
 
-def _cards(scored: Scored) -> list[tuple[str, str, str]]:
+def cards(scored: Scored) -> list[tuple[str, str, str]]:
     """Label, figure and note of the headline; by our protocol."""
     found = scored.score.protocols.get(OURS)
     if found is None or found.miou is None:

@@ -10,6 +10,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from common.answers.spans import Span
@@ -42,7 +43,13 @@ def place(span: Span, *, duration_s: float) -> str:
 
 
 def frame_strip(path: Path, *, window: Window | None = None) -> str | None:
-    """Data URI of `NUM_FRAMES` frames side by side, of a window if one is given; None when the clip
+    """`strip_jpeg` as a data URI."""
+    jpeg = strip_jpeg(path, window=window)
+    return None if jpeg is None else "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
+def strip_jpeg(path: Path, *, window: Window | None = None) -> bytes | None:
+    """JPEG of `NUM_FRAMES` frames side by side, of a window if one is given; None when the clip
     cannot be read."""
     try:
         clip = sample_clip(path, sampling=STRIP_SAMPLING, window=window)
@@ -52,13 +59,18 @@ def frame_strip(path: Path, *, window: Window | None = None) -> str | None:
         frames = load_frames(clip.model_copy(update={"frame_indices": indices}))
     except VideoError:
         return None
+    return jpeg_of(frames)
+
+
+def jpeg_of(frames: npt.NDArray[np.uint8]) -> bytes:
+    """JPEG of frames [F, H, W, 3] side by side."""
     wide = Image.fromarray(np.concatenate(list(frames), axis=1))
     width_px = round(wide.width * STRIP_HEIGHT_PX / wide.height)
     buffer = io.BytesIO()
     wide.resize((width_px, STRIP_HEIGHT_PX), Image.Resampling.LANCZOS).save(
         buffer, "JPEG", quality=JPEG_QUALITY
     )
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def _clock(time_s: float, duration_s: float) -> str:

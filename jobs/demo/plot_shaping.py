@@ -1,4 +1,4 @@
-"""Draw the shaping curve for docs/rewards.md: `python -m jobs.plot_shaping --reward-url URL`.
+"""Draw the shaping curve for docs/rewards.md: `python -m jobs.demo.plot_shaping --reward-url URL`.
 
 The points come from a running reward service (POST /v1/shape), so the plot shows what is served.
 """

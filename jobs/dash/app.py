@@ -1,0 +1,302 @@
+"""The app of `tempsamp dash`: a page of plain files, and what it asks for as JSON.
+
+    GET /                       the page (jobs/dash/page), nothing from elsewhere
+    GET /api/runs               the runs below the folder
+    GET /api/overview           one in a sentence, what to look at, its services
+    GET /api/curves             its panels, decimated; ?low=&high= steps
+    GET /api/groups             a list of groups, filtered; /api/groups/one, /same, /strip
+    GET /api/evaluations        what `tempsamp eval` left; /one, /compared
+    GET /api/events             server-sent events while it grows
+
+It only reads. With tokens in the environment `/api/` wants one of any role; without, it answers
+requests that were sent to this machine by its own name alone, so that no page of another origin
+reaches it through a name that leads here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio.to_thread
+from fastapi import FastAPI, Query
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel
+from starlette.datastructures import MutableHeaders
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from common.queue.kept_groups import GroupSummary
+from common.rest.address import is_loopback
+from common.rest.auth import BearerAuth
+from common.rest.problems import Problem, install_problem_handlers, problem_response
+from common.secrets import Tokens
+from jobs.dash.advice import Advice, advice
+from jobs.dash.curves import BUCKETS, DrawnPanel, panels
+from jobs.dash.groups import GroupView, Kind, Order, Place, Wanted, chosen, elsewhere, shown
+from jobs.dash.site import ListedRun, OneRun, Site
+from jobs.dash.state import RunState, state_of
+from jobs.dash.watch import Live, events
+
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' blob: data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+    )
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+NO_TOKENS = Tokens()
+PAGE = 60
+"""Groups in a part of the list."""
+
+RunName = Annotated[str, Query(alias="run", description="Its name; the newest without.")]
+
+
+class Overview(BaseModel):
+    """The top of a run's page."""
+
+    run: ListedRun
+    state: RunState
+    advice: list[Advice]
+    live: Live
+    has_groups: bool
+    unreadable_lines: int
+
+
+class GroupList(BaseModel):
+    """A part of the list of groups."""
+
+    groups: list[GroupSummary]
+    total: int
+    """That fit."""
+    kept: int
+    """In all."""
+    steps: tuple[int, int] | None
+    rewards: tuple[float, float] | None
+    """Least and largest reward of an answer in all."""
+
+
+class Elsewhere(BaseModel):
+    """Where the same query stands too."""
+
+    places: list[Place]
+
+
+def create_app(site: Site, *, tokens: Tokens = NO_TOKENS, live: bool = True) -> FastAPI:
+    """The ASGI app.
+
+    Args:
+        site: what it looks at.
+        tokens: that callers must show, any of them; none: nobody is asked for one.
+        live: whether a run's services are asked how they are.
+    """
+    api = FastAPI(title="tempsamp dash", version="1", docs_url=None, redoc_url=None)
+    install_problem_handlers(api)
+    if tokens.known():
+        api.add_middleware(BearerAuth, tokens=tokens)
+    _add_runs(api, site, live=live)
+    _add_groups(api, site)
+    _add_evaluations(api, site)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.mount("/api", api)
+    app.mount("/", StaticFiles(directory=page_folder(), html=True))
+    app.add_middleware(_Careful, names_matter=not tokens.known())
+    return app
+
+
+def page_folder() -> Path:
+    """The page's files."""
+    return Path(str(resources.files("jobs.dash").joinpath("page")))
+
+
+def _add_runs(api: FastAPI, site: Site, *, live: bool) -> None:
+    @api.get("/runs")
+    def runs() -> list[ListedRun]:
+        return [run.listed() for run in site.look()]
+
+    @api.get("/overview")
+    async def overview(name: RunName = "") -> Overview:
+        run = _run(site, name)
+        said = await run.watch.fleet() if live else Live(silent="services are not asked")
+        return await anyio.to_thread.run_sync(_overview, run, said)
+
+    @api.get("/curves")
+    def curves(
+        name: RunName = "",
+        low: float | None = None,
+        high: float | None = None,
+        buckets: Annotated[int, Query(ge=10, le=2 * BUCKETS)] = BUCKETS,
+    ) -> list[DrawnPanel]:
+        folder = _run(site, name).folder
+        return panels(
+            folder.metrics(), folder.validation(), low=low, high=high, num_buckets=buckets
+        )
+
+    @api.get("/events")
+    async def stream(name: RunName = "") -> StreamingResponse:
+        run = _run(site, name)
+        return StreamingResponse(
+            events(run.folder, run.watch, live=live),
+            media_type="text/event-stream",
+            headers={"X-Accel-Buffering": "no"},
+        )
+
+
+def _overview(run: OneRun, said: Live) -> Overview:
+    folder = run.folder
+    metrics, validation, settings = folder.metrics(), folder.validation(), folder.settings()
+    return Overview(
+        run=run.listed(),
+        state=state_of(metrics, validation, settings=settings, quiet_s=folder.quiet_s()),
+        advice=advice(metrics, validation, settings=settings, fleet=said.fleet),
+        live=said,
+        has_groups=bool(run.groups.summaries()),
+        unreadable_lines=metrics.unreadable + validation.unreadable,
+    )
+
+
+def _add_groups(api: FastAPI, site: Site) -> None:
+    @api.get("/groups")
+    def groups(
+        name: RunName = "",
+        text: str = "",
+        kind: Kind = "all",
+        order: Order = "newest",
+        low: float | None = None,
+        high: float | None = None,
+        first_step: int | None = None,
+        last_step: int | None = None,
+        offset: Annotated[int, Query(ge=0)] = 0,
+    ) -> GroupList:
+        kept = _run(site, name).groups.summaries()
+        wanted = Wanted(
+            text=text,
+            kind=kind,
+            order=order,
+            low=low,
+            high=high,
+            first_step=first_step,
+            last_step=last_step,
+        )
+        found = chosen(kept, wanted)
+        rewards = [reward for group in kept for reward in group.rewards if reward is not None]
+        return GroupList(
+            groups=found[offset : offset + PAGE],
+            total=len(found),
+            kept=len(kept),
+            steps=(kept[0].step, kept[-1].step) if kept else None,
+            rewards=(min(rewards), max(rewards)) if rewards else None,
+        )
+
+    @api.get("/groups/one")
+    def one(step: int, prompt: str, name: RunName = "") -> GroupView:
+        run = _run(site, name)
+        with _missing_is_404():
+            return shown(run.groups.group(step, prompt), run=run.folder.name)
+
+    @api.get("/groups/same")
+    def same(step: int, prompt: str, name: RunName = "") -> Elsewhere:
+        run = _run(site, name)
+        with _missing_is_404():
+            return Elsewhere(places=elsewhere(run.groups.group(step, prompt), site.summaries()))
+
+    @api.get("/groups/strip", response_class=Response)
+    def strip(step: int, prompt: str, name: RunName = "") -> Response:
+        run = _run(site, name)
+        with _missing_is_404():
+            jpeg = run.strips.of(run.groups.group(step, prompt).clip)
+        if jpeg is None:
+            return Response(status_code=204)
+        return Response(
+            jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"}
+        )
+
+
+def _add_evaluations(api: FastAPI, site: Site) -> None:
+    @api.get("/evaluations")
+    def listed() -> list[Any]:
+        from jobs.dash import evaluations
+
+        return evaluations.find(site.root)
+
+    @api.get("/evaluations/one")
+    def page(evaluation: str, name: RunName = "") -> Any:
+        from jobs.dash import evaluations
+
+        run = _run(site, name).folder.run()
+        roots = run.shared.video.roots if run is not None else ()
+        with _missing_is_404():
+            return evaluations.shown(site.root, evaluation, roots=roots)
+
+    @api.get("/evaluations/compared")
+    def compared(a: str, b: str) -> Any:
+        from jobs.dash import evaluations
+
+        with _missing_is_404():
+            return evaluations.compared(site.root, a, b)
+
+
+def _run(site: Site, name: str) -> OneRun:
+    with _missing_is_404():
+        return site.run(name)
+
+
+@contextmanager
+def _missing_is_404() -> Iterator[None]:
+    try:
+        yield
+    except KeyError as error:
+        raise Problem(404, str(error.args[0])) from error
+    except ValueError as error:
+        raise Problem(422, str(error)) from error
+
+
+class _Careful:
+    """ASGI middleware: headers that keep the page to itself, and by whose name it may be asked."""
+
+    def __init__(self, app: ASGIApp, *, names_matter: bool) -> None:
+        self._app = app
+        self._names_matter = names_matter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Cache-Control", "no-cache")
+            await send(message)
+
+        if self._names_matter and not _is_local(scope):
+            problem = Problem(
+                421, "wanted a request to localhost or a loopback address, as no token is asked for"
+            )
+            await problem_response(problem)(scope, receive, with_headers)
+        else:
+            await self._app(scope, receive, with_headers)
+
+
+def _is_local(scope: Scope) -> bool:
+    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    if len(hosts) != 1:
+        return False
+    host = hosts[0]
+    return is_loopback(host[1:].partition("]")[0] if host[0:1] == "[" else host.partition(":")[0])

@@ -1,0 +1,152 @@
+// Addresses to pages, the bar above them, and what comes in while a run grows.
+
+import { ask, listen, Refused, setToken } from "./ask.js";
+import { empty, failed, fill, h, loading } from "./dom.js";
+import { Evaluations } from "./evaluation.js";
+import { Groups } from "./groups.js";
+import { Overview } from "./overview.js";
+
+const PAGES = { overview: Overview, groups: Groups, evaluation: Evaluations };
+const CALM_MS = 900;
+
+class App {
+  constructor() {
+    this.main = document.getElementById("main");
+    this.select = document.getElementById("run");
+    this.live = document.getElementById("live");
+    this.select.addEventListener("change", () => { location.hash = this.addressOf(this.name === "groups" ? "groups" : "overview", { run: this.select.value }); });
+    document.getElementById("theme").addEventListener("click", turnTheme);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => dispatchEvent(new Event("tempsamp-theme")));
+    addEventListener("hashchange", () => this.go());
+    this.stopped = new AbortController();
+  }
+
+  async start() {
+    fill(this.main, loading("Runs are looked for", 3));
+    try {
+      this.runs = await ask("runs");
+    } catch (error) {
+      this.refused(error) || fill(this.main, failed(error, () => this.start()));
+      return;
+    }
+    if (!this.runs.length) {
+      fill(this.main, empty("No run here yet", "A run folder (learner.run_dir) appears here once its learner has begun; this page looks again by itself."));
+      setTimeout(() => this.start(), 5000);
+      return;
+    }
+    fill(this.select, ...this.runs.map((run) => h("option", { value: run.name }, run.name)));
+    this.select.disabled = this.runs.length < 2;
+    this.go();
+  }
+
+  /** Show what the address says. */
+  go() {
+    if (!this.runs?.length || location.hash === "#main") return;
+    const [, name, query] = /^#\/(\w+)\??(.*)$/.exec(location.hash) || [];
+    const parameters = new URLSearchParams(query);
+    const run = this.runs.some((one) => one.name === parameters.get("run")) ? parameters.get("run") : this.runs[0].name;
+    const page = name in PAGES ? name : "overview";
+    const same = this.page && page === this.name && run === this.run;
+    this.parameters = parameters;
+    [this.name, this.run] = [page, run];
+    this.bar();
+    if (same && this.page.turn) this.page.turn(parameters);
+    else if (!same) this.open(page, parameters);
+  }
+
+  open(page, parameters) {
+    this.stopped.abort();
+    this.page?.end();
+    this.stopped = new AbortController();
+    const { signal } = this.stopped;
+    this.page = new PAGES[page](this, parameters);
+    fill(this.main, this.page.element);
+    scrollTo(0, 0);
+    this.page.load(signal);
+    this.phase("", false);
+    let timer = 0;
+    listen({ run: this.run }, {
+      signal,
+      lost: () => { this.live.className = "live lost"; this.live.textContent = "no connection"; },
+      on: (event, content) => {
+        if (event === "hello") this.phase(this.seen, this.answers);
+        if (event === "fleet") this.phase(this.seen, content.fleet !== null);
+        if (event === "changed") {
+          clearTimeout(timer);
+          timer = setTimeout(() => this.page.load(signal), CALM_MS);
+        }
+        this.page.on?.(event, content);
+      },
+    });
+  }
+
+  bar() {
+    this.select.value = this.run;
+    document.title = `${this.run} · tempsamp dash`;
+    for (const link of document.querySelectorAll("#tabs a")) {
+      link.href = this.addressOf(link.dataset.page, { run: this.run });
+      if (link.dataset.page === this.name) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+    document.querySelector(".mark").href = this.addressOf("overview", { run: this.run });
+  }
+
+  /** What the dot in the bar says. */
+  phase(seen, answers) {
+    this.seen = seen || this.seen;
+    this.answers = answers;
+    const running = this.seen === "running";
+    this.live.className = `live ${running ? "running" : ""}`;
+    this.live.textContent = running ? (answers ? "live" : "growing") : { finished: "finished", quiet: "quiet" }[this.seen] || "";
+  }
+
+  addressOf(page, parameters) {
+    const query = new URLSearchParams(Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== ""));
+    return `#/${page}${query.size ? `?${query}` : ""}`;
+  }
+
+  /** Of a page about this run. */
+  address(page, parameters) {
+    return this.addressOf(page, { ...parameters, run: this.run });
+  }
+
+  /** Go on without a step back. */
+  replace(page, parameters) {
+    history.replaceState(null, "", this.address(page, parameters));
+    this.go();
+  }
+
+  /** Keep what a form says in the address, without going anywhere. */
+  note(found, names) {
+    for (const name of names) this.parameters.delete(name);
+    for (const [name, value] of Object.entries(found)) this.parameters.set(name, value);
+    history.replaceState(null, "", this.address(this.name, Object.fromEntries(this.parameters)));
+  }
+
+  /** Ask for a token where one is wanted; false for any other error. */
+  refused(error) {
+    if (!(error instanceof Refused)) return false;
+    const field = h("input", { type: "password", id: "token", autocomplete: "off", required: true });
+    this.stopped.abort();
+    fill(this.main, h("form", { class: "state", onsubmit: (event) => {
+      event.preventDefault();
+      setToken(field.value.trim());
+      this.page = null;
+      this.start();
+    } }, h("h1", {}, "A token, please"), h("p", {}, "This dash was started with one (TEMPSAMP_TOKEN). It is kept until this tab is closed."),
+    h("label", { for: "token" }, "Token"), field, h("button", { type: "submit", class: "primary" }, "Open")));
+    setToken(null);
+    field.focus();
+    return true;
+  }
+}
+
+function turnTheme() {
+  const root = document.documentElement;
+  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = dark ? "light" : "dark";
+  localStorage.setItem("tempsamp-theme", root.dataset.theme);
+  dispatchEvent(new Event("tempsamp-theme"));
+}
+
+new App().start();
