@@ -14,6 +14,11 @@ RING = Path(__file__).parent / "ring"
 CHAOS = Path(__file__).parent / "chaos"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--screenshots`: pictures of pages are written into docs/images."""
+    parser.addoption("--screenshots", action="store_true", help="write docs/images/dash-*.png")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The slowest files first: of two processes (`make test`), none is left alone with one.
 

@@ -19,7 +19,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import anyio.to_thread
 from fastapi import FastAPI, Query
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
@@ -129,10 +128,10 @@ def _add_runs(api: FastAPI, site: Site, *, live: bool) -> None:
         return [run.listed() for run in site.look()]
 
     @api.get("/overview")
-    async def overview(name: RunName = "") -> Overview:
+    def overview(name: RunName = "") -> Overview:
         run = _run(site, name)
-        said = await run.watch.fleet() if live else Live(silent="services are not asked")
-        return await anyio.to_thread.run_sync(_overview, run, said)
+        # As they said last: services that are away would keep a finished run from opening.
+        return _overview(run, run.watch.seen if live else Live(silent="services are not asked"))
 
     @api.get("/curves")
     def curves(

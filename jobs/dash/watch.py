@@ -35,6 +35,8 @@ class Live(BaseModel):
 
     fleet: Fleet | None = None
     silent: str | None = None
+    asked: bool = True
+    """False before the first answer, which takes seconds where Redis is away."""
 
 
 class Watch:
@@ -42,7 +44,7 @@ class Watch:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._seen = Live(silent="not asked yet")
+        self._seen = Live(asked=False)
         self._next_s = 0.0
         self._rest_s = FIRST_REST_S
         self._lock = asyncio.Lock()

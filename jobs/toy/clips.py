@@ -191,12 +191,12 @@ def clip_rows(split: Split, index: int) -> Iterator[dict[str, Any]]:
 
 def _write_clips(folder: Path, split: Split, indices: list[int], num_processes: int) -> None:
     if num_processes == 1 or len(indices) < 2 * num_processes:
-        return _write_chunk(folder, split, indices)
+        return write_clips(folder, split, indices)
     # spawn: the caller may hold threads (torch, a progress bar) that a fork would lose
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
         futures = [
-            pool.submit(_write_chunk, folder, split, indices[start : start + CHUNK_CLIPS])
+            pool.submit(write_clips, folder, split, indices[start : start + CHUNK_CLIPS])
             for start in range(0, len(indices), CHUNK_CLIPS)
         ]
         try:
@@ -207,7 +207,8 @@ def _write_clips(folder: Path, split: Split, indices: list[int], num_processes: 
     return None
 
 
-def _write_chunk(folder: Path, split: Split, indices: list[int]) -> None:
+def write_clips(folder: Path, split: Split, indices: list[int]) -> None:
+    """Some clips of a split, whose folder is there."""
     for index in indices:
         _write_mp4(folder / clip_path(split, index), render_clip(split, index))
 

@@ -23,7 +23,10 @@ export class Panels {
         if (panel?.plot && contentRect.width > 0) panel.plot.setSize({ width: contentRect.width, height: HEIGHT });
       }
     });
-    this.repaint = () => this.show(this.drawn || []);
+    this.repaint = () => {
+      for (const panel of this.panels.values()) panel.shape = null;
+      this.show(this.drawn || []);
+    };
     addEventListener("tempsamp-theme", this.repaint);
   }
 
@@ -50,14 +53,20 @@ export class Panels {
       h("i", { class: `tone ${curve.tone}` }), h("span", {}, curve.label), h("b", {}, short(curve.last, 3)))));
     panel.box.setAttribute("role", "img");
     panel.box.setAttribute("aria-label", `${drawn.title}. ${curves.map((curve) => `${curve.label} ${short(curve.last, 3)}`).join(", ")}`);
+    // A plot that stays keeps the cursor, and a range that is being dragged, while the run grows.
+    const shape = JSON.stringify(curves.map(({ label, tone, smooth }) => [label, tone, smooth !== null]));
+    panel.data = joined(drawn);
+    panel.curves = curves;
+    if (panel.shape === shape) {
+      panel.plot.setData(panel.data);
+      return;
+    }
+    panel.shape = shape;
     panel.plot?.destroy();
     panel.plot = this.plot(drawn, panel);
   }
 
   plot(drawn, panel) {
-    const data = uPlot.join(drawn.lines.map((lines) => [
-      lines.x, ...lines.curves.flatMap((curve) => (curve.smooth ? [curve.values, curve.smooth] : [curve.values])),
-    ]));
     const series = [{}];
     const shown = [];
     for (const lines of drawn.lines) {
@@ -67,12 +76,11 @@ export class Panels {
         line.points = { show: sparse && curve.tone === "heldout", size: 5, fill: line.stroke };
         if (curve.smooth) series.push({ ...line, width: 1, alpha: FAINT, points: { show: false } });
         series.push(line);
-        shown.push({ index: series.length - 1, curve });
+        shown.push(series.length - 1);
       }
     }
     const axis = { stroke: colour("muted"), font: "11px system-ui, sans-serif", ticks: { show: false }, gap: 4 };
     const grid = { stroke: colour("line"), width: 1 };
-    const values = panel.legend.querySelectorAll("b");
     return new uPlot({
       width: panel.box.clientWidth || 320, height: HEIGHT, series, legend: { show: false },
       padding: [6, 14, 0, 0],
@@ -84,9 +92,12 @@ export class Panels {
       cursor: { sync: { key: this.sync.key }, points: { size: 6 }, drag: { x: true, y: false, setScale: false } },
       select: { show: true },
       hooks: {
-        setCursor: [(plot) => shown.forEach(({ index, curve }, n) => {
-          values[n].textContent = short(plot.cursor.idx == null ? curve.last : near(data, index, plot.cursor.idx), 3);
-        })],
+        setCursor: [(plot) => {
+          const values = panel.legend.querySelectorAll("b");
+          shown.forEach((index, n) => {
+            values[n].textContent = short(plot.cursor.idx == null ? panel.curves[n].last : near(panel.data, index, plot.cursor.idx), 3);
+          });
+        }],
         setSelect: [(plot) => {
           const { left, width } = plot.select;
           if (width < 4) return;
@@ -95,7 +106,7 @@ export class Panels {
           if (high > low) this.onrange(low, high);
         }],
       },
-    }, data, panel.box);
+    }, panel.data, panel.box);
   }
 
   drop(name, panel) {
@@ -110,6 +121,13 @@ export class Panels {
     for (const [name, panel] of this.panels) this.drop(name, panel);
     this.watch.disconnect();
   }
+}
+
+/** All curves of a panel over all their places. */
+function joined(drawn) {
+  return uPlot.join(drawn.lines.map((lines) => [
+    lines.x, ...lines.curves.flatMap((curve) => (curve.smooth ? [curve.values, curve.smooth] : [curve.values])),
+  ]));
 }
 
 function range(low, high, fromZero) {

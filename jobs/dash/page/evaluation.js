@@ -45,7 +45,7 @@ export class Evaluations {
     fill(this.element,
       h("div", { class: "head" }, h("h1", {}, "Evaluations"), compare),
       h("p", { class: "note" }, "Mean IoU by our own protocol, with its 95 % interval. Choose two to compare them query by query."),
-      table(["", "evaluation", "answered by", "mode", "queries", "mIoU", "95 %", ""], found.map((one) => [
+      table([h("span", { class: "hidden" }, "choose"), "evaluation", "answered by", "mode", "queries", "mIoU", "95 %", "0 to 100"], found.map((one) => [
         choose(one.name), h("a", { href: this.app.address("evaluation", { evaluation: one.name }) }, one.name), one.model, one.label,
         one.answered === one.queries ? String(one.queries) : `${one.answered} of ${one.queries}`,
         one.miou === null ? "–" : one.miou.toFixed(1), one.low === null ? "–" : `${one.low.toFixed(1)} to ${one.high.toFixed(1)}`, bar(one),

@@ -120,6 +120,7 @@ export class Groups {
     this.chosen = step === null ? null : { step: Number(step), prompt: parameters.get("prompt") };
     const other = parameters.get("with_step") === null ? null
       : { run: parameters.get("with_run"), step: Number(parameters.get("with_step")), prompt: parameters.get("with_prompt") };
+    this.element.classList.toggle("duo", other !== null);
     this.shown?.end();
     this.shown = null;
     this.mark();

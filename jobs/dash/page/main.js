@@ -18,6 +18,11 @@ class App {
     document.getElementById("theme").addEventListener("click", turnTheme);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => dispatchEvent(new Event("tempsamp-theme")));
     addEventListener("hashchange", () => this.go());
+    document.querySelector(".skip").addEventListener("click", (event) => {
+      event.preventDefault();  // the address says which page, not which place
+      this.main.focus({ preventScroll: true });
+      scrollTo(0, 0);
+    });
     this.stopped = new AbortController();
   }
 
@@ -41,7 +46,7 @@ class App {
 
   /** Show what the address says. */
   go() {
-    if (!this.runs?.length || location.hash === "#main") return;
+    if (!this.runs?.length) return;
     const [, name, query] = /^#\/(\w+)\??(.*)$/.exec(location.hash) || [];
     const parameters = new URLSearchParams(query);
     const run = this.runs.some((one) => one.name === parameters.get("run")) ? parameters.get("run") : this.runs[0].name;
@@ -63,7 +68,7 @@ class App {
     fill(this.main, this.page.element);
     scrollTo(0, 0);
     this.page.load(signal);
-    this.phase("", false);
+    this.phase(this.runs.find((run) => run.name === this.run).phase, false);
     let timer = 0;
     listen({ run: this.run }, {
       signal,
@@ -93,7 +98,7 @@ class App {
 
   /** What the dot in the bar says. */
   phase(seen, answers) {
-    this.seen = seen || this.seen;
+    this.seen = seen;
     this.answers = answers;
     const running = this.seen === "running";
     this.live.className = `live ${running ? "running" : ""}`;

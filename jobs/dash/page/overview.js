@@ -23,6 +23,7 @@ export class Overview {
 
   async load(signal) {
     const run = this.app.run;
+    this.signal = signal;
     try {
       const [overview] = await Promise.all([ask("overview", { run }, signal), this.loadCurves(signal)]);
       this.show(overview);
@@ -50,7 +51,7 @@ export class Overview {
       fill(this.top,
         h("p", { class: "phase" }, h("span", { class: `chip ${state.phase}` }, PHASES[state.phase]),
           h("span", { class: "runname" }, run.name), run.strategy && h("span", {}, `strategy ${run.strategy}`)),
-        h("h1", { class: "sentence" }, state.sentence),
+        h("h1", { class: "sentence" }, state.sentence.replaceAll(" → ", "\u00a0→\u00a0").replaceAll(" %", "\u00a0%")),
         state.steps && h("div", { class: "progress", role: "img", "aria-label": `step ${state.step} of ${state.steps}` },
           h("i", { style: { width: `${Math.min(100, 100 * state.step / state.steps)}%` } })),
         h("dl", { class: "tiles" }, state.tiles.map((tile) => h("div", {}, h("dt", {}, tile.label), h("dd", {}, tile.value, tile.note && h("small", {}, tile.note))))),
@@ -70,6 +71,10 @@ export class Overview {
   showServices(live) {
     this.live = live;
     const heading = h("div", { class: "head" }, h("h2", { id: "services" }, "Services"));
+    if (!live.asked) {
+      fill(this.services, heading, loading("Services are asked", 1));
+      return;
+    }
     if (!live.fleet) {
       fill(this.services, heading, h("p", { class: "card note" }, "None answers now; everything above comes from the run folder. ", h("span", { class: "quietly" }, live.silent)));
       return;
@@ -88,7 +93,10 @@ export class Overview {
   }
 
   on(name, content) {
-    if (name === "fleet") this.showServices(content);
+    if (name !== "fleet") return;
+    this.showServices(content);
+    // What is wrong with a replica is said above, too.
+    if (content.fleet) ask("overview", { run: this.app.run }, this.signal).then((overview) => this.show(overview)).catch(() => {});
   }
 
   showTools() {

@@ -1,6 +1,7 @@
 """What the page asks for, over HTTP: figures, groups, evaluations, and who is let in."""
 
 import json
+import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from tests.fixtures.pages.run_folder import (
     write_run,
 )
 
+ROOT = Path(__file__).resolve().parents[4]
 HERE = "http://127.0.0.1"
 
 
@@ -172,6 +174,14 @@ def test_no_script_of_the_page_makes_markup_of_text() -> None:
     for script in page_folder().glob("*.js"):
         for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
             assert way not in script.read_text(encoding="utf-8"), (script.name, way)
+
+
+def test_every_file_of_the_page_is_packaged_and_the_library_has_its_licence() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["jobs"]
+    packaged = {path for one in patterns for path in (ROOT / "jobs").glob(one) if path.is_file()}
+    assert {path for path in page_folder().rglob("*") if path.is_file()} <= packaged
+    assert "MIT" in (page_folder() / "vendor/LICENSE").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
