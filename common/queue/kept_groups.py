@@ -8,9 +8,10 @@ unpacks the first, small member alone.
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -35,6 +36,7 @@ NOTHING = 1e-9
 LEVEL = 1
 """Of gzip: log-probabilities hardly shrink further, and a step waits for it."""
 GZIP = 16 + zlib.MAX_WBITS
+CHUNK_BYTES = 2**16
 
 Span = tuple[float, float]
 M = TypeVar("M", bound=BaseModel)
@@ -165,18 +167,20 @@ def packed(groups: Sequence[KeptGroup]) -> bytes:
 
 
 def read_summaries(path: Path) -> list[GroupSummary]:
-    """What lists need of a file.
+    """What lists need of a file; the rest of it is not read.
 
     Raises:
         ConfigError: it cannot be read, or is none of ours.
     """
-    return [_parsed(GroupSummary, line, path) for line in _first_member(path)[0]]
+    with _opened(path) as file:
+        return [_parsed(GroupSummary, line, path) for line in _lines(file, path)]
 
 
 def read_groups(path: Path) -> list[KeptGroup]:
     """Everything of a file; see `read_summaries`."""
-    rest = _first_member(path)[1]
-    return [_parsed(KeptGroup, line, path) for line in _lines(rest, path)[0]]
+    with _opened(path) as file:
+        _lines(file, path)
+        return [_parsed(KeptGroup, line, path) for line in _lines(file, path)]
 
 
 def _beats(injected: Sequence[KeptAnswer], policy: Sequence[KeptAnswer]) -> bool:
@@ -191,24 +195,28 @@ def _member(lines: Iterable[BaseModel]) -> bytes:
     return packer.compress(text.encode()) + packer.flush()
 
 
-def _first_member(path: Path) -> tuple[list[bytes], bytes]:
-    """Lines of the first member, and what comes after it."""
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}: wanted groups of a step") from error
-    return _lines(content, path)
 
 
-def _lines(content: bytes, path: Path) -> tuple[list[bytes], bytes]:
+def _lines(file: BinaryIO, path: Path) -> list[bytes]:
+    """Lines of the next member; the file stands behind it afterwards."""
     member = zlib.decompressobj(GZIP)
+    parts = []
     try:
-        text = member.decompress(content)
+        while not member.eof:
+            if not (packed_part := file.read(CHUNK_BYTES)):
+                raise ConfigError(f"{path}: found a file that was cut, wanted groups of a step")
+            parts.append(member.decompress(packed_part))
     except zlib.error as error:
         raise ConfigError(f"{path}: found no gzip ({error}), wanted groups of a step") from error
-    if not member.eof:
-        raise ConfigError(f"{path}: found a file that was cut, wanted groups of a step")
-    return text.splitlines(), member.unused_data
+    file.seek(-len(member.unused_data), 1)
+    return b"".join(parts).splitlines()
 
 
 def _parsed(model: type[M], line: bytes, path: Path) -> M:

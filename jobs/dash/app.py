@@ -26,6 +26,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from common.errors import ConfigError
 from common.queue.kept_groups import GroupSummary
 from common.rest.address import is_loopback
 from common.rest.auth import BearerAuth
@@ -72,7 +73,6 @@ class Overview(BaseModel):
     state: RunState
     advice: list[Advice]
     live: Live
-    has_groups: bool
     unreadable_lines: int
 
 
@@ -125,7 +125,8 @@ def page_folder() -> Path:
 def _add_runs(api: FastAPI, site: Site, *, live: bool) -> None:
     @api.get("/runs")
     def runs() -> list[ListedRun]:
-        return [run.listed() for run in site.look()]
+        with _missing_is_404():
+            return [run.listed() for run in site.look()]
 
     @api.get("/overview")
     def overview(name: RunName = "") -> Overview:
@@ -163,7 +164,6 @@ def _overview(run: OneRun, said: Live) -> Overview:
         state=state_of(metrics, validation, settings=settings, quiet_s=folder.quiet_s()),
         advice=advice(metrics, validation, settings=settings, fleet=said.fleet),
         live=said,
-        has_groups=bool(run.groups.summaries()),
         unreadable_lines=metrics.unreadable + validation.unreadable,
     )
 
@@ -211,7 +211,9 @@ def _add_groups(api: FastAPI, site: Site) -> None:
     def same(step: int, prompt: str, name: RunName = "") -> Elsewhere:
         run = _run(site, name)
         with _missing_is_404():
-            return Elsewhere(places=elsewhere(run.groups.group(step, prompt), site.summaries()))
+            return Elsewhere(
+                places=elsewhere(run.groups.group(step, prompt), site.summaries(of=run))
+            )
 
     @api.get("/groups/strip", response_class=Response)
     def strip(step: int, prompt: str, name: RunName = "") -> Response:
@@ -260,6 +262,8 @@ def _missing_is_404() -> Iterator[None]:
         yield
     except KeyError as error:
         raise Problem(404, str(error.args[0])) from error
+    except ConfigError as error:
+        raise Problem(404, str(error)) from error
     except ValueError as error:
         raise Problem(422, str(error)) from error
 

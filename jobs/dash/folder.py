@@ -87,6 +87,13 @@ class Columns:
         present: Floats = values[~np.isnan(values)]
         return present
 
+    def copied(self) -> "Columns":
+        """As they are now: who computes with them must not see them grow meanwhile."""
+        made = Columns(self._path)
+        made.steps, made.unreadable = self.steps[:], self.unreadable
+        made._values = {name: column[:] for name, column in self._values.items()}
+        return made
+
     def _begin(self, inode: int) -> None:
         self._inode, self._at, self.unreadable = inode, 0, 0
         self.steps, self._values = array("d"), {}
@@ -181,7 +188,7 @@ class RunFolder:
     def _read(self, columns: Columns) -> Columns:
         with self._lock:
             columns.read_on()
-        return columns
+            return columns.copied()
 
     def _configs(self) -> Iterator[Path]:
         yield self.path / CONFIG

@@ -6,6 +6,7 @@
 A file is read again only if it changed. Neighbours: `common/queue/kept_groups.py` (the files).
 """
 
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ Order = Literal["newest", "oldest", "lowest", "highest"]
 MOST_TOKENS = 4096
 """Of an answer on the page."""
 MOST_ELSEWHERE = 200
+OPEN_STEPS = 4
+"""Files whose groups stay at hand: one group is asked for by several requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,7 @@ class GroupIndex:
         self._run_dir = run_dir
         self._read: dict[int, tuple[tuple[int, int], list[GroupSummary]]] = {}
         self._lock = threading.Lock()
+        self._opened = functools.lru_cache(maxsize=OPEN_STEPS)(read_marked)
 
     def summaries(self) -> list[GroupSummary]:
         """Of all kept groups, oldest step first; a file that cannot be read is left out."""
@@ -106,10 +110,11 @@ class GroupIndex:
         Raises:
             KeyError: there is none of that name, or no longer.
         """
+        path = file_of(self._run_dir, step)
         try:
-            groups = read_groups(file_of(self._run_dir, step))
-        except ConfigError as error:
-            raise KeyError(str(error)) from error
+            groups = self._opened(path, _mark(path))
+        except (OSError, ConfigError) as error:
+            raise KeyError(f"step {step} is not kept, or no longer ({error})") from error
         for group in groups:
             if group.prompt_id == prompt_id:
                 return group
@@ -117,13 +122,22 @@ class GroupIndex:
 
     def _step(self, step: int, path: Path) -> tuple[tuple[int, int], list[GroupSummary]] | None:
         try:
-            found = path.stat()
-            mark = (found.st_mtime_ns, found.st_size)
+            mark = _mark(path)
             if step in self._read and self._read[step][0] == mark:
                 return self._read[step]
             return mark, read_summaries(path)
         except (OSError, ConfigError):  # thinned out meanwhile, or cut
             return None
+
+
+def read_marked(path: Path, _mark: tuple[int, int]) -> list[KeptGroup]:
+    """The groups of a file as it was at a mark."""
+    return read_groups(path)
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 def chosen(groups: Sequence[GroupSummary], wanted: Wanted) -> list[GroupSummary]:

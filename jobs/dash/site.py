@@ -16,6 +16,8 @@ from jobs.dash.watch import Watch
 
 MOST_RUNS = 200
 """In the list of runs, the newest."""
+MOST_BESIDE = 20
+"""Other runs in which the same query is looked for."""
 
 
 class ListedRun(BaseModel):
@@ -104,8 +106,9 @@ class Site:
                 raise KeyError(f"no run {name!r}")
             return self._runs[name]
 
-    def summaries(self) -> list[tuple[str, list[GroupSummary]]]:
-        """The kept groups of all runs."""
+    def summaries(self, *, of: OneRun) -> list[tuple[str, list[GroupSummary]]]:
+        """The kept groups of a run and of the newest others."""
         with self._lock:
-            runs = list(self._runs.items())
+            others = [run for run in self._runs.values() if run is not of][:MOST_BESIDE]
+        runs = [(run.folder.name, run) for run in (of, *others)]
         return [(name, run.groups.summaries()) for name, run in runs]

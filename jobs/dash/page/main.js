@@ -8,6 +8,7 @@ import { Overview } from "./overview.js";
 
 const PAGES = { overview: Overview, groups: Groups, evaluation: Evaluations };
 const CALM_MS = 900;
+const LOOK_MS = 30_000;
 
 class App {
   constructor() {
@@ -39,9 +40,26 @@ class App {
       setTimeout(() => this.start(), 5000);
       return;
     }
-    fill(this.select, ...this.runs.map((run) => h("option", { value: run.name }, run.name)));
-    this.select.disabled = this.runs.length < 2;
+    this.listRuns();
+    clearInterval(this.looking);
+    this.looking = setInterval(() => this.lookAgain(), LOOK_MS);
     this.go();
+  }
+
+  listRuns() {
+    fill(this.select, this.runs.map((run) => h("option", { value: run.name }, run.name)));
+    this.select.disabled = this.runs.length < 2;
+    if (this.run) this.select.value = this.run;
+  }
+
+  /** Runs begin and end while the page is open. */
+  async lookAgain() {
+    const found = await ask("runs").catch(() => null);
+    if (!found?.length) return;
+    const names = (runs) => runs.map((run) => run.name).sort().join("\n");
+    const changed = names(found) !== names(this.runs);
+    this.runs = found;
+    if (changed) this.listRuns();
   }
 
   /** Show what the address says. */

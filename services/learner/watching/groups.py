@@ -75,8 +75,8 @@ class KeptGroups:
             partial.replace(path)
             self._sizes[step] = len(content)
             self._thin_out()
-        except (OSError, ValueError) as error:
-            self._give_up(str(error))
+        except Exception as error:  # noqa: BLE001 - disks and third parties: a picture at most
+            self._give_up(repr(error))
 
     def _kept(
         self,
@@ -190,5 +190,5 @@ def _tokenizer(run: config.Run) -> Tokenizer | None:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - tokenizers raises nothing narrower
-        logger.warning("groups are not kept: no tokenizer", extra={"reason": str(error)})
+        logger.info("groups are not kept: no tokenizer", extra={"reason": str(error)})
         return None

@@ -32,6 +32,8 @@ from tests.fixtures.pages.run_folder import (
     write_lines,
     write_run,
 )
+from tests.fixtures.servers.redis_server import RedisServer
+from tests.fixtures.wire import replica_status
 
 ROOT = Path(__file__).resolve().parents[4]
 HERE = "http://127.0.0.1"
@@ -83,9 +85,7 @@ async def test_an_overview_says_where_a_run_stands(runs: Path) -> None:
     found = await asked(runs, "overview", run="one")
     assert found["state"]["step"] == 100
     assert found["advice"] == []
-    assert found["has_groups"] is True
     assert found["live"]["fleet"] is None
-    assert (await asked(runs, "overview", run="two"))["has_groups"] is False
 
 
 async def test_curves_are_of_the_steps_asked_for(runs: Path) -> None:
@@ -122,7 +122,7 @@ async def test_a_group_is_shown_and_found_elsewhere(runs: Path) -> None:
     ("path", "status", "said"),
     [
         ("groups/one?run=one&step=7&prompt=none", 404, "step 7 has no group 'none'"),
-        ("groups/one?run=one&step=700&prompt=p7", 404, "step-000700"),
+        ("groups/one?run=one&step=700&prompt=p7", 404, "step 700 is not kept"),
         ("overview?run=none", 404, "no run 'none'"),
         ("groups?run=one&kind=odd", 422, ""),
         ("groups?run=one&low=x", 422, ""),
@@ -256,7 +256,29 @@ async def test_services_that_do_not_answer_are_asked_ever_more_rarely(
     assert asked_at == [0, 10, 30, 70, 130, 190]
 
 
-async def test_a_redis_that_is_away_is_said(tmp_path: Path) -> None:
+async def test_a_registered_replica_is_shown_with_why_it_does_not_answer(
+    tmp_path: Path, redis_server: RedisServer, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEMPSAMP_REDIS_PASSWORD", redis_server.password)
+    shared = {**SETTINGS["shared"], "run_id": run_id}
+    write_run(tmp_path, settings={**SETTINGS, "shared": shared})
+    broker = redis_server.broker(run_id)
+    status = replica_status("replica-a").model_copy(update={"url": "http://127.0.0.1:1"})
+    try:
+        await broker.announce(status, ttl_s=60)
+        live = await Watch(RunFolder(tmp_path, "a", redis_server.url)).fleet()
+    finally:
+        await broker.close()
+    assert live.fleet is not None
+    (found,) = live.fleet.replicas
+    assert (found.status.replica, found.report) == ("replica-a", None)
+    assert "ConnectError" in str(found.unreachable)
+
+
+async def test_a_redis_that_is_away_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.fleet.services.REDIS_OUTAGE_S", 0.1)
     shared = {**SETTINGS["shared"], "redis_url": "redis://127.0.0.1:1/0"}
     folder = RunFolder(write_run(tmp_path, settings={**SETTINGS, "shared": shared}), "a")
     live = await Watch(folder).fleet()

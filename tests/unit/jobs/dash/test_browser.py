@@ -18,10 +18,14 @@ from pathlib import Path
 import pytest
 
 from common.queue.kept_groups import kept_steps, read_groups
+from common.rest.fleet_api import LearnerReport, ProblemReport, ReplicaReport
 from common.secrets import VARIABLES
+from jobs.dash.watch import Live
+from jobs.fleet.services import Fleet, Replica
 from jobs.toy.clips import write_clips
 from tests.fixtures.pages.documents import example
 from tests.fixtures.pages.run_folder import answer, kept_group, write_groups, write_run
+from tests.fixtures.wire import replica_status
 
 pytest.importorskip("playwright", reason="playwright is not installed (the dev lock has it)")
 from axe_playwright_python.sync_playwright import Axe
@@ -191,6 +195,40 @@ def test_a_run_that_grows_moves_the_page(dash: Dash, opened: Open) -> None:
     with (dash.runs / "live/metrics.jsonl").open("a") as file:
         file.write("".join(lines[LIVE_FROM:45]))
     expect(sentence(page)).to_have_text(re.compile(r"^Step 45 of 60, "))
+
+
+def test_services_are_shown_with_what_went_wrong_last(dash: Dash, opened: Open) -> None:
+    page = opened("about:blank")
+    silent, lags = (replica_status(name, version=7) for name in ("silent", "lags"))
+    problem = ProblemReport(event="weights not applied", error="timeout", age_s=40)
+    report = ReplicaReport(
+        status=lags,
+        tokens_per_s=812.4,
+        generates_in_work=0,
+        generates_waiting=0,
+        last_problem=problem,
+    )
+    fleet = Fleet(
+        run_id="a",
+        replicas=(
+            Replica(status=silent, unreachable="ConnectError"),
+            Replica(status=lags, report=report),
+        ),
+        learner=LearnerReport(phase="training", version=9, step=9),
+    )
+    said = f"event: fleet\ndata: {Live(fleet=fleet).model_dump_json()}\n\n"
+    page.route(
+        "**/api/events*",
+        lambda route: route.fulfill(body=said, headers={"content-type": "text/event-stream"}),
+    )
+    page.goto(dash.address("overview", run="tempsamp"))
+    table = page.get_by_role("region", name="Replicas")
+    expect(table.locator("tbody tr")).to_have_count(2)
+    expect(table.locator("tbody tr").first).to_contain_text("no answer: ConnectError")
+    expect(table.locator("tbody tr").nth(1)).to_contain_text("40 s ago: weights not applied")
+    cells = table.locator("tbody tr").nth(1).locator("td").all_text_contents()
+    assert cells[2:7] == ["7", "2", "812", "12", "1"]
+    assert fits(page)
 
 
 def test_a_group_is_found_opened_and_set_beside_another(

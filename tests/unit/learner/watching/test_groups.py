@@ -178,7 +178,8 @@ def test_a_model_without_tokenizer_keeps_nothing_and_says_so(
         "services.learner.watching.groups.fetched",
         lambda *_, **__: type("M", (), {"path": tmp_path}),
     )
-    kept = keeper(run(tmp_path))
+    with caplog.at_level(logging.INFO):
+        kept = keeper(run(tmp_path))
     kept.keep([group()], advantages=[(0, 0, 0)], step=1)
     assert kept_steps(tmp_path) == {}
     assert caplog.records[0].message == "groups are not kept: no tokenizer"
