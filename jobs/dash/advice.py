@@ -41,6 +41,8 @@ UNSCORED_HIGH = 0.05
 """Answers without a verdict: one in twenty is no hiccup of the reward service."""
 TRUNCATED_SHARE = 0.2
 """Policy answers that ran out of tokens."""
+GAP_NATS = {"float32": 0.01, "bfloat16": 1.0}
+"""By shared.dtype: where the learner stops unless learner.probe_max_gap_nats says otherwise."""
 STALE_SHARE = 0.2
 """Groups thrown away as too old, of all that came."""
 
@@ -73,7 +75,7 @@ def advice(
     if len(metrics.steps) >= FIRST_ADVICE:
         found += _learning(metrics, learner=learner, shared=shared)
         found += _answers(metrics, validation, learner=learner, shared=shared)
-        found += _ring(metrics, learner=learner)
+        found += _ring(metrics, learner=learner, dtype=shared.get("dtype", "float32"))
     if fleet is not None:
         found += _fleet(fleet, max_staleness=learner.get("max_staleness"))
     order = {"fault": 0, "warning": 1, "hint": 2}
@@ -129,8 +131,7 @@ def _learning(
             title="Most groups are tied",
             text=f"In {100 * tied:.0f} % of the groups every answer earns the same, and nothing is "
             "learned from them.",
-            knob="learner.pool (rows of another difficulty), shared.sampling.temperature, "
-            "shared.group_size",
+            knob="learner.pool (rows of another difficulty), shared.group_size",
         )
     none = _mean(metrics.of("advantage/groups_without_positive")[-RECENT:]) / groups
     moved = _mean(metrics.of("advantage/contamination")[-RECENT:])
@@ -197,7 +198,7 @@ def _answers(
         )
 
 
-def _ring(metrics: Columns, *, learner: Mapping[str, Any]) -> Iterator[Advice]:
+def _ring(metrics: Columns, *, learner: Mapping[str, Any], dtype: str) -> Iterator[Advice]:
     share = wait_share(metrics)
     if share is not None and share > WAIT_HIGH:
         yield Advice(
@@ -207,8 +208,9 @@ def _ring(metrics: Columns, *, learner: Mapping[str, Any]) -> Iterator[Advice]:
             text=f"{100 * share:.0f} % of its time goes by without groups to train on.",
             knob="more replicas (tempsamp rollout serve), learner.max_staleness",
         )
-    gap, most = metrics.last("learner/probe_logprob_gap_nats"), learner.get("probe_max_gap_nats")
-    if most is not None and gap > most / 2:
+    gap = metrics.last("learner/probe_logprob_gap_nats")
+    most = learner.get("probe_max_gap_nats") or GAP_NATS.get(dtype, 1.0)
+    if gap > most / 2:
         yield Advice(
             name="gap",
             level="warning",

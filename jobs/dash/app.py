@@ -26,7 +26,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from common.errors import ConfigError
+from common.errors import ConfigError, QueueError
 from common.queue.kept_groups import GroupSummary
 from common.rest.address import is_loopback
 from common.rest.auth import BearerAuth
@@ -264,6 +264,8 @@ def _missing_is_404() -> Iterator[None]:
         raise Problem(404, str(error.args[0])) from error
     except ConfigError as error:
         raise Problem(404, str(error)) from error
+    except QueueError as error:
+        raise Problem(503, str(error)) from error
     except ValueError as error:
         raise Problem(422, str(error)) from error
 

@@ -29,7 +29,11 @@ def command(
     ] = None,
     redis: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="The runs' Redis, if not where their settings say."),
+        typer.Option(
+            metavar="URL",
+            help="With RUN: where its Redis is, if not where its settings say; without: the "
+            "services of the runs that it knows.",
+        ),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8400,
     host: Annotated[
@@ -46,7 +50,7 @@ def command(
     from jobs.dash.app import create_app
     from jobs.dash.site import Site
 
-    site = Site(DEFAULT_ROOT if run is None else run, redis_url=redis)
+    site = Site(DEFAULT_ROOT if run is None and redis is None else run, redis_url=redis)
     logs.configure("dash", run_id="-")
     listening = serving.listen(
         host, port, section="tempsamp dash", host_knob="host", port_knob="port"

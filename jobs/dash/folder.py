@@ -7,6 +7,7 @@ A run that is resumed cuts or replaces its files; a file that did is read from i
 Everything here may be called from several threads.
 """
 
+import asyncio
 import json
 import math
 import os
@@ -25,10 +26,14 @@ from common import config
 from common.errors import ConfigError
 from common.queue.kept_groups import FOLDER as GROUPS
 from common.queue.ledger import FILE as LEDGER
+from common.queue.runs import runs_of
 
 METRICS, VALIDATION, CONFIG = "metrics.jsonl", "validation.jsonl", "config.json"
 SIGNS = (METRICS, CONFIG, LEDGER, GROUPS)
 """What makes a folder that of a run."""
+NOWHERE = Path(os.devnull)
+"""Below it nothing can be."""
+REDIS_OUTAGE_S = 3.0
 DEEPEST = 3
 """Folders below the given one in which runs are looked for."""
 
@@ -125,6 +130,8 @@ class RunFolder:
     """As pages and addresses call it."""
     redis_url: str | None = None
     """Where its Redis is, if not where its settings say."""
+    given: config.Run | None = None
+    """Settings of a run that is known from a Redis alone, without a folder."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -162,6 +169,8 @@ class RunFolder:
     def run(self) -> config.Run | None:
         """The settings as services read them, secrets from this process's environment; None where
         there are none, or they are of another version."""
+        if self.given is not None:
+            return self.given
         document = {key: dict(value or {}) for key, value in self.settings().items()}
         if "shared" not in document:
             return None
@@ -212,6 +221,27 @@ def find_runs(root: Path, *, redis_url: str | None = None) -> dict[str, RunFolde
         for path in paths
         for name in (str(path.relative_to(root)),)
     }
+
+
+def registered_runs(redis_url: str) -> dict[str, RunFolder]:
+    """The runs that a Redis knows, without their folders.
+
+    Raises:
+        QueueError: it does not answer.
+        ConfigError: it must not be used like this.
+    """
+    found = asyncio.run(runs_of(_run_of(redis_url, "-").shared, outage_s=REDIS_OUTAGE_S))
+    return {
+        name: RunFolder(NOWHERE / name, name, redis_url, _run_of(redis_url, name)) for name in found
+    }
+
+
+def _run_of(redis_url: str, run_id: str) -> config.Run:
+    """A run of which nothing but its name is known."""
+    shared = {"run_id": run_id, "model": "-", "redis_url": redis_url}
+    return config.parse(
+        {"shared": shared, "learner": {"rows": "-", "run_dir": "-", "steps": 1}}, source="--redis"
+    )
 
 
 def _runs_below(folder: Path, *, depth: int) -> Iterator[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from common.queue.kept_groups import GroupSummary
-from jobs.dash.folder import RunFolder, find_runs
+from jobs.dash.folder import NOWHERE, RunFolder, find_runs, registered_runs
 from jobs.dash.frames import Strips
 from jobs.dash.groups import GroupIndex
 from jobs.dash.state import Phase, state_of
@@ -16,6 +16,7 @@ from jobs.dash.watch import Watch
 
 MOST_RUNS = 200
 """In the list of runs, the newest."""
+SERVICES_ALONE = "Its services alone are known here: figures stand in its run folder."
 MOST_BESIDE = 20
 """Other runs in which the same query is looked for."""
 
@@ -24,6 +25,8 @@ class ListedRun(BaseModel):
     """One run in the list."""
 
     name: str
+    has_folder: bool
+    """False: known from its Redis alone."""
     phase: Phase
     sentence: str
     strategy: str | None
@@ -59,8 +62,9 @@ class OneRun:
         state = state_of(metrics, self.folder.validation(), settings=settings, quiet_s=quiet_s)
         return ListedRun(
             name=self.folder.name,
+            has_folder=self.folder.given is None,
             phase=state.phase,
-            sentence=state.sentence,
+            sentence=state.sentence if self.folder.given is None else SERVICES_ALONE,
             strategy=(settings.get("shared") or {}).get("strategy"),
             step=state.step,
             steps=state.steps,
@@ -71,13 +75,18 @@ class OneRun:
 class Site:
     """All runs below a folder; looked for again whenever the list is asked for."""
 
-    def __init__(self, root: Path, *, redis_url: str | None = None) -> None:
+    def __init__(self, root: Path | None, *, redis_url: str | None = None) -> None:
         """Look for runs.
+
+        Args:
+            root: folder of a run, or of runs; None: the runs that `redis_url` knows.
+            redis_url: the runs' Redis, if it is not where their settings say.
 
         Raises:
             ConfigError: there is no such folder.
+            QueueError: that Redis does not answer.
         """
-        self.root = root.resolve()
+        self.root = NOWHERE if root is None else root.resolve()
         self._redis_url = redis_url
         self._runs: dict[str, OneRun] = {}
         self._lock = threading.Lock()
@@ -85,7 +94,10 @@ class Site:
 
     def look(self) -> Sequence[OneRun]:
         """All of them, newest first; what is known of a run is kept."""
-        found = find_runs(self.root, redis_url=self._redis_url)
+        if self.root == NOWHERE and self._redis_url is not None:
+            found = registered_runs(self._redis_url)
+        else:
+            found = find_runs(self.root, redis_url=self._redis_url)
         with self._lock:
             self._runs = {
                 name: self._runs.get(name) or OneRun(folder)

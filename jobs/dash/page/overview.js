@@ -46,7 +46,7 @@ export class Overview {
     this.step = state.step;
     this.app.phase(state.phase, live.fleet !== null);
     if (state.phase === "empty") {
-      fill(this.top, empty("No step yet", state.sentence));
+      fill(this.top, empty(run.has_folder ? "No step yet" : run.name, run.sentence));
     } else {
       fill(this.top,
         h("p", { class: "phase" }, h("span", { class: `chip ${state.phase}` }, PHASES[state.phase]),

@@ -10,9 +10,10 @@ from pydantic import BaseModel
 
 from common.config import Run
 from common.rest.fleet_api import LearnerReport, ReplicaReport
-from jobs.dash.advice import Advice, advice
+from jobs.dash.advice import GAP_NATS, Advice, advice
 from jobs.dash.folder import RunFolder
 from jobs.fleet.services import Fleet, Replica
+from services.learner.probe import BOUNDS
 from tests.fixtures.pages.run_folder import SETTINGS, Figures, validated, write_run
 from tests.fixtures.wire import replica_status
 
@@ -111,7 +112,12 @@ def test_answers_that_can_no_longer_be_read_are_said(tmp_path: Path) -> None:
 def test_drift_is_said_before_it_ends_the_run(tmp_path: Path) -> None:
     near = constant(learner__probe_logprob_gap_nats=0.006)
     assert "at .01 the run stops" in said(tmp_path, near, probe_max_gap_nats=0.01)["gap"].text
+    assert set(said(tmp_path / "default", near)) == {"gap"}
     assert said(tmp_path / "far", near, probe_max_gap_nats=1.0) == {}
+
+
+def test_where_a_run_stops_by_itself_is_what_the_learner_says() -> None:
+    assert {name: bound[0] for name, bound in BOUNDS.items()} == GAP_NATS
 
 
 def replica(name: str, *, version: int, answers: bool = True) -> Replica:

@@ -1,5 +1,6 @@
 """What the page asks for, over HTTP: figures, groups, evaluations, and who is let in."""
 
+import asyncio
 import json
 import tomllib
 from collections.abc import AsyncIterator
@@ -273,6 +274,31 @@ async def test_a_registered_replica_is_shown_with_why_it_does_not_answer(
     (found,) = live.fleet.replicas
     assert (found.status.replica, found.report) == ("replica-a", None)
     assert "ConnectError" in str(found.unreachable)
+
+
+async def test_runs_of_a_redis_need_no_folder(
+    redis_server: RedisServer, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEMPSAMP_REDIS_PASSWORD", redis_server.password)
+    broker = redis_server.broker(run_id)
+    status = replica_status("replica-a").model_copy(update={"url": "http://127.0.0.1:1"})
+    try:
+        await broker.announce(status, ttl_s=60)
+        site = await asyncio.to_thread(Site, None, redis_url=redis_server.url)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(create_app(site)), base_url=HERE
+        ) as dash:
+            listed = {run["name"]: run for run in (await dash.get("/api/runs")).json()}
+            assert listed[run_id]["has_folder"] is False
+            assert "services alone" in listed[run_id]["sentence"]
+            for path in ("overview", "curves", "groups", "evaluations"):
+                answer = await dash.get(f"/api/{path}", params={"run": run_id})
+                assert answer.status_code == 200, answer.text
+        live = await site.run(run_id).watch.fleet()
+    finally:
+        await broker.close()
+    assert live.fleet is not None
+    assert [one.status.replica for one in live.fleet.replicas] == ["replica-a"]
 
 
 async def test_a_redis_that_is_away_is_said(
