@@ -200,7 +200,7 @@ def _progress(trail: Trail, phase: Phase) -> str:
     }[trail.trend]
     moved = f"{trail.what} {short(trail.first)} → {short(trail.last)}"
     if trail.trend == "falling":
-        moved += f" after {short(trail.best)} at step {trail.best_step}"
+        moved += f" after {short(trail.best)} at step {trail.best_step:,}"
     return f"{words}: {moved}"
 
 
@@ -211,7 +211,7 @@ def _tiles(metrics: Columns, trail: Trail | None) -> list[Tile]:
             Tile(
                 label=trail.what,
                 value=f"{trail.last:.3f}",
-                note=f"best {trail.best:.3f} at step {trail.best_step}",
+                note=f"best {trail.best:.3f} at step {trail.best_step:,}",
             )
         )
     reward, injected = metrics.tail("reward/reward", WINDOW), metrics.last("reward/injected_reward")

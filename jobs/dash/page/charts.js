@@ -86,7 +86,7 @@ export class Panels {
       padding: [6, 14, 0, 0],
       scales: { x: { time: false }, y: { range: (_plot, low, high) => range(low, high, drawn.from_zero) } },
       axes: [
-        { ...axis, grid: { show: false }, size: 22, space: 70, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] },
+        { ...axis, grid: { show: false }, size: 22, values: (_plot, ticks) => ticks.map((tick) => tickText(tick)), space: 70, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] },
         { ...axis, grid, size: 40, space: 34, values: (_plot, ticks) => ticks.map((tick) => tickText(tick)) },
       ],
       cursor: { sync: { key: this.sync.key }, points: { size: 6 }, drag: { x: true, y: false, setScale: false } },

@@ -100,7 +100,7 @@ function answered(one) {
     h("header", {}, h("h3", {}, h("q", {}, one.query)), h("b", {}, `IoU ${one.iou.toFixed(2)}`)),
     h("div", { class: "timeline" },
       one.strip && h("img", { class: "strip", src: one.strip, alt: `Frames of ${one.video}`, loading: "lazy" }),
-      h("div", { class: "ticks", "aria-hidden": "true" }, one.ticks.map(([place, label]) => h("span", { style: { left: `${place}%` } }, label))),
+      h("div", { class: "ticks", "aria-hidden": "true" }, one.ticks.map(([place, label]) => h("span", { class: place > 96 && "end", style: { left: `${place}%` } }, label))),
       row("truth", one.true_bars, "truth"), row("answer", one.answer_bars, "up")),
     h("p", { class: "note" }, `truth ${one.true_text}; answered ${one.answer_text}`));
 }

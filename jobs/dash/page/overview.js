@@ -44,7 +44,7 @@ export class Overview {
   show(overview) {
     const { state, advice, live, run } = overview;
     this.step = state.step;
-    this.app.phase(state.phase, live.fleet !== null);
+    this.app.phase(state.phase, (this.said ?? live).fleet !== null);
     if (state.phase === "empty") {
       fill(this.top, empty(run.has_folder ? "No step yet" : run.name, run.sentence));
     } else {
@@ -58,18 +58,17 @@ export class Overview {
         overview.unreadable_lines > 0 && h("p", { class: "note" }, `${plural(overview.unreadable_lines, "line")} of its files could not be read and stand in no figure.`),
         this.advice(advice));
     }
-    this.showServices(live);
+    this.showServices(this.said ?? live);
   }
 
   advice(found) {
     if (!found.length) return h("p", { class: "fine" }, "Nothing stands out: entropy, ties, parsing, waiting and staleness are where they should be.");
     return h("section", { class: "advice", "aria-label": "What to look at" }, found.map((one) => h("article", { class: `card ${one.level}` },
       h("h3", {}, h("span", { class: "level" }, one.level), one.title), h("p", {}, one.text),
-      h("p", { class: "knob" }, h("span", {}, "Turn "), h("code", {}, one.knob)))));
+      h("p", { class: "knob" }, h("span", {}, "Where to turn: "), h("code", {}, one.knob)))));
   }
 
   showServices(live) {
-    this.live = live;
     const heading = h("div", { class: "head" }, h("h2", { id: "services" }, "Services"));
     if (!live.asked) {
       fill(this.services, heading, loading("Services are asked", 1));
@@ -94,6 +93,7 @@ export class Overview {
 
   on(name, content) {
     if (name !== "fleet") return;
+    this.said = content;
     this.showServices(content);
     // What is wrong with a replica is said above, too.
     if (content.fleet) ask("overview", { run: this.app.run }, this.signal).then((overview) => this.show(overview)).catch(() => {});
@@ -102,7 +102,7 @@ export class Overview {
   showTools() {
     const zoomed = this.seen.low !== null || this.seen.high !== null;
     fill(this.tools,
-      zoomed ? h("span", { class: "zoomed" }, `steps ${this.seen.low} to ${this.seen.high}`) : h("span", { class: "hint" }, "drag over a chart to look closer"),
+      zoomed ? h("span", { class: "zoomed" }, `steps ${this.seen.low} to ${this.seen.high}`) : h("span", { class: "tip" }, "drag over a chart to look closer"),
       h("div", { class: "segments", role: "group", "aria-label": "Steps shown" }, RANGES.map(([label, last]) => h("button", {
         type: "button", "aria-pressed": String(!zoomed && this.seen.last === last),
         onclick: () => this.zoom({ low: null, high: null, last }),

@@ -25,7 +25,7 @@ export function timeline(group, { strip, onanswer }) {
   return h("div", { class: "timeline" },
     h("div", { class: "trow film" }, h("span", { class: "who" }, "clip"), strip, h("span", { class: "figures" })),
     h("div", { class: "trow axis", "aria-hidden": "true" }, h("span", { class: "who" }),
-      h("div", { class: "ticks" }, ticks(length).map((time) => h("span", { style: { left: `${100 * time / length}%` } }, clock(time, length)))),
+      h("div", { class: "ticks" }, ticks(length).map((time) => h("span", { class: time > 0.96 * length && "end", style: { left: `${100 * time / length}%` } }, clock(time, length)))),
       h("span", { class: "figures" }, h("span", {}, "reward"), h("span", {}, "adv."))),
     h("div", { class: "trow truth" }, h("span", { class: "who" }, "truth"),
       track(group, group.truth, group.truth_marks_s, { kind: "truth" }, words(group.truth, group.truth_marks_s)), h("span", { class: "figures" })),

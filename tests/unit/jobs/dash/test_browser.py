@@ -73,7 +73,7 @@ def dash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dash]:
     lines = (RECORDED / "tempsamp/metrics.jsonl").read_text().splitlines(keepends=True)
     (runs / "live/metrics.jsonl").write_text("".join(lines[:LIVE_FROM]))
     hostile = answer(EVIL, reward=0.1, advantage=-0.5, spans=())
-    write_run(runs / "hostile", steps=10)
+    write_run(runs / "hostile", steps=10, changed=lambda _n: {"learner/wait_s": 9.0})
     write_groups(runs / "hostile", [kept_group(hostile, hostile, query=EVIL)])
     words = example("dash").commands[1]
     environ = {name: value for name, value in os.environ.items() if name not in VARIABLES}
@@ -301,6 +301,8 @@ def test_two_evaluations_are_compared(
 
 
 def test_text_from_models_and_rows_stays_text(dash: Dash, opened: Open) -> None:
+    page = opened(dash.address("overview", run="hostile"), narrow=True)
+    expect(page.locator(".advice .card.hint")).to_contain_text("more replicas")
     page = opened(dash.address("groups", run="hostile"))
     expect(page.locator(".asked q")).to_have_text(EVIL)
     page.locator("summary").first.click()
