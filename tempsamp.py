@@ -268,6 +268,14 @@ def dash() -> Command:
     return command
 
 
+@app.command("runs", cls=Leaf, rich_help_panel=JOBS)
+def runs() -> Command:
+    """List runs: method, steps, best validation, state."""
+    from jobs.dash.listing import command
+
+    return command
+
+
 @app.command("plan", cls=Leaf, rich_help_panel=JOBS)
 def plan() -> Command:
     """Say whether a run file fits a fleet of GPUs."""

@@ -70,6 +70,7 @@ def test_every_command_is_in_the_tree() -> None:
         "reward serve",
         "rollout",
         "rollout serve",
+        "runs",
         "status",
     }
 
@@ -106,7 +107,7 @@ def completed(line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("tempsamp da", ["data"]),
+        ("tempsamp da", ["dash", "data"]),
         ("tempsamp status --js", ["--json"]),
         ("tempsamp drain --no-w", ["--no-wait"]),
         ("tempsamp data con", ["convert"]),
