@@ -13,8 +13,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.answers.reading import read_highlights, read_spans
+from common.answers.reading import answer_style, read_highlights, read_spans
 from common.messages import (
+    AnswerStyle,
     ChatMessage,
     ClipRef,
     Highlight,
@@ -189,11 +190,14 @@ class TrainerRow(BaseModel):
     def target(self) -> SpansTarget | HighlightsTarget:
         """The truth: `spans`, else `highlights`, else what `answer` says.
 
+        It is written like `answer` where the row brings the instruction that asks for that.
+
         Raises:
             UnusableRowError: there is none, or a span is reversed, empty or negative.
         """
+        style = None if self.problem is None else answer_style(self.answer or "")
         if self.spans is not None:
-            return _spans_target(self.spans)
+            return _spans_target(self.spans, style)
         highlights = tuple(self.highlights or read_highlights(self.answer or ""))
         if highlights:
             return HighlightsTarget(highlights=highlights)
@@ -206,7 +210,7 @@ class TrainerRow(BaseModel):
             raise UnusableRowError(
                 "bad span", f"found answer {self.answer!r}, wanted start before end"
             )
-        return _spans_target(list(reading.spans))
+        return _spans_target(list(reading.spans), style)
 
     @property
     def window(self) -> Window | None:
@@ -267,10 +271,10 @@ def _located(video: str, *, video_root: str | os.PathLike[str]) -> str:
     return video if "://" in video else os.fspath(Path(video_root) / video)
 
 
-def _spans_target(spans: list[tuple[float, float]]) -> SpansTarget:
+def _spans_target(spans: list[tuple[float, float]], style: AnswerStyle | None) -> SpansTarget:
     for start_s, end_s in spans:
         if not 0 <= start_s < end_s:
             raise UnusableRowError(
                 "bad span", f"found {start_s} to {end_s} s, wanted 0 <= start < end"
             )
-    return SpansTarget(spans=tuple(spans))
+    return SpansTarget(spans=tuple(spans), style=style)

@@ -24,12 +24,13 @@ from common.answers.presets import (
 from common.answers.spans import Span
 from common.answers.tags import find_answer
 from common.answers.times import times
-from common.messages import Highlight
+from common.messages import AnswerStyle, Highlight
 
 __all__ = [
     "NOTHING",
     "PARSERS",
     "Reading",
+    "answer_style",
     "find_answer",
     "grounding_answer",
     "highlight_answer",
@@ -47,6 +48,8 @@ PARSERS: Mapping[str, Callable[[str], Reading]] = MappingProxyType(
     }
 )
 
+_PAIR = r"\[\s*+[0-9.eE+-]++\s*+,\s*+[0-9.eE+-]++\s*+\]"
+_JSON_SPANS = re.compile(rf"\s*+\[\s*+{_PAIR}(?:\s*+,\s*+{_PAIR})*+\s*+\]\s*+")
 _SCORE_WORD = re.compile("scor", re.IGNORECASE)
 
 
@@ -87,10 +90,23 @@ def read_highlights(text: str) -> tuple[Highlight, ...]:
     )
 
 
-def grounding_answer(spans: Iterable[Span], *, decimals: int = 2) -> str:
-    """`<answer> 7.00 to 11.00 </answer>`, several spans separated by commas."""
-    body = ", ".join(f"{start:.{decimals}f} to {end:.{decimals}f}" for start, end in spans)
-    return f"<answer> {body} </answer>"
+def answer_style(text: str) -> AnswerStyle | None:
+    """How a true answer is written: a JSON list of pairs, in answer tags or not, or None."""
+    found = find_answer(text)
+    if _JSON_SPANS.fullmatch(found.text) is None:
+        return None
+    return "tagged_json_list" if found.tagged else "json_list"
+
+
+def grounding_answer(
+    spans: Iterable[Span], *, decimals: int = 2, style: AnswerStyle | None = None
+) -> str:
+    """`<answer> 7.00 to 11.00 </answer>`, several spans separated by commas; or as `style` says."""
+    pairs = [(f"{start:.{decimals}f}", f"{end:.{decimals}f}") for start, end in spans]
+    if style is not None:
+        listed = f"[{', '.join(f'[{start}, {end}]' for start, end in pairs)}]"
+        return listed if style == "json_list" else f"<answer> {listed} </answer>"
+    return f"<answer> {', '.join(f'{start} to {end}' for start, end in pairs)} </answer>"
 
 
 def highlight_answer(highlights: Iterable[Highlight], *, decimals: int = 2) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 
 from common.config.fields import Count, PositiveInt, Section
-from common.messages import Sampling, Strategy, ThinkInjection
+from common.messages import GroundingReward, Sampling, ShapedPart, Strategy, ThinkInjection
 from common.rest.address import checked_url
 from common.secrets import REDIS_PASSWORD, TOKEN, TOKEN_OF, Tokens, has_credentials
 from common.video.sampling import VideoSampling
@@ -61,6 +61,29 @@ class Scoring(Section):
     think_injection: ThinkInjection = "splice"
     """What is injected in think mode (SPEC B3): the bare answer, the answer spliced onto the best
     rollout's thought, or nothing."""
+    reward: GroundingReward = "iou"
+    """Of time spans: their IoU, or TimeLens2's tiou + twass, which also tells misses apart by how
+    far off they are (SPEC C)."""
+    beta: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """iou+wasserstein: twass = exp(-beta W1 / length of the truth); 1 as TimeLens2's recipe."""
+    shaped: ShapedPart = "iou"
+    """iou+wasserstein with strategy shaping: whether tiou alone is bent, or the sum."""
+    parse_penalty: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Above 0, an answer that cannot be read, or of which a span does not end after its start, gets
+    minus this and nothing else (TimeLens2: 1); 0 scores it as a miss."""
+
+    @model_validator(mode="after")
+    def _has_parts_that_act(self) -> Self:
+        if self.reward == "iou":
+            for name in ("beta", "shaped"):
+                found, default = getattr(self, name), type(self).model_fields[name].default
+                if found != default:
+                    raise ValueError(
+                        f"shared.scoring.{name}: found {found!r}, which has no effect with "
+                        f"shared.scoring.reward = 'iou'; wanted {default!r}, its default, or "
+                        "'iou+wasserstein'"
+                    )
+        return self
 
 
 class Shared(Section):

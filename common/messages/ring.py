@@ -24,6 +24,12 @@ Task = str
 Strategy = Literal["none", "mixed", "downscale", "anchor", "shaping", "sft"]
 """How GT enters a group (SPEC B1): none = GRPO, shaping = TempSamp-R1, sft = GT answers alone."""
 ThinkInjection = Literal["bare", "splice", "none"]
+GroundingReward = Literal["iou", "iou+wasserstein"]
+"""Of time spans: IoU of the unions, or the set reward tiou + twass (SPEC C)."""
+ShapedPart = Literal["iou", "sum"]
+"""What shaping bends of the set reward."""
+AnswerStyle = Literal["json_list", "tagged_json_list"]
+"""How a row writes its answer, if not as a sentence in tags: `[[7.0, 11.0]]`, in tags or not."""
 Decoder = Literal["decord", "pyav"]
 
 
@@ -98,6 +104,9 @@ class SpansTarget(Message):
     """Ground truth of temporal grounding: one or several `(start_s, end_s)`."""
 
     spans: Annotated[tuple[tuple[float, float], ...], Field(min_length=1), FailFast()]
+    style: Annotated[AnswerStyle | None, Field(exclude_if=_is_none)] = None
+    """How the row that asks for them writes them; None, and then it does not travel:
+    `<answer> 7.0 to 11.0 </answer>`."""
 
 
 class Highlight(Message):

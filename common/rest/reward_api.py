@@ -12,10 +12,12 @@ from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag
 from common.answers.times import MAX_TIME_S
 from common.config import ThinkInjection
 from common.messages import (
+    GroundingReward,
     HighlightsTarget,
     Message,
     Mode,
     Scored,
+    ShapedPart,
     SpansTarget,
     TextTarget,
     Unscored,
@@ -101,6 +103,15 @@ class ScoreRequest(Message):
     """What is injected in think mode (SPEC B3)."""
     wmse_support: WmseSupport = "all"
     """highlight_detection: all true clips, missing ones with score 0, or the matched ones."""
+    reward: GroundingReward = "iou"
+    """temporal_grounding: IoU of the unions, or tiou + twass of TimeLens2 (SPEC C)."""
+    beta: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """iou+wasserstein: twass = exp(-beta W1 / length of the truth)."""
+    shaped: ShapedPart = "iou"
+    """iou+wasserstein: whether `shaping` bends tiou alone, or the sum."""
+    parse_penalty: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Built-in tasks: above 0, an answer that cannot be read, or of which a span does not end after
+    its start, gets minus this and nothing else; 0 scores it like any other."""
 
 
 class ScoredAnswer(Scored):

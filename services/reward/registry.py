@@ -177,6 +177,7 @@ def built_in(timeout_s: float) -> dict[str, Task]:
             duration_s=query.duration_s,
             parser=query.parser,
             decimals=query.decimals,
+            mode=query.mode,
         ),
         timeout_s=timeout_s,
     )

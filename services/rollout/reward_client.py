@@ -136,6 +136,10 @@ class GroupScorer:
             injection=grading.strategy != "none",
             decimals=scoring.answer_decimals,
             think_injection=grading.think_injection,
+            reward=scoring.reward,
+            beta=scoring.beta,
+            shaped=scoring.shaped,
+            parse_penalty=scoring.parse_penalty,
         )
 
     async def _result(self, body: ScoreRequest, prompt_id: str) -> ItemResult:

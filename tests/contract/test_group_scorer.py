@@ -216,3 +216,39 @@ async def test_a_target_that_ends_just_after_its_clip_is_scored() -> None:
     assert verdict.parts["iou"] == 1.0
     assert scoring.injected is not None
     assert scoring.injected[0] == "<answer> 12.0 to 16.8 </answer>"
+
+
+async def test_the_run_says_which_reward_and_a_row_how_it_writes_answers() -> None:
+    settings = shared(
+        strategy="mixed",
+        scoring=Scoring(
+            answer_decimals=1, reward="iou+wasserstein", beta=3.0, parse_penalty=1.0, shaped="sum"
+        ),
+    )
+    target = SpansTarget(spans=((3.0, 7.0), (9.0, 10.0)), style="json_list")
+    asked = request().model_copy(update={"target": target})
+    scoring = await scorer(settings, create_app()).score(asked, texts=["[[2.0, 6.0]]", PROSE])
+    near, prose = scoring.verdicts
+    assert isinstance(near, Scored)
+    assert near.parts["tiou"] == pytest.approx(3 / 6)
+    assert near.reward == pytest.approx(near.parts["tiou"] + near.parts["twass"])
+    assert isinstance(prose, Scored)
+    assert prose.reward == -1.0
+    assert scoring.injected is not None
+    text, verdict = scoring.injected
+    assert text == "[[3.0, 7.0], [9.0, 10.0]]"
+    assert isinstance(verdict, Scored)
+    assert verdict.reward == 2.0
+
+
+async def test_beta_reaches_the_service() -> None:
+    async def twass(**scoring: object) -> float:
+        settings = shared(scoring=Scoring.model_validate({"reward": "iou+wasserstein", **scoring}))
+        (verdict,) = (await scorer(settings, create_app()).score(request(), texts=[LATE])).verdicts
+        assert isinstance(verdict, Scored)
+        return verdict.parts["twass"]
+
+    assert await twass() == pytest.approx(await twass(beta=3.0) ** (1 / 3))
+
+
+LATE = "<answer> 4.0 to 8.0 </answer>"

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import Field, ValidationError
 
 from common.answers.spans import Span
-from common.messages import Highlight
+from common.messages import AnswerStyle, Highlight
 from common.rows import UnusableRowError
 
 SchemaName = Literal[
@@ -58,6 +58,8 @@ class Annotation:
     """0 (easy) to 1; 1 - IoU of a model's answer where the file gives that IoU."""
     problem: str | None = None
     """The file's own instruction, if it has one."""
+    style: AnswerStyle | None = None
+    """How the file writes the answer to it; None: as a sentence, or it has none."""
     qid: str | None = None
     """The file's own id of the question, if it has one."""
     window: Span | None = None

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from common.answers.reading import read_highlights, read_spans
+from common.answers.reading import answer_style, read_highlights, read_spans
 from common.answers.spans import Span
 from common.messages import Highlight
 from common.prompts import VIDEO_TAG
@@ -97,6 +97,7 @@ def _row(record: Record) -> Annotation:
         duration_s=row.duration,
         difficulty=row.difficulty,
         problem=row.problem,
+        style=answer_style(row.answer or ""),
         window=_window(row),
         extras=row.model_extra or {},
     )
@@ -118,6 +119,7 @@ def _chat(record: Record) -> Annotation:
         duration_s=chat.duration,
         difficulty=chat.difficulty,
         problem=problem if VIDEO_TAG in problem else VIDEO_TAG + problem,
+        style=answer_style(chat.solution),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from common.answers.reading import highlight_answer
 from common.answers.spans import Span
-from common.messages import Highlight, Window
+from common.messages import AnswerStyle, Highlight, Window
 from common.prompts import VIDEO_TAG, grounding_problem, highlight_problem
 from common.rows import CLIP_END_TOLERANCE_S, UnusableRowError, query_of, window_of
 from common.video.names import video_key
@@ -36,7 +36,8 @@ class RowRules:
     """How annotations become rows."""
 
     answer_format: AnswerFormat = "tag"
-    """`<answer> 98.0 to 103.0 </answer>`, or `{"time": [98.0, 103.0]}`."""
+    """`<answer> 98.0 to 103.0 </answer>`, or `{"time": [98.0, 103.0]}`; a record that brings its
+    own instruction and answers `[[98.0, 103.0]]` keeps that."""
     task: Task = "grounding"
     """What is asked where a file has spans and highlights."""
     place: Callable[[str], str] = field(default_factory=Rerooting)
@@ -102,7 +103,9 @@ def make_row(annotation: Annotation, *, rules: RowRules) -> MadeRow:
     if asks_highlights and annotation.highlights:
         truth = _highlights(annotation.highlights, duration_s=duration_s)
     elif annotation.spans and rules.task == "grounding":
-        truth = _spans(annotation.spans, duration_s=duration_s, rules=rules)
+        keeps_problem = annotation.problem is not None and not rules.extract_question
+        style = annotation.style if keeps_problem else None
+        truth = _spans(annotation.spans, duration_s=duration_s, rules=rules, style=style)
     else:
         raise UnusableRowError("no target", f"found none for the task {rules.task}; see --task")
     fields = {
@@ -120,10 +123,16 @@ def make_row(annotation: Annotation, *, rules: RowRules) -> MadeRow:
     return MadeRow(fields, truth.clipped, difficulty, duration_s, truth.gt_len_s)
 
 
-def _spans(spans: Sequence[Span], *, duration_s: float | None, rules: RowRules) -> _Truth:
+def _spans(
+    spans: Sequence[Span],
+    *,
+    duration_s: float | None,
+    rules: RowRules,
+    style: AnswerStyle | None,
+) -> _Truth:
     true = [_true_span(span, duration_s, rules.end_tolerance_s) for span in spans]
     return _Truth(
-        answer=_grounding_answer(true, rules.answer_format),
+        answer=_grounding_answer(true, style or rules.answer_format),
         problem_type=GROUNDING_TYPE,
         typed={"spans": true},
         gt_len_s=round(math.fsum(end - start for start, end in true), _GT_LEN_DECIMALS),
@@ -157,9 +166,13 @@ def _true_span(span: Span, duration_s: float | None, tolerance_s: float) -> Span
     )
 
 
-def _grounding_answer(spans: Sequence[Span], answer_format: AnswerFormat) -> str:
+def _grounding_answer(spans: Sequence[Span], written: AnswerFormat | AnswerStyle) -> str:
     """All decimals of every time, as the published rows print them."""
-    if answer_format == "json":
+    if written == "json_list":
+        return json.dumps(spans)
+    if written == "tagged_json_list":
+        return f"<answer> {json.dumps(spans)} </answer>"
+    if written == "json":
         return json.dumps({"time": list(spans[0]) if len(spans) == 1 else spans})
     return f"<answer> {', '.join(f'{start} to {end}' for start, end in spans)} </answer>"
 

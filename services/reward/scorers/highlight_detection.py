@@ -21,6 +21,7 @@ from services.reward.scorers.targets import (
     ScoreOne,
     TargetError,
     UnrenderableTarget,
+    penalized,
 )
 from services.reward.shaping import score_shaper
 
@@ -107,6 +108,7 @@ def bind(item: ScoreItem, request: ScoreRequest) -> ScoreOne:
     truth = clip_scores(ground_truth(item.target, duration_s=item.duration_s))
     shape, weight = score_shaper(request.shaping), request.format_weight
     mode, rule, support = item.mode, request.format, request.wmse_support
+    penalty = request.parse_penalty
 
     def score(response: str) -> dict[str, Any]:
         highlights = read_highlights(response)
@@ -114,16 +116,20 @@ def bind(item: ScoreItem, request: ScoreRequest) -> ScoreOne:
         readable = bool(highlights) and find_answer(response).tagged
         form = float(has_format(response, mode=mode, rule=rule, readable=readable))
         shaped = shape(result.total)
+        reward = shaped + weight * form
+        parts = {
+            "highlight": result.total,
+            "highlight_shaped": shaped,
+            "f2": result.f2,
+            "wmse": result.wmse,
+            "format": form,
+        }
+        if penalty:
+            reward = penalized(reward, parts, penalty=penalty, is_answer=bool(highlights))
         return {
             "kind": "scored",
-            "reward": shaped + weight * form,
-            "parts": {
-                "highlight": result.total,
-                "highlight_shaped": shaped,
-                "f2": result.f2,
-                "wmse": result.wmse,
-                "format": form,
-            },
+            "reward": reward,
+            "parts": parts,
             "parsed": _parsed(highlights),
         }
 

@@ -35,3 +35,9 @@ def check_times(spans: Sequence[Span], *, duration_s: float | None, field: str) 
             continue
         wanted = "0 <= start < end" + ("" if duration_s is None else f" <= duration_s {duration_s}")
         raise TargetError(f"{field}.{index}", f"found {start} to {end}, wanted {wanted}")
+
+
+def penalized(reward: float, parts: dict[str, float], *, penalty: float, is_answer: bool) -> float:
+    """The reward, or minus `penalty` alone for what is no answer; notes which in `parts`."""
+    parts["parse_penalty"] = 0.0 if is_answer else -penalty
+    return reward if is_answer else -penalty

@@ -1,27 +1,44 @@
-"""Temporal grounding: IoU between the spans of a response and those of the target (SPEC A6).
+"""Temporal grounding: the spans of a response against those of the target (SPEC A6, C).
 
-    reward = shape(IoU) + format_weight * format
+    iou                reward = shape(IoU) + format_weight * format
+    iou+wasserstein    reward = shape(tiou) + twass + format_weight * format, or with shaped = "sum"
+                                2 shape((tiou + twass) / 2) + format_weight * format
 
-One or several spans: IoU of the unions; a single span on both sides is plain IoU.
+One or several spans: IoU of the unions; a single span on both sides is plain IoU. The sum has twice
+the range that the shaping curve is made for, so its half is bent. With a parse penalty an answer
+that is none (`_is_answer`) gets minus that and nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from common.answers.presets import STANDALONE_NUMBER
-from common.answers.reading import PARSERS, Reading, grounding_answer, read_spans
+from common.answers.reading import (
+    NOTHING,
+    PARSERS,
+    Reading,
+    answer_style,
+    grounding_answer,
+    read_spans,
+)
 from common.answers.spans import Span, union_iou
 from common.answers.tags import MAX_READ_CHARS
-from common.messages import SpansTarget, Target, TextTarget
+from common.messages import AnswerStyle, Mode, SpansTarget, Target, TextTarget
 from common.rest.reward_api import ScoreItem, ScoreRequest
+from services.reward.scorers import interval_sets
 from services.reward.scorers.formatting import has_format, has_seed_format, has_timezero_format
 from services.reward.scorers.targets import (
     ScoreOne,
     TargetError,
     UnrenderableTarget,
     check_times,
+    penalized,
 )
 from services.reward.shaping import score_shaper
+
+Parts = dict[str, float]
+Grade = Callable[[Reading], tuple[float, Parts]]
+"""What was read → the reward without the format part, and the parts that it is made of."""
 
 SUMMARY = "shape(union IoU of time spans) + format_weight x format"
 IMAGE_BOX_NUMBERS = 4
@@ -67,23 +84,76 @@ def bind(item: ScoreItem, request: ScoreRequest) -> ScoreOne:
         TargetError: as `ground_truth`.
     """
     truth = ground_truth(item.target, duration_s=item.duration_s, parser=request.parser)
+    grade = (_set_grade if request.reward == "iou+wasserstein" else _iou_grade)(truth, request)
     if not truth:
-        return lambda _response: _verdict(0.0, 0.0, 0.0, reward=0.0, parsed=None)
+        nothing = dict.fromkeys((*grade(NOTHING)[1], "format"), 0.0)
+        return lambda _response: _verdict(0.0, dict(nothing), parsed=None)
     read = PARSERS[request.parser]
     formatted = _format_check(item, request)
-    shape, weight = score_shaper(request.shaping), request.format_weight
+    weight, penalty = request.format_weight, request.parse_penalty
 
     def score(response: str) -> dict[str, Any]:
         reading = read(response)
-        raw = union_iou(reading.used, truth) if reading.used else 0.0
-        shaped, form = shape(raw), float(formatted(response, reading))
-        return _verdict(raw, shaped, form, reward=shaped + weight * form, parsed=_parsed(reading))
+        task_reward, parts = grade(reading)
+        parts["format"] = float(formatted(response, reading))
+        reward = task_reward + weight * parts["format"]
+        if penalty:
+            reward = penalized(reward, parts, penalty=penalty, is_answer=_is_answer(reading))
+        return _verdict(reward, parts, parsed=_parsed(reading))
 
     return score
 
 
-def answer(target: Target, *, duration_s: float | None, parser: str, decimals: int) -> str:
-    """The ground truth as an answer (SPEC A6, `build_gt_response`).
+def _iou_grade(truth: Sequence[Span], request: ScoreRequest) -> Grade:
+    shape = score_shaper(request.shaping)
+
+    def grade(reading: Reading) -> tuple[float, Parts]:
+        raw = union_iou(reading.used, truth) if reading.used else 0.0
+        shaped = shape(raw)
+        return shaped, {"iou": raw, "iou_shaped": shaped}
+
+    return grade
+
+
+def _set_grade(truth: Sequence[Span], request: ScoreRequest) -> Grade:
+    """The set reward; an answer with a span that does not end after its start scores 0 (SPEC C)."""
+    shape, beta, bends_sum = score_shaper(request.shaping), request.beta, request.shaped == "sum"
+
+    def grade(reading: Reading) -> tuple[float, Parts]:
+        spans = reading.used if _is_answer(reading) else ()
+        tiou = interval_sets.tiou(spans, truth)
+        twass = interval_sets.twass(spans, truth, beta=beta)
+        iou_shaped = tiou if bends_sum else shape(tiou)
+        reward = 2 * shape((tiou + twass) / 2) if bends_sum else iou_shaped + twass
+        return reward, {
+            "iou": union_iou(reading.used, truth) if reading.used else 0.0,
+            "iou_shaped": iou_shaped,
+            "tiou": tiou,
+            "twass": twass,
+            "ngiou": interval_sets.ngiou(spans, truth),
+            "set_shaped": reward,
+        }
+
+    return grade
+
+
+def _is_answer(reading: Reading) -> bool:
+    """Whether every span that was read ends after its start, and there is one."""
+    in_order = bool(reading.used) and not reading.reversed
+    return in_order and all(end > start for start, end in reading.used)
+
+
+def answer(
+    target: Target,
+    *,
+    duration_s: float | None,
+    parser: str,
+    decimals: int,
+    mode: Mode = "answer",
+) -> str:
+    """The ground truth as an answer (SPEC A6, `build_gt_response`), in the row's own style.
+
+    Published parsers read one style, and in think mode the prompt asks for it.
 
     Raises:
         TargetError: as `ground_truth`.
@@ -103,7 +173,14 @@ def answer(target: Target, *, duration_s: float | None, parser: str, decimals: i
                 "target",
                 f"the span {start} to {end} is empty at {decimals} decimals: raise decimals",
             )
-    return grounding_answer(spans, decimals=decimals)
+    style = _style(target) if parser == "default" and mode == "answer" else None
+    return grounding_answer(spans, decimals=decimals, style=style)
+
+
+def _style(target: Target) -> AnswerStyle | None:
+    if isinstance(target, SpansTarget):
+        return target.style
+    return answer_style(target.text) if isinstance(target, TextTarget) else None
 
 
 def _format_check(item: ScoreItem, request: ScoreRequest) -> Callable[[str, Reading], bool]:
@@ -122,15 +199,8 @@ def _format_check(item: ScoreItem, request: ScoreRequest) -> Callable[[str, Read
     )
 
 
-def _verdict(
-    iou: float, shaped: float, form: float, *, reward: float, parsed: dict[str, Any] | None
-) -> dict[str, Any]:
-    return {
-        "kind": "scored",
-        "reward": reward,
-        "parts": {"iou": iou, "iou_shaped": shaped, "format": form},
-        "parsed": parsed,
-    }
+def _verdict(reward: float, parts: Parts, *, parsed: dict[str, Any] | None) -> dict[str, Any]:
+    return {"kind": "scored", "reward": reward, "parts": parts, "parsed": parsed}
 
 
 def _parsed(reading: Reading) -> dict[str, Any] | None:

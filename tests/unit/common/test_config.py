@@ -38,7 +38,7 @@ def load(
 
 
 @pytest.mark.parametrize(
-    "file", sorted((ROOT / "deploy/configs").glob("*.toml")), ids=lambda path: path.name
+    "file", sorted((ROOT / "deploy/configs").rglob("*.toml")), ids=lambda path: path.name
 )
 def test_every_shipped_run_file_loads(file: Path) -> None:
     assert config.load(file, environ={}).shared.run_id
@@ -179,6 +179,13 @@ class TestSamplingAndImportance:
         overrides = ("shared.sampling.top_p=0.85", "learner.loss.correction=off")
         run = load(tmp_path, MINIMAL, *overrides)
         assert run.learner.loss.correction == "off"
+
+    @pytest.mark.parametrize("turned", ["beta=3.0", 'shaped="sum"'])
+    def test_settings_of_the_set_reward_want_it(self, tmp_path: Path, turned: str) -> None:
+        with pytest.raises(ConfigError, match=r"no effect with shared\.scoring\.reward = 'iou'"):
+            load(tmp_path, MINIMAL, f"shared.scoring.{turned}")
+        chosen = 'shared.scoring.reward="iou+wasserstein"'
+        load(tmp_path, MINIMAL, chosen, f"shared.scoring.{turned}")
 
     def test_temperature_other_than_one_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"temperature: found 0\.7, wanted 1\.0"):

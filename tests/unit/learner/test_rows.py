@@ -57,6 +57,23 @@ class TestTargets:
         assert row.target == SpansTarget(spans=spans)
         assert row.task == "temporal_grounding"
 
+    @pytest.mark.parametrize(
+        ("row", "style"),
+        [
+            (GOOD | {"answer": "[[1, 3], [5, 9]]"}, "json_list"),
+            (GOOD | {"answer": "<answer>[[1, 3]]</answer>", "spans": [[1, 3]]}, "tagged_json_list"),
+            (GOOD | {"answer": '{"time": [1, 3]}'}, None),
+            ({"videos": ["a.mp4"], "query": "a door", "answer": "[[1, 3]]"}, None),
+        ],
+    )
+    def test_a_target_is_written_as_the_row_writes_it(
+        self, tmp_path: Path, row: dict[str, Any], style: str | None
+    ) -> None:
+        """Where the prompt is ours, so is the style."""
+        [found], _ = load(tmp_path, row)
+        assert isinstance(found.target, SpansTarget)
+        assert found.target.style == style
+
     def test_typed_spans_win_over_the_answer(self, tmp_path: Path) -> None:
         [row], _ = load(tmp_path, GOOD | {"spans": [[1, 2.5]]})
         assert row.target == SpansTarget(spans=((1.0, 2.5),))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from common.answers.reading import read_spans
 from common.messages import HighlightsTarget, SpansTarget, Target, TextTarget
 from common.rest.reward_api import ScoreItem, ScoreRequest, Shaping
 from services.reward.scorers.targets import TargetError, UnrenderableTarget
@@ -151,13 +152,38 @@ def test_a_span_may_end_with_the_video() -> None:
         "<answer> 7.0 to 11.0 </answer>",
         "7.0 to 11.0",
         '{"time": [7.0, 11.0]}',
-        "[[7.0, 11.0]]",
         "00:07 - 00:11",
     ],
 )
 def test_text_targets_in_any_shape_are_rendered_alike(text: str) -> None:
     rendered = answer(TextTarget(text=text), duration_s=None, parser="default", decimals=2)
     assert rendered == "<answer> 7.00 to 11.00 </answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("[[7.0, 11]]", "[[7.00, 11.00]]"),
+        (" [[7, 11],\n [20.5, 24]] ", "[[7.00, 11.00], [20.50, 24.00]]"),
+        ("<answer>[[7.0, 11.0]]</answer>", "<answer> [[7.00, 11.00]] </answer>"),
+        ("[7.0, 11.0]", "<answer> 7.00 to 11.00 </answer>"),
+        ("[[10, 20, 0.9]]", "<answer> 10.00 to 20.00 </answer>"),
+    ],
+)
+def test_a_json_list_stays_one(text: str, wanted: str) -> None:
+    target = TextTarget(text=text)
+    assert answer(target, duration_s=None, parser="default", decimals=2) == wanted
+    assert read_spans(wanted).spans == read_spans(text).spans
+    sentence = answer(target, duration_s=None, parser="default", decimals=2, mode="think")
+    assert sentence == answer(target, duration_s=None, parser="timelens", decimals=2)
+    assert sentence.startswith("<answer> ")
+    assert " to " in sentence
+
+
+def test_typed_spans_are_written_as_their_row_does() -> None:
+    target = SpansTarget(spans=((7.0, 11.0), (20.0, 24.0)), style="json_list")
+    rendered = answer(target, duration_s=None, parser="default", decimals=1)
+    assert rendered == "[[7.0, 11.0], [20.0, 24.0]]"
 
 
 @pytest.mark.parametrize("row", PARSE_TABLE, ids=lambda row: row["text"][:40])

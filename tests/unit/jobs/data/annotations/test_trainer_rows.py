@@ -51,6 +51,22 @@ def test_keys_come_in_the_published_order_and_the_typed_truth_after_them() -> No
 
 
 @pytest.mark.parametrize(
+    ("style", "answer"),
+    [
+        (None, "<answer> 1.0 to 2.0 </answer>"),
+        ("json_list", "[[1.0, 2.0]]"),
+        ("tagged_json_list", "<answer> [[1.0, 2.0]] </answer>"),
+    ],
+)
+def test_a_record_with_an_instruction_keeps_how_it_answers(style: Any, answer: str) -> None:
+    asked = annotation(problem="<video>List when a dog barks.", style=style)
+    assert make_row(asked, rules=RowRules()).fields["answer"] == answer
+    ours = RowRules(extract_question=True)
+    asked = annotation(problem='<video>find the event "a dog barks" in the video', style=style)
+    assert make_row(asked, rules=ours).fields["answer"] == "<answer> 1.0 to 2.0 </answer>"
+
+
+@pytest.mark.parametrize(
     ("span", "reason"),
     [
         ((math.nan, 2.0), "span not finite"),
