@@ -206,6 +206,18 @@ SERIES = (
         "Groups in which no policy answer has a positive advantage.",
     ),
     Series(
+        "advantage/without_hit_share",
+        "tempsamp_learner_groups_without_hit_share",
+        "gauge",
+        "Groups of the step in which no policy answer reaches IoU 0.5.",
+    ),
+    Series(
+        "advantage/injected_without_hit_mean",
+        "tempsamp_learner_injected_advantage_without_hit",
+        "gauge",
+        "Mean advantage of injected answers in those groups.",
+    ),
+    Series(
         "advantage/groups_tied",
         "tempsamp_learner_groups_tied",
         "sum",

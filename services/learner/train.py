@@ -30,7 +30,7 @@ from services.learner.launch import OTHER_RANK_FAILED
 from services.learner.model import kernels
 from services.learner.model.policy import Policy
 from services.learner.model.start import start_policy
-from services.learner.objective.diagnostics import diagnostics
+from services.learner.objective.diagnostics import diagnostics, search
 from services.learner.parallel import Ranks, StopSignal
 from services.learner.probe import bounds_of, disagreement, generate_probe, logprob_gap
 from services.learner.publishing.publisher import Publisher
@@ -212,7 +212,7 @@ class Learner:
         line |= metrics.group_metrics(groups, version=version - 1)
         advantages = self.share.advantages(groups)
         self.desk.kept.keep(groups, advantages=advantages.by_group, step=version)
-        line |= diagnostics(advantages)
+        line |= diagnostics(advantages) | search(groups, advantages)
         line |= gap
         self.desk.show(line, step=version)
         logger.info("step", extra=line)

@@ -4,9 +4,14 @@
 """
 
 import statistics
+from collections.abc import Sequence
 from statistics import fmean
 
+from common.messages import Scored, ScoredGroup
 from services.learner.objective.advantage import MIN_GROUP, Rows, SampleAdvantages, StepAdvantages
+
+HIT_IOU = 0.5
+"""An answer with so much IoU has found its span, as R1@.5 counts."""
 
 
 def diagnostics(step: StepAdvantages) -> dict[str, float]:
@@ -40,6 +45,37 @@ def diagnostics(step: StepAdvantages) -> dict[str, float]:
     mixed = [rows for rows in step.rows if any(rows.injected)]
     mixed = [rows for rows in mixed if len(rows.policy_rewards) >= MIN_GROUP]
     return figures | (_shift(mixed) if mixed else {})
+
+
+def search(groups: Sequence[ScoredGroup], step: StepAdvantages) -> dict[str, float]:
+    """What the policy finds by itself, and what the ground truth does where it finds nothing.
+
+    Over groups in which a policy answer has an IoU; empty without one (other tasks have none):
+
+    - `advantage/without_hit_share`: of them, those in which none reaches IoU `HIT_IOU`.
+    - `advantage/injected_without_hit_mean`: A of the injected row in those, where it is trained on.
+    """
+    best = [_best_iou(group) for group in groups]
+    missed = [iou < HIT_IOU for iou in best if iou is not None]
+    if not missed:
+        return {}
+    injected = [
+        advantage
+        for iou, rows, found in zip(best, step.rows, step.by_group, strict=True)
+        if iou is not None and iou < HIT_IOU
+        for advantage in _advantages(rows, found, injected=True)
+    ]
+    figures = {"advantage/without_hit_share": fmean(missed)}
+    return figures | ({"advantage/injected_without_hit_mean": fmean(injected)} if injected else {})
+
+
+def _best_iou(group: ScoredGroup) -> float | None:
+    ious = (
+        verdict.parts["iou"]
+        for sample, verdict in zip(group.samples, group.verdicts, strict=True)
+        if sample.provenance == "policy" and isinstance(verdict, Scored) and "iou" in verdict.parts
+    )
+    return max(ious, default=None)
 
 
 def _shift(groups: list[Rows]) -> dict[str, float]:

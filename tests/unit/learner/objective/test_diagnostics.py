@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from common.config import Advantage
-from common.messages import Scored, ScoredGroup
+from common.messages import Scored, ScoredGroup, Unscored
 from services.learner.objective.advantage import step_advantages
-from services.learner.objective.diagnostics import diagnostics
+from services.learner.objective.diagnostics import diagnostics, search
 from tests.fixtures.learner.groups import injected_sample, policy_sample
 
 
@@ -78,3 +78,39 @@ def test_sft_trains_no_policy_row_so_none_is_positive() -> None:
     found = figures([0.2, 0.9, 1.0], strategy="sft")
     assert found["advantage/groups_without_positive"] == 1.0
     assert found["advantage/injected_abs_mean"] == 1.0
+
+
+def searched(*groups: list[float | None], strategy: Any = "mixed") -> dict[str, float]:
+    """IoU is the reward; the last answer of a group is the truth, None has no verdict."""
+    found = []
+    for ious in groups:
+        samples = (*(policy_sample([1]) for _ in ious[:-1]), injected_sample([1]))
+        verdicts = tuple(
+            Unscored(reason="?") if iou is None else Scored(reward=iou, parts={"iou": iou})
+            for iou in ious
+        )
+        found.append(ScoredGroup.model_construct(samples=samples, verdicts=verdicts))
+    return search(found, step_advantages(found, strategy=strategy, settings=Advantage()))
+
+
+def test_groups_without_a_hit_and_what_the_truth_gets_there() -> None:
+    """[0, 0, 1]: A = (1 - 1/3) / std, std = 1/sqrt(3); .49 is no hit, .5 is one."""
+    missed = 2 / 3 * math.sqrt(3)
+    assert searched([0.0, 0.0, 1.0], [0.0, 0.5, 1.0]) == pytest.approx(
+        {"advantage/without_hit_share": 0.5, "advantage/injected_without_hit_mean": missed},
+        abs=1e-5,
+    )
+    assert searched([0.0, 0.49, 1.0])["advantage/without_hit_share"] == 1.0
+    assert searched([0.0, 0.9, 1.0]) == {"advantage/without_hit_share": 0.0}
+    assert searched([None, 0.1, 1.0])["advantage/without_hit_share"] == 1.0
+    assert searched([None, None, 1.0]) == {}
+    assert searched([0.0, 0.1, 1.0], strategy="sft")["advantage/injected_without_hit_mean"] == 1.0
+
+
+def test_a_task_without_iou_has_nothing_to_search() -> None:
+    group = ScoredGroup.model_construct(
+        samples=(policy_sample([1]), policy_sample([1])),
+        verdicts=(Scored(reward=1.0, parts={}), Scored(reward=0.0, parts={"f2": 0.0})),
+    )
+    step = step_advantages([group], strategy="none", settings=Advantage())
+    assert search([group], step) == {}
