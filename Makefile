@@ -4,6 +4,7 @@
 #   make compose-test   the ring in containers, on an engine of its own where none answers
 # Both install what they need first (.venv from the pinned lock; DEVICE=cuda takes the CUDA lock, PYTHON= names the
 # interpreter).
+#   make compare REGIME=few   methods over seeds in one of five regimes (METHODS=, SEEDS=), then docs/compare.md of all records
 #   make chaos MINUTES=10 SEED=0 REPLICAS=1 RANKS=1   kill and freeze what runs in a demo at random, prove that no row was lost
 #   make chaos-test   the faults that take minutes: ranks of a learner, networks that are cut
 #   make env      write .env with random secrets, for docker compose
@@ -19,6 +20,13 @@ SEED ?= 0
 STEPS ?=
 RUN ?=
 RESUME ?=
+
+# Of `make compare`; empty: only the page, all methods of the regime, seeds 0 to 4. REGIME also says what `make demo` trains on,
+# and START whose start checkpoint `make tiny-model` makes.
+REGIME ?=
+METHODS ?=
+SEEDS ?=
+START ?=
 
 # Of `make chaos`, with RUN and SEED.
 MINUTES ?= 10
@@ -44,11 +52,12 @@ locks:
 
 demo: setup
 	@.venv/bin/tempsamp demo --method $(METHOD) --seed $(SEED) \
-		$(if $(STEPS),--steps $(STEPS)) $(if $(RUN),--run $(RUN)) $(if $(RESUME),--resume)
+		$(if $(STEPS),--steps $(STEPS)) $(if $(RUN),--run $(RUN)) $(if $(RESUME),--resume) \
+		$(if $(REGIME),--regime $(REGIME))
 
-# Hours of work for two cores; finished runs are kept, so it can be stopped and started again.
+# Hours of work for two cores; finished runs have records, so it can be stopped and gone on with, here or elsewhere.
 compare: setup
-	@$(PY) -m jobs.demo.compare_methods --markdown docs/compare.md
+	@$(PY) -m jobs.demo.comparing $(if $(REGIME),--regime $(REGIME)) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 chaos: setup
 	@$(PY) -m jobs.chaos --minutes $(MINUTES) --seed $(SEED) --replicas $(REPLICAS) --ranks $(RANKS) $(if $(RUN),--run $(RUN))
@@ -75,7 +84,8 @@ format: setup
 	.venv/bin/ruff check --fix .
 
 tiny-model: setup
-	$(PY) -m jobs.toy.make_model --out deploy/tiny-qwen3vl
+	$(PY) -m jobs.toy.make_model $(if $(START),--start $(START) --clips runs/starts/$(START)-clips) \
+		--out $(if $(START),runs/starts/$(START),deploy/tiny-qwen3vl)
 
 # Beside TRL, in a venv of its own that also sees .venv.
 bench-learner: setup

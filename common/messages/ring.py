@@ -104,7 +104,7 @@ class SpansTarget(Message):
     """Ground truth of temporal grounding: one or several `(start_s, end_s)`."""
 
     spans: Annotated[tuple[tuple[float, float], ...], Field(min_length=1), FailFast()]
-    style: Annotated[AnswerStyle | None, Field(exclude_if=_is_none)] = None
+    style: Annotated[AnswerStyle | None, Field(exclude_if=is_none)] = None
     """How the row that asks for them writes them; None, and then it does not travel:
     `<answer> 7.0 to 11.0 </answer>`."""
 

@@ -1,8 +1,9 @@
 """What an answer is worth that never looks at the clip: the best constant span, a random span.
 
 The constant is chosen on training questions and scored on the evaluated ones, so it is a
-prediction, not a bound fitted to the test. Both draw from the same grid of spans. Shapes: C
-candidates, Q queries.
+prediction, not a bound fitted to the test. Both draw from the same grid of spans. A query may have
+several true spans, an answer here has one. Shapes: C candidates, Q queries, S most true spans of a
+query; fewer are padded with spans of length 0.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from common.answers.spans import Span
+from common.answers.spans import Span, merge
 from jobs.demo.figures import Record
 from jobs.evaluation.scoring.matching import Question
 
@@ -44,11 +45,11 @@ def blind_baselines(
         grid_s: step of the grid of candidates in seconds.
 
     Raises:
-        ValueError: a question has several true spans, or an evaluated one no duration.
+        ValueError: an evaluated question has no duration.
     """
-    constant = best_constant([_true_span(question) for question in train], grid_s=grid_s)
-    true_Q2 = np.array([_true_span(question) for question in evaluated])
-    constant_Q = iou_matrix(np.array([constant]), true_Q2)[0]
+    constant = best_constant([question.spans for question in train], grid_s=grid_s)
+    true_QS2 = padded([question.spans for question in evaluated])
+    constant_Q = iou_matrix(np.array([constant]), true_QS2)[0]
     random_2 = np.mean([_expected(question, grid_s) for question in evaluated], axis=0)
     return Baselines(
         constant_span=constant,
@@ -59,16 +60,23 @@ def blind_baselines(
     )
 
 
-def best_constant(true_spans: Sequence[Span], *, grid_s: float = GRID_S) -> Span:
+def best_constant(truths: Sequence[Sequence[Span]], *, grid_s: float = GRID_S) -> Span:
     """The grid span with the highest mean IoU: exhaustive search up to the last true end.
 
     Of equal candidates the earliest, then the shortest, is taken.
     """
-    true_Q2 = np.array(true_spans)
-    candidates_C2 = grid_spans(float(true_Q2[:, 1].max()), grid_s=grid_s)
-    means = [iou_matrix(one[None], true_Q2).mean() for one in candidates_C2]
+    true_QS2 = padded(truths)
+    candidates_C2 = grid_spans(float(true_QS2[..., 1].max()), grid_s=grid_s)
+    means = [iou_matrix(one[None], true_QS2).mean() for one in candidates_C2]
     start_s, end_s = candidates_C2[int(np.argmax(means))]
     return float(start_s), float(end_s)
+
+
+def padded(truths: Sequence[Sequence[Span]]) -> Floats:
+    """[Q, S, 2] seconds: the true spans of each query, merged."""
+    merged = [merge(spans) for spans in truths]
+    most = max(map(len, merged))
+    return np.array([[*spans, *[(0.0, 0.0)] * (most - len(spans))] for spans in merged])
 
 
 def grid_spans(duration_s: float, *, grid_s: float = GRID_S) -> Floats:
@@ -78,13 +86,14 @@ def grid_spans(duration_s: float, *, grid_s: float = GRID_S) -> Floats:
     return edges * grid_s
 
 
-def iou_matrix(candidates_C2: Floats, true_Q2: Floats) -> Floats:
-    """[C, Q] IoU of spans, as `common.answers.spans.iou`."""
-    start_C1, end_C1 = candidates_C2[:, :1], candidates_C2[:, 1:]
-    start_1Q, end_1Q = true_Q2[:, 0][None], true_Q2[:, 1][None]
-    overlap_CQ = np.maximum(0.0, np.minimum(end_C1, end_1Q) - np.maximum(start_C1, start_1Q))
-    hull_CQ = np.maximum(end_C1, end_1Q) - np.minimum(start_C1, start_1Q)
-    ious_CQ: Floats = overlap_CQ / hull_CQ
+def iou_matrix(candidates_C2: Floats, true_QS2: Floats) -> Floats:
+    """[C, Q] IoU of a span with all true spans of a query, as `common.answers.spans.union_iou`."""
+    start_C11, end_C11 = candidates_C2[:, :1, None], candidates_C2[:, 1:, None]
+    start_1QS, end_1QS = true_QS2[None, ..., 0], true_QS2[None, ..., 1]
+    overlap_CQS = np.minimum(end_C11, end_1QS) - np.maximum(start_C11, start_1QS)
+    overlap_CQ = np.maximum(0.0, overlap_CQS).sum(-1)
+    length_CQ = (end_C11 - start_C11)[..., 0] + (end_1QS - start_1QS).sum(-1)
+    ious_CQ: Floats = overlap_CQ / (length_CQ - overlap_CQ)
     return ious_CQ
 
 
@@ -93,11 +102,5 @@ def _expected(question: Question, grid_s: float) -> tuple[float, float]:
     if question.duration_s is None:
         raise ValueError(f"{question.id}: found no duration, wanted it to draw a random span")
     candidates_C2 = grid_spans(question.duration_s, grid_s=grid_s)
-    ious_C = iou_matrix(candidates_C2, np.array([_true_span(question)]))[:, 0]
+    ious_C = iou_matrix(candidates_C2, padded([question.spans]))[:, 0]
     return float(ious_C.mean()), float((ious_C >= GOOD_IOU).mean())
-
-
-def _true_span(question: Question) -> Span:
-    if len(question.spans) != 1:
-        raise ValueError(f"{question.id}: found {len(question.spans)} true spans, wanted 1")
-    return question.spans[0]

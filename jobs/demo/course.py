@@ -32,9 +32,11 @@ from jobs.demo.figures import Evaluation, evaluation_of
 from jobs.demo.summary import (
     ANSWERS_AFTER,
     ANSWERS_BEFORE,
+    ANSWERS_BEST,
     METRICS_FILE,
     SUMMARY_FILE,
     VALIDATION_FILE,
+    BestEvaluation,
     RunFacts,
     StepMetrics,
     build_summary,
@@ -46,6 +48,7 @@ from jobs.evaluation.journal import read_records
 from jobs.evaluation.scoring.score import read_questions
 from jobs.evaluation.settings import AnswerSampling
 from jobs.local.processes import Child, Children
+from jobs.local.redis import free_port
 from jobs.local.waiting import waiting
 
 logger = logging.getLogger(__name__)
@@ -67,6 +70,8 @@ UNREACHABLE_S = 10.0
 """After which a replica that died while it was asked is looked for anew, at its new address."""
 MAX_EVALUATIONS = 4
 """Of the same weights, each on the answers of those before."""
+BEST_FILE = "best.json"
+"""Where the learner names the version that validated best."""
 MAX_LEARNER_RESTARTS = 3
 """In a row without getting further: loading takes a quarter of a minute."""
 POLL_S = 0.2
@@ -92,6 +97,8 @@ class Course:
     split: Split
     eval_queries: int | None
     """Only the first held-out queries; None: all."""
+    evaluates_best: bool = False
+    """Whether the version that validated best is evaluated too, by a replica of its own."""
 
     @property
     def folder(self) -> Path:
@@ -129,7 +136,8 @@ def take(
     folder = course.folder
     held_out = _held_out(course)
     with waiting(console, "waiting for the rollout replica to load the model"):
-        _wait_for_reward(course.run, children)
+        reward_url = course.run.shared.reward_url
+        _wait_until_ready(reward_url, children, what="the reward service")
         _wait_for_replicas(course.run, children)
     _drop_stale_answers(course)
     start = _evaluate(course, children, held_out, version=0, out=folder / ANSWERS_BEFORE)
@@ -137,6 +145,7 @@ def take(
     steps = read_metrics(folder / METRICS_FILE)
     version = int(steps[-1]["policy_version"])
     end = _evaluate(course, children, held_out, version=version, out=folder / ANSWERS_AFTER)
+    best = _evaluate_best(course, children, held_out, last=end, version=version)
     train, _ = read_questions(course.rows("train"))
     summary = build_summary(
         RunFacts(
@@ -156,6 +165,7 @@ def take(
         ),
         start=start,
         end=end,
+        best=best,
         baselines=blind_baselines(train, evaluated=held_out.questions),
         metrics=steps,
     )
@@ -217,6 +227,36 @@ def _evaluate(
     return found
 
 
+def _evaluate_best(
+    course: Course, children: Children, held_out: HeldOut, *, last: Evaluation, version: int
+) -> BestEvaluation | None:
+    """Of the version that validated best, if it is wanted; the start is never that version."""
+    named = course.folder / "checkpoints" / BEST_FILE
+    if not course.evaluates_best or not named.exists():
+        return None
+    step = int(json.loads(named.read_text(encoding="utf-8"))["step"])
+    if step == version:
+        return BestEvaluation(step, last)
+    port = free_port()
+    served = {
+        "shared.model": str(course.folder / f"checkpoints/step-{step:06d}/hf"),
+        "rollout.weights": "checkpoint",
+        "rollout.port": port,
+    }
+    overrides = [word for key in served for word in ("--set", f"{key}={json.dumps(served[key])}")]
+    command = [sys.executable, "-m", "tempsamp", "rollout", "serve", *course.settings, *overrides]
+    children.start("rollout-best", command, environ=course.environ)
+    url, out = f"http://127.0.0.1:{port}", course.folder / ANSWERS_BEST
+    shutil.rmtree(out, ignore_errors=True)
+    with console.status(f"evaluating step {step}, which validated best"):
+        _wait_until_ready(url, children, what="the replica of the best version")
+        # A checkpoint is served as version 0.
+        children.run(held_out.ask(0, endpoints=[url], out=out, retry_s=UNREACHABLE_S))
+    found = evaluation_of(read_records(out))
+    console.print(f"step {step}, best on validation: held-out mIoU {found.greedy.miou:.3f}")
+    return BestEvaluation(step, found)
+
+
 def _train(course: Course, children: Children, *, resume: bool) -> float:
     """Run the learner to its end, and show what it writes; returns seconds.
 
@@ -275,15 +315,15 @@ def _show_lines(course: Course, children: Children, learner: Child) -> None:
         time.sleep(POLL_S)
 
 
-def _wait_for_reward(run: Run, children: Children) -> None:
+def _wait_until_ready(url: str, children: Children, *, what: str) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         children.check()
         with contextlib.suppress(httpx.HTTPError), direct.client(timeout=2.0) as client:
-            if client.get(f"{run.shared.reward_url}/readyz").is_success:
+            if client.get(f"{url}/readyz").is_success:
                 return
         time.sleep(POLL_S)
-    raise TempSampError(f"the reward service was not ready after {READY_TIMEOUT_S:.0f} s")
+    raise TempSampError(f"{what} was not ready after {READY_TIMEOUT_S:.0f} s")
 
 
 def _wait_for_replicas(run: Run, children: Children) -> list[str]:

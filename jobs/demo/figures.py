@@ -18,6 +18,9 @@ from common.answers.reading import read_spans
 from common.answers.spans import Span, union_iou
 from jobs.evaluation.scoring.predictions import PredictionRecord
 
+HIT_IOU = 0.5
+"""An answer with so much IoU has found its span, as R1@.5 counts; the learner's diagnostics too."""
+
 
 class Record(BaseModel):
     """Base of figures that can be written as JSON."""
@@ -72,6 +75,8 @@ class SampledMetrics(Record):
     r1_at_0_7: float
     best_of_g: float
     """Mean over queries of the best IoU among their answers."""
+    without_hit: float
+    """Share of queries none of whose answers reaches IoU `HIT_IOU`."""
     entropy_nats: float
     """Per token; see `entropy_nats`."""
 
@@ -150,6 +155,7 @@ def sampled_metrics(records: Iterable[PredictionRecord]) -> SampledMetrics | Non
         r1_at_0_5=recall(flat, threshold=0.5),
         r1_at_0_7=recall(flat, threshold=0.7),
         best_of_g=fmean(map(max, ious)),
+        without_hit=fmean(max(of_query) < HIT_IOU for of_query in ious),
         entropy_nats=entropy_nats(sampled),
     )
 

@@ -20,6 +20,7 @@ import typer
 from common.errors import ConfigError
 from common.queue.disk import write_file
 from jobs.demo.charts import learning_curves
+from jobs.demo.echo import echo
 from jobs.demo.figures import Evaluation, evaluation_of
 from jobs.demo.summary import (
     ANSWERS_AFTER,
@@ -94,6 +95,7 @@ def write_report(
         summary=summary,
         method=METHODS.get(summary["method"], (summary["method"], "")),
         verdict=verdict(summary),
+        echoes=echo(summary),
         chips=_chips(summary),
         miou=_row(summary, "miou", name="Mean IoU"),
         ladder=_ladder(summary),

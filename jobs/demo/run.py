@@ -27,14 +27,20 @@ from common import config
 from common.errors import ConfigError
 from common.queue.disk import check_folder
 from common.secrets import only as secrets_of_child
-from jobs.demo.course import METHODS, Course, Split, console, steps_done, take
+from jobs.demo.course import METHODS, POLL_S, Course, Split, console, steps_done, take
 from jobs.demo.summary import ANSWERS_BEFORE
 from jobs.local.processes import Children, interruptible, run_arguments
 from jobs.local.redis import free_port, keep_redis
 from jobs.local.waiting import waiting
+from jobs.toy import regimes
+from jobs.toy.regimes import REGIMES, Regime
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "deploy/configs/demo.toml"
+REGIME_FILES = ROOT / "deploy/configs/regimes"
+STARTS = ROOT / "runs/starts"
+"""Start checkpoints of regimes, made where they are first needed."""
+SHIPPED_START = ROOT / "deploy/tiny-qwen3vl"
 DEFAULT_METHOD = "tempsamp"
 MAX_RESTARTS = 3
 """Of a service, in a row without a step in between: loading takes half a minute, and who cannot
@@ -62,6 +68,10 @@ class Demo:
     """Learner processes."""
     settings: Sequence[str] = ()
     """section.key=value, over everything else."""
+    regime: Regime | None = None
+    """Clips, rows, start and run file of a comparison; None: the demo's own."""
+    evaluates_best: bool = False
+    """Whether the version that validated best is evaluated too."""
     password: str = field(default_factory=lambda: secrets.token_hex(16))
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     reward_port: int = field(default_factory=free_port)
@@ -73,12 +83,27 @@ class Demo:
 
     @property
     def data(self) -> Path:
-        """Clips, shared by all runs."""
+        """The demo's clips, shared by all runs."""
         return ROOT / "runs" / "demo-data"
 
+    @property
+    def made_on(self) -> Regime:
+        """What clips and rows are like."""
+        return self.regime or REGIMES["full"]
+
+    @property
+    def config_file(self) -> Path:
+        """The run file beneath what this run sets."""
+        return CONFIG if self.regime is None else REGIME_FILES / f"{self.regime.name}.toml"
+
+    @property
+    def model(self) -> Path:
+        """The start checkpoint; one of a regime may have to be made first."""
+        return SHIPPED_START if self.made_on.start is None else STARTS / self.made_on.name
+
     def rows(self, split: Literal["train"] | Split) -> Path:
-        """Of one split; paths in it start at `data`."""
-        return self.data / split / "rows.jsonl"
+        """Of one split; paths in it start at the regime's video root."""
+        return self.made_on.rows(self.data, split)
 
     @property
     def environ(self) -> dict[str, str]:
@@ -90,14 +115,14 @@ class Demo:
         }
 
     def overrides(self, redis_url: str) -> list[str]:
-        """What differs from deploy/configs/demo.toml in this run.
+        """What differs from the run file in this run.
 
         Raises:
             ConfigError: a setting is one that the demo makes itself.
         """
         changed = {
             "shared.run_id": self.name,
-            "shared.model": str(ROOT / "deploy/tiny-qwen3vl"),
+            "shared.model": str(self.model),
             "shared.redis_url": redis_url,
             "shared.reward_url": f"http://127.0.0.1:{self.reward_port}",
             "shared.seed": self.seed,
@@ -105,13 +130,13 @@ class Demo:
             "reward.port": self.reward_port,
             "learner.rows": str(self.rows("train")),
             "learner.validation.rows": str(self.rows("validation")),
-            "shared.video.roots": [str(self.data)],
+            "shared.video.roots": [str(self.made_on.video_root(self.data))],
             "learner.run_dir": str(self.run_dir),
         }
         if self.steps is not None:
             changed["learner.steps"] = self.steps
         if self.eval_queries is not None:
-            most = config.load(CONFIG).learner.validation.limit or self.eval_queries
+            most = config.load(self.config_file).learner.validation.limit or self.eval_queries
             changed["learner.validation.limit"] = min(most, self.eval_queries)
         for setting in self.settings:
             if (key := setting.partition("=")[0]) in changed:
@@ -138,9 +163,10 @@ def run_demo(demo: Demo, *, write_report: bool) -> dict[str, Any]:
             "RESUME=1 goes on with it, RUN=<name> starts another, or delete the folder"
         )
     # Before anything is started: a wrong setting is said at once.
-    config.load(CONFIG, overrides=demo.overrides(NO_REDIS), environ=demo.environ)
+    config.load(demo.config_file, overrides=demo.overrides(NO_REDIS), environ=demo.environ)
     for folder in (demo.run_dir, demo.data):
         check_folder(folder, knob="runs")
+    make_start(demo.made_on)
     demo.run_dir.mkdir(parents=True, exist_ok=True)
     with _children_of(demo.run_dir) as children:
         course = _started(demo, children)
@@ -154,11 +180,9 @@ def _children_of(run_dir: Path) -> Children:
 
 def _started(demo: Demo, children: Children) -> Course:
     """Start the services, Redis first: it ends last. Clips are written while they load."""
-    from jobs.toy import clips
-
     redis_url = keep_redis(children, demo.run_dir / "redis", demo.password)
     overrides = demo.overrides(redis_url)
-    settings = run_arguments(CONFIG, overrides)
+    settings = run_arguments(demo.config_file, overrides)
     tempsamp = [sys.executable, "-m", "tempsamp"]
     for name in ("reward", *replica_names(demo.replicas)):
         children.start(
@@ -169,16 +193,36 @@ def _started(demo: Demo, children: Children) -> Course:
         )
     with waiting(console, "writing clips"):
         for split in dict.fromkeys(("train", "validation", demo.split)):
-            clips.write_split(demo.data, split)
+            regimes.write_split(demo.data, demo.made_on, split)
     return Course(
-        run=config.load(CONFIG, overrides=overrides, environ=demo.environ),
+        run=config.load(demo.config_file, overrides=overrides, environ=demo.environ),
         settings=settings,
         environ=demo.environ,
         ranks=demo.ranks,
         resume=demo.resume,
         split=demo.split,
         eval_queries=demo.eval_queries,
+        evaluates_best=demo.evaluates_best,
     )
+
+
+def make_start(regime: Regime) -> None:
+    """Make the start checkpoint of a regime that needs one, unless it is there; minutes on a core.
+
+    Raises:
+        ChildError: it could not be made; carries the end of the log.
+    """
+    out = STARTS / regime.name
+    if regime.start is None or out.exists():
+        return
+    STARTS.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "jobs.toy.make_model", "--start", regime.name]
+    command += ["--out", str(out), "--clips", str(STARTS / f"{regime.name}-clips")]
+    with console.status(f"making the start checkpoint of {regime.name}"), Children(STARTS) as made:
+        child = made.start(regime.name, command, ends=True)
+        while not child.is_done:
+            made.check()
+            time.sleep(POLL_S)
 
 
 def replica_names(count: int) -> list[str]:
@@ -237,6 +281,12 @@ def command(
         int | None, typer.Option(min=1, help="vLLM replicas, without --config; default: 1")
     ] = None,
     ranks: Annotated[int, typer.Option(min=1, help="learner processes")] = 1,
+    regime: Annotated[
+        str | None, typer.Option(help=f"clips, rows and start: {', '.join(REGIMES)}")
+    ] = None,
+    evaluate_best: Annotated[
+        bool, typer.Option(help="evaluate the version that validated best too")
+    ] = False,
 ) -> None:
     """Run the ring on this machine: train, evaluate before and after, write a report."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_beside_the_bar()])
@@ -248,6 +298,11 @@ def command(
             "--run": (run, "learner.run_dir"),
         }
         _refuse_beside_config(in_the_file)
+        if regime is not None or evaluate_best:
+            raise ConfigError(
+                "--regime, --evaluate-best: found one beside --config, wanted none: they make a "
+                "run of their own on this machine"
+            )
         if replicas is not None:
             raise ConfigError(
                 f"--replicas: found {replicas} beside --config, wanted none: the services of a "
@@ -266,6 +321,8 @@ def command(
     method, seed = method or DEFAULT_METHOD, seed or 0
     if method not in METHODS:
         raise ConfigError(f"METHOD: found {method!r}, wanted one of {', '.join(METHODS)}")
+    if regime is not None and regime not in REGIMES:
+        raise ConfigError(f"REGIME: found {regime!r}, wanted one of {', '.join(REGIMES)}")
     demo = Demo(
         method=method,
         steps=steps,
@@ -277,6 +334,8 @@ def command(
         replicas=replicas or 1,
         ranks=ranks,
         settings=overrides or (),
+        regime=REGIMES[regime] if regime else None,
+        evaluates_best=evaluate_best,
     )
     _finish(
         lambda: run_demo(demo, write_report=report_html),

@@ -1,7 +1,7 @@
 """`runs/<name>/summary.json`: what a run did and reached, as one flat object of plain figures.
 
 `build_summary` makes it from two evaluations, the baselines and the learner's metrics.jsonl;
-`jobs.demo.report` shows it, `jobs.demo.compare_methods` aggregates many. Key names are fixed: other
+`jobs.demo.report` shows it, `jobs.demo.comparing` aggregates many. Key names are fixed: other
 tools read them. IoUs and shares are in [0, 1], times in seconds, entropy in nats per token; null:
 not measured.
 """
@@ -12,6 +12,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from common.queue.lines import read_figures
@@ -26,10 +27,13 @@ METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 ANSWERS_BEFORE = "evaluation/before"
 ANSWERS_AFTER = "evaluation/after"
+ANSWERS_BEST = "evaluation/best"
 """Below the folder of a run: each what `jobs.evaluation.held_out` writes of one policy."""
 TAIL_BYTES = 65_536
 """Longer than a line of metrics.jsonl."""
 PROBE_GAP = "learner/probe_logprob_gap_nats"
+FEW_STEPS = 20
+"""Steps at either end of a run that a mean is taken over, as single ones jump."""
 
 
 def _sampled(figure: Callable[[SampledMetrics], float]) -> Callable[[Evaluation], float | None]:
@@ -48,9 +52,19 @@ FIGURES: Mapping[str, Callable[[Evaluation], float | None]] = {
     "sampled_r1_at_0.5": _sampled(lambda s: s.r1_at_0_5),
     "sampled_r1_at_0.7": _sampled(lambda s: s.r1_at_0_7),
     "best_of_g": _sampled(lambda s: s.best_of_g),
+    "without_hit": _sampled(lambda s: s.without_hit),
     "entropy": _sampled(lambda s: s.entropy_nats),
 }
-"""Figures of a policy; the summary has each as `<name>_start` and `<name>_end`."""
+"""Figures of a policy; the summary has each as `<name>_start`, `<name>_end` and, where the version
+that validated best was evaluated, `<name>_best`."""
+
+
+@dataclass(frozen=True)
+class BestEvaluation:
+    """The version that validated best, where it was evaluated."""
+
+    step: int
+    evaluation: Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +98,7 @@ def build_summary(
     *,
     start: Evaluation,
     end: Evaluation,
+    best: BestEvaluation | None = None,
     baselines: Baselines,
     metrics: Sequence[StepMetrics],
 ) -> dict[str, Any]:
@@ -93,11 +108,14 @@ def build_summary(
         facts: settings, times and counters of the run.
         start: the start checkpoint's evaluation, on the same rows as `end`.
         end: the trained policy's evaluation.
+        best: that of the version which validated best; its figures are `<name>_best`.
         baselines: over the same rows.
         metrics: lines of metrics.jsonl.
     """
     gaps = [line[PROBE_GAP] for line in metrics if PROBE_GAP in line]
     evaluations = {"start": start, "end": end}
+    if best is not None:
+        evaluations["best"] = best.evaluation
     return {
         **asdict(facts),
         **{
@@ -105,6 +123,7 @@ def build_summary(
             for name, figure in FIGURES.items()
             for when, evaluation in evaluations.items()
         },
+        "best_step": best and best.step,
         "eval_queries": end.greedy.num_answers,
         "failed_queries_start": len(start.failures),
         "failed_queries_end": len(end.failures),
@@ -116,8 +135,28 @@ def build_summary(
         "random_span_miou": baselines.random_miou,
         "random_span_r1_at_0.5": baselines.random_r1_at_0_5,
         "max_logprob_gap": max(gaps, default=None),
+        **mechanism(metrics),
         "machine": machine(),
     }
+
+
+def mechanism(metrics: Sequence[StepMetrics]) -> dict[str, float | None]:
+    """What happened inside the groups of a run; None where no step says it."""
+    first, last = metrics[:FEW_STEPS], metrics[-FEW_STEPS:]
+    return {
+        "train_iou_end": _mean(last, "reward/iou"),
+        "train_without_hit_start": _mean(first, "advantage/without_hit_share"),
+        "train_without_hit_end": _mean(last, "advantage/without_hit_share"),
+        "injected_advantage_start": _mean(first, "advantage/injected_without_hit_mean"),
+        "injected_advantage": _mean(metrics, "advantage/injected_without_hit_mean"),
+        "contamination": _mean(metrics, "advantage/contamination"),
+        "sign_flip_share": _mean(metrics, "advantage/sign_flip_share"),
+    }
+
+
+def _mean(metrics: Sequence[StepMetrics], key: str) -> float | None:
+    found = [line[key] for line in metrics if key in line]
+    return fmean(found) if found else None
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:

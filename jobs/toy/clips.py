@@ -5,7 +5,8 @@ a drifting noisy texture. Every clip gives three trainer rows (SPEC A1.1), one p
 the query tells which span is asked for. A clip depends on its split's seed and its index alone.
 `jobs.demo.run` writes train, validation and test, and so does `python -m jobs.toy.clips FOLDER`;
 `jobs.toy.make_model` also writes `warm`, which no RL run reads. Pixels are read back through
-`common.video.frames` only, with `SAMPLING`.
+`common.video.frames` only, with `SAMPLING`. `ClipOptions` makes other clips of the same kind
+(`jobs.toy.regimes`).
 
 Shapes: F frames, H W pixels, C = 3 channels (RGB).
 """
@@ -13,7 +14,7 @@ Shapes: F frames, H W pixels, C = 3 channels (RGB).
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,9 @@ PROBLEM = (
     "in seconds with one decimal in <answer> </answer> tags, "
     "for example <answer> 12.5 to 17.8 </answer>."
 )
+PROBLEM_OF_SEVERAL = PROBLEM.replace(
+    "<answer> 12.5 to 17.8 <", "<answer> 1.5 to 4.8, 9.0 to 12.5 <"
+)
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
     "green": (40, 190, 60),
@@ -60,7 +64,6 @@ SOURCE_FPS = 4
 SIDE_PX = 64
 SHAPES_PER_CLIP = 3
 GRID_S = 0.5
-"""Spans start and end on this grid."""
 MIN_SPAN_S, MAX_SPAN_S = 1.5, 8.0
 NOISE_STD = 12.0
 TEXTURE_CELLS = 6
@@ -76,6 +79,33 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class ClipOptions:
+    """What may differ between sets of clips; the defaults are the demo's."""
+
+    duration_s: float = DURATION_S
+    grid_s: float = GRID_S
+    """Spans start and end on this grid."""
+    min_span_s: float = MIN_SPAN_S
+    max_span_s: float = MAX_SPAN_S
+    most_spans: int = 1
+    """A shape is visible at 1 to so many times, each number equally often, `min_span_s` or more
+    apart."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip."""
+        return int(self.duration_s * SOURCE_FPS)
+
+    @property
+    def problem(self) -> str:
+        """A row's instruction, with `{query}` to fill in."""
+        return PROBLEM if self.most_spans == 1 else PROBLEM_OF_SEVERAL
+
+
+DEMO = ClipOptions()
+
+
+@dataclass(frozen=True)
 class Event:
     """One shape and when it is visible."""
 
@@ -83,6 +113,8 @@ class Event:
     shape: str
     start_s: float
     end_s: float
+    later_s: tuple[Span, ...] = ()
+    """Further times, ascending, none touching another."""
 
     @property
     def query(self) -> str:
@@ -91,13 +123,25 @@ class Event:
 
     @property
     def span_s(self) -> Span:
-        """Start and end, on the grid of `GRID_S`."""
+        """Start and end of the first time."""
         return self.start_s, self.end_s
+
+    @property
+    def spans_s(self) -> tuple[Span, ...]:
+        """Every time, ascending."""
+        return (self.span_s, *self.later_s)
 
     @property
     def answer(self) -> str:
         """The row's answer, one decimal."""
-        return grounding_answer([self.span_s], decimals=1)
+        return grounding_answer(self.spans_s, decimals=1)
+
+    def is_visible(self, times_s: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """[F]: at which of these times."""
+        seen_F = np.zeros(len(times_s), dtype=np.bool_)
+        for start, end in self.spans_s:
+            seen_F |= (times_s >= start) & (times_s < end)
+        return seen_F
 
 
 @dataclass(frozen=True)
@@ -117,27 +161,26 @@ class Scene:
     movers: tuple[Mover, ...]
 
 
-def scene_events(split: Split, index: int) -> tuple[Event, ...]:
+def scene_events(split: Split, index: int, *, options: ClipOptions = DEMO) -> tuple[Event, ...]:
     """The events of a clip, without rendering it."""
-    return _draw_scene(_rng(split, index)).events
+    return _draw_scene(_rng(split, index), options).events
 
 
 def event_centres(split: Split, index: int) -> tuple[npt.NDArray[np.float64], ...]:
     """Where the shape of each event is: [F, 2] x and y of its centre in pixels, seen or not."""
-    num_frames = int(DURATION_S * SOURCE_FPS)
-    movers = _draw_scene(_rng(split, index)).movers
-    return tuple(_path(mover, num_frames=num_frames)[:, ::-1] for mover in movers)
+    movers = _draw_scene(_rng(split, index), DEMO).movers
+    return tuple(_path(mover, num_frames=DEMO.num_frames)[:, ::-1] for mover in movers)
 
 
-def render_clip(split: Split, index: int) -> Pixels:
-    """[F, H, W, C] uint8, F = DURATION_S x SOURCE_FPS, H = W = SIDE_PX."""
+def render_clip(split: Split, index: int, *, options: ClipOptions = DEMO) -> Pixels:
+    """[F, H, W, C] uint8, F = duration x SOURCE_FPS, H = W = SIDE_PX."""
     rng = _rng(split, index)
-    scene = _draw_scene(rng)
-    frames = _background(rng)
+    scene = _draw_scene(rng, options)
+    frames = _background(rng, num_frames=options.num_frames)
     times_s = np.arange(len(frames)) / SOURCE_FPS
     for event, mover in zip(scene.events, scene.movers, strict=True):
         path_F2 = _path(mover, num_frames=len(frames))
-        for f in np.flatnonzero((times_s >= event.start_s) & (times_s < event.end_s)):
+        for f in np.flatnonzero(event.is_visible(times_s)):
             mask = _shape_mask(event.shape, center_px=path_F2[f], radius_px=mover.radius_px)
             frames[f][mask] = COLORS[event.color]
     frames += rng.standard_normal(frames.shape, dtype=np.float32) * NOISE_STD
@@ -145,27 +188,53 @@ def render_clip(split: Split, index: int) -> Pixels:
 
 
 def write_split(
-    folder: Path, split: Split, *, num_clips: int | None = None, num_processes: int = 2
+    folder: Path,
+    split: Split,
+    *,
+    num_clips: int | None = None,
+    num_processes: int = 2,
+    options: ClipOptions = DEMO,
 ) -> Path:
     """Write the clips that are not there yet and the rows of all.
 
     Args:
-        folder: video root; row paths are relative to it.
+        folder: video root; row paths are relative to it. Of these options alone.
         split: which seed.
         num_clips: default `NUM_CLIPS[split]`.
         num_processes: rendering processes; 1 renders in this one.
+        options: what the clips are like.
 
     Returns:
         `folder/split/rows.jsonl`, three rows per clip in clip order.
     """
     count = NUM_CLIPS[split] if num_clips is None else num_clips
+    write_clips(folder, split, num_clips=count, num_processes=num_processes, options=options)
+    rows = [row for i in range(count) for row in clip_rows(split, i, options=options)]
+    return write_rows(folder / split / "rows.jsonl", rows)
+
+
+def write_clips(
+    folder: Path,
+    split: Split,
+    *,
+    num_clips: int,
+    num_processes: int = 2,
+    options: ClipOptions = DEMO,
+) -> None:
+    """Write the clips that are not there yet; arguments as of `write_split`."""
     (folder / split).mkdir(parents=True, exist_ok=True)
-    missing = [i for i in range(count) if not (folder / clip_path(split, i)).exists()]
-    _write_clips(folder, split, missing, num_processes)
-    rows_path = folder / split / "rows.jsonl"
-    lines = [json.dumps(row) + "\n" for i in range(count) for row in clip_rows(split, i)]
-    _replace(rows_path, "".join(lines).encode())
-    return rows_path
+    missing = [i for i in range(num_clips) if not (folder / clip_path(split, i)).exists()]
+    _write_clips(folder, split, missing, num_processes, options)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Trainer rows as JSON lines, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Two runs may write it at once: each has its own partial file, the last one wins.
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(partial, path)
+    return path
 
 
 def clip_path(split: Split, index: int) -> str:
@@ -173,30 +242,32 @@ def clip_path(split: Split, index: int) -> str:
     return f"{split}/{index:05d}.mp4"
 
 
-def clip_rows(split: Split, index: int) -> Iterator[dict[str, Any]]:
+def clip_rows(split: Split, index: int, *, options: ClipOptions = DEMO) -> Iterator[dict[str, Any]]:
     """Trainer rows of one clip (SPEC A1.1, plus `query` and `spans`), one per shape."""
-    for event in scene_events(split, index):
+    for event in scene_events(split, index, options=options):
         yield {
-            "problem": PROBLEM.format(query=event.query),
+            "problem": options.problem.format(query=event.query),
             "answer": event.answer,
             "problem_type": "temporal grounding",
             "data_type": "video",
             "videos": [clip_path(split, index)],
-            "duration": DURATION_S,
-            "gt_len": event.end_s - event.start_s,
+            "duration": options.duration_s,
+            "gt_len": round(sum(end - start for start, end in event.spans_s), 6),
             "query": event.query,
-            "spans": [list(event.span_s)],
+            "spans": [list(span) for span in event.spans_s],
         }
 
 
-def _write_clips(folder: Path, split: Split, indices: list[int], num_processes: int) -> None:
+def _write_clips(
+    folder: Path, split: Split, indices: list[int], num_processes: int, options: ClipOptions
+) -> None:
     if num_processes == 1 or len(indices) < 2 * num_processes:
-        return write_clips(folder, split, indices)
+        return write_some(folder, split, indices, options)
     # spawn: the caller may hold threads (torch, a progress bar) that a fork would lose
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
         futures = [
-            pool.submit(write_clips, folder, split, indices[start : start + CHUNK_CLIPS])
+            pool.submit(write_some, folder, split, indices[start : start + CHUNK_CLIPS], options)
             for start in range(0, len(indices), CHUNK_CLIPS)
         ]
         try:
@@ -207,10 +278,11 @@ def _write_clips(folder: Path, split: Split, indices: list[int], num_processes: 
     return None
 
 
-def write_clips(folder: Path, split: Split, indices: list[int]) -> None:
+def write_some(folder: Path, split: Split, indices: list[int], options: ClipOptions = DEMO) -> None:
     """Some clips of a split, whose folder is there."""
     for index in indices:
-        _write_mp4(folder / clip_path(split, index), render_clip(split, index))
+        frames = render_clip(split, index, options=options)
+        _write_mp4(folder / clip_path(split, index), frames)
 
 
 def _write_mp4(path: Path, frames: Pixels) -> None:
@@ -227,32 +299,38 @@ def _write_mp4(path: Path, frames: Pixels) -> None:
     os.replace(partial, path)
 
 
-def _replace(path: Path, content: bytes) -> None:
-    # Two runs may write the same folder at once: each has its own partial file, the last one wins.
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-
-
 def _rng(split: Split, index: int) -> np.random.Generator:
     return np.random.default_rng([SPLIT_SEEDS[split], index])
 
 
-def _draw_scene(rng: np.random.Generator) -> Scene:
+def _draw_scene(rng: np.random.Generator, options: ClipOptions) -> Scene:
     colors = rng.permutation(list(COLORS))[:SHAPES_PER_CLIP]
-    pairs = [(_draw_event(rng, color=str(color)), _draw_mover(rng)) for color in colors]
+    pairs = [(_draw_event(rng, str(color), options), _draw_mover(rng)) for color in colors]
     return Scene(events=tuple(e for e, _ in pairs), movers=tuple(m for _, m in pairs))
 
 
-def _draw_event(rng: np.random.Generator, *, color: str) -> Event:
-    cells = int(rng.integers(round(MIN_SPAN_S / GRID_S), round(MAX_SPAN_S / GRID_S) + 1))
-    start = int(rng.integers(0, round(DURATION_S / GRID_S) - cells + 1))
-    return Event(
-        color=color,
-        shape=str(rng.choice(SHAPES)),
-        start_s=start * GRID_S,
-        end_s=(start + cells) * GRID_S,
-    )
+def _draw_event(rng: np.random.Generator, color: str, options: ClipOptions) -> Event:
+    count = 1 if options.most_spans == 1 else int(rng.integers(1, options.most_spans + 1))
+    first, *later = _draw_spans(rng, count, options)
+    return Event(color, str(rng.choice(SHAPES)), *first, tuple(later))
+
+
+def _draw_spans(rng: np.random.Generator, count: int, options: ClipOptions) -> list[Span]:
+    """Ascending, `min_span_s` or more apart: lengths first, the rest falls into the gaps."""
+    grid_s, total = options.grid_s, round(options.duration_s / options.grid_s)
+    least, most = (round(span_s / grid_s) for span_s in (options.min_span_s, options.max_span_s))
+    lengths = [int(rng.integers(least, most + 1)) for _ in range(count)]
+    free = total - sum(lengths) - (count - 1) * least
+    before = sorted(int(cell) for cell in rng.integers(0, free + 1, count))
+    starts = [gap + sum(lengths[:k]) + k * least for k, gap in enumerate(before)]
+    return [
+        (_on_grid(start, grid_s), _on_grid(start + length, grid_s))
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+
+
+def _on_grid(cell: int, grid_s: float) -> float:
+    return round(cell * grid_s, 6)  # 0.1 is no binary number
 
 
 def _draw_mover(rng: np.random.Generator) -> Mover:
@@ -286,11 +364,11 @@ def _shape_mask(
     return np.asarray((dy <= radius_px * 0.8) & (dy >= 2 * abs(dx) - radius_px))
 
 
-def _background(rng: np.random.Generator) -> Floats:
+def _background(rng: np.random.Generator, *, num_frames: int) -> Floats:
     """[F, H, W, C]: a coarse random texture, linearly interpolated, drifting."""
     cells = rng.uniform(40, 150, (TEXTURE_CELLS, TEXTURE_CELLS, 3)).astype(np.float32)
     drift = rng.normal(0, TEXTURE_DRIFT, 2)
-    frames_F1 = np.arange(int(DURATION_S * SOURCE_FPS))[:, None]
+    frames_F1 = np.arange(num_frames)[:, None]
     grid_P = np.arange(SIDE_PX) / SIDE_PX * (TEXTURE_CELLS - 2)
     row_FP, below_FP = _split(grid_P + drift[0] * frames_F1)
     column_FP, right_FP = _split(grid_P + drift[1] * frames_F1)

@@ -25,14 +25,14 @@ from torch.nn import functional
 
 from common import prompts
 from common.answers.reading import read_spans
-from common.answers.spans import iou, union_iou
+from common.answers.spans import Span, union_iou
 from common.video.frames import load_frames, processor_metadata, sample_clip
 from jobs.toy.clips import (
-    DURATION_S,
+    DEMO,
     GRID_S,
-    PROBLEM,
     SAMPLING,
     SHAPES_PER_CLIP,
+    ClipOptions,
     Event,
 )
 from jobs.toy.vision import COLOR_NAMES, PERMUTATIONS, ClipTensors, recolored, set_learning_rate
@@ -45,7 +45,8 @@ LEARNING_RATE = 2e-3
 SCHEDULE_STEPS = 500
 """Length of the learning-rate schedule; the start rule stops well before its end."""
 MIDDLE_LAYER = 1
-MAX_ANSWER_TOKENS = 20
+MAX_ANSWER_TOKENS = {1: 20, 3: 48}
+"""By the largest number of spans."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,13 @@ class Evaluation:
 class SharedPrefix:
     """The model, with a clip's part of the prompt forwarded once for all queries about the clip."""
 
-    def __init__(self, model: Any, processor: Any, example: Path) -> None:
-        """All demo clips share tokens and positions of the clip's part; read them off one file."""
-        self.model, self.processor = model, processor
+    def __init__(
+        self, model: Any, processor: Any, example: Path, *, options: ClipOptions = DEMO
+    ) -> None:
+        """All such clips share tokens and positions of the clip's part; read them off one file."""
+        self.model, self.processor, self.options = model, processor, options
         event = Event(color="red", shape="circle", start_s=0, end_s=1)
-        inputs = prompt_inputs(processor, example, query=event.query)
+        inputs = prompt_inputs(processor, example, query=event.query, options=options)
         positions, _ = model.model.get_rope_index(
             inputs["input_ids"],
             mm_token_type_ids=inputs["mm_token_type_ids"],
@@ -81,7 +84,8 @@ class SharedPrefix:
 
     def query_ids(self, event: Event) -> list[int]:
         """The prompt after the clip, up to where the answer starts."""
-        text = chat_text(self.processor, query=event.query).partition("<|video_pad|>")[2]
+        chat = chat_text(self.processor, query=event.query, options=self.options)
+        text = chat.partition("<|video_pad|>")[2]
         return list(self.processor.tokenizer(text)["input_ids"])
 
     def answer_ids(self, event: Event) -> list[int]:
@@ -250,35 +254,35 @@ def evaluate(reader: SharedPrefix, features_N2XH: Tensor, events: Events) -> Eva
 
 def span_iou(answer: str, event: Event) -> float:
     """IoU of the span in an answer with an event; 0 without a span."""
-    return union_iou(read_spans(answer).used, [event.span_s])
+    return union_iou(read_spans(answer).used, event.spans_s)
 
 
-def best_constant(events: Events) -> tuple[tuple[float, float], float]:
-    """The span on the clips' grid that scores best as the answer to every query, and its mIoU."""
-    spans = [event.span_s for clip in events for event in clip]
-    edges = np.arange(0, DURATION_S + GRID_S, GRID_S).tolist()
+def best_constant(events: Events, *, duration_s: float = DEMO.duration_s) -> tuple[Span, float]:
+    """The span on the demo's grid that scores best as the answer to every query, and its mIoU."""
+    truths = [event.spans_s for clip in events for event in clip]
+    edges = np.arange(0, duration_s + GRID_S, GRID_S).tolist()
     scored = (
-        ((start, end), float(np.mean([iou((start, end), span) for span in spans])))
-        for start, end in itertools.combinations(edges, 2)
+        (span, float(np.mean([union_iou([span], truth) for truth in truths])))
+        for span in itertools.combinations(edges, 2)
     )
     return max(scored, key=lambda pair: pair[1])
 
 
-def chat_text(processor: Any, *, query: str) -> str:
+def chat_text(processor: Any, *, query: str, options: ClipOptions = DEMO) -> str:
     """The demo prompt of a query in the chat template, its clip still one `<|video_pad|>`."""
-    messages = prompts.chat_messages(PROBLEM.format(query=query))
+    messages = prompts.chat_messages(options.problem.format(query=query))
     turns = [message.model_dump() for message in messages]
     text: str = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     return text
 
 
-def prompt_inputs(processor: Any, path: Path, *, query: str) -> Any:
+def prompt_inputs(processor: Any, path: Path, *, query: str, options: ClipOptions = DEMO) -> Any:
     """What the model's own forward takes for one clip and query, as rollout and learner make it."""
     ref = sample_clip(path, sampling=SAMPLING)
     metadata = processor_metadata(ref)
     del metadata["do_sample_frames"]  # an argument of the processor, not of its metadata
     return processor(
-        text=[chat_text(processor, query=query)],
+        text=[chat_text(processor, query=query, options=options)],
         videos=[load_frames(ref)],
         video_metadata=[metadata],
         do_sample_frames=False,
@@ -291,7 +295,7 @@ def _greedy(reader: SharedPrefix, features_N2XH: Tensor, events: Events) -> list
     cache = reader.read_clips(features_N2XH, copies=SHAPES_PER_CLIP)
     tokens = torch.tensor([reader.query_ids(event) for clip in events for event in clip])
     offset, answer = 0, []
-    for _ in range(MAX_ANSWER_TOKENS):
+    for _ in range(MAX_ANSWER_TOKENS[reader.options.most_spans]):
         hidden = reader.read_text(cache, tokens, offset=offset)
         offset += tokens.shape[1]
         tokens = reader.model.lm_head(hidden[:, -1:]).argmax(-1)

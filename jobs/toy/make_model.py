@@ -10,11 +10,18 @@ language warm-up on, every 5 steps, the greedy mIoU with the queried shape is me
 `validation` split (128 clips, 384 queries; `test` is never read here). The first checkpoint with
 mIoU >= 0.40 is the start. `recipe.json` in the folder records the rule, the seed and what was
 measured.
+
+`--start NAME` makes the start of a regime (`jobs.toy.regimes`) from the shipped checkpoint instead:
+its tower, tokenizer and language model, warmed up on that regime's clips by the same rule, but from
+step 5 on and with the regime's own mIoU. They are made where they are first needed (`runs/starts`)
+and not shipped: each is as large as the one that is.
 """
 
 import functools
 import importlib.metadata
 import json
+import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +32,7 @@ from rich.console import Console
 from torch import Tensor
 
 from common import torchvision_cpu
+from common.answers.spans import Span
 from jobs.toy import clips
 from jobs.toy.language import (
     SCHEDULE_STEPS,
@@ -35,9 +43,11 @@ from jobs.toy.language import (
     best_constant,
     evaluate,
 )
+from jobs.toy.regimes import REGIMES, Regime
 from jobs.toy.tokenizer import MERGE_SIZE, PATCH_PX, TEMPORAL_PATCH, write_processor
-from jobs.toy.vision import PERMUTATIONS, Report, features, load_clips, pretrain
+from jobs.toy.vision import PERMUTATIONS, ClipTensors, Report, features, load_clips, pretrain
 
+SHIPPED = Path(__file__).resolve().parents[2] / "deploy/tiny-qwen3vl"
 EVALUATE_EVERY = 5
 VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "av", "decord")
 """Packages whose version can change the weights."""
@@ -90,12 +100,68 @@ def make(out: Path, *, clips_folder: Path, recipe: Recipe, report: Report) -> Ou
     warm = load("warm", num_clips=recipe.warm_clips)
     validation = load("validation", num_clips=recipe.validation_clips)
     report(f"decoded {recipe.warm_clips} warm-up and {recipe.validation_clips} validation clips")
-    tower = model.model.visual
-    pretrain(tower, warm, steps=recipe.vision_steps, seed=recipe.seed, report=report)
+    pretrain(model.model.visual, warm, steps=recipe.vision_steps, seed=recipe.seed, report=report)
+    reader = SharedPrefix(model, processor, clips_folder / clips.clip_path("warm", 0))
+    return _finish(reader, warm, validation, recipe=recipe, out=out, report=report)
+
+
+def make_start(out: Path, *, regime: Regime, clips_folder: Path, report: Report) -> Outcome:
+    """Write the start checkpoint of a regime, made from the shipped one.
+
+    Args:
+        out: folder to write; it appears when it is complete.
+        regime: one with a start recipe.
+        clips_folder: for its warm-up and validation clips.
+        report: takes one line of progress.
+
+    Raises:
+        RuntimeError: as `make`.
+    """
+    torchvision_cpu.install()
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    assert regime.start is not None
+    recipe = Recipe(
+        warm_clips=regime.start.warm_clips,
+        validation_clips=regime.start.validation_clips,
+        vision_steps=0,
+        first_evaluation=EVALUATE_EVERY,
+        start_miou=regime.start.start_miou,
+    )
+    processor = AutoProcessor.from_pretrained(SHIPPED)
+    model = AutoModelForImageTextToText.from_pretrained(SHIPPED)
+    load = functools.partial(
+        load_clips,
+        clips_folder,
+        video_processor=processor.video_processor,
+        options=regime.options,
+    )
+    warm = load("warm", num_clips=recipe.warm_clips)
+    validation = load("validation", num_clips=recipe.validation_clips)
+    report(f"decoded {recipe.warm_clips} warm-up and {recipe.validation_clips} validation clips")
+    example = clips_folder / clips.clip_path("warm", 0)
+    reader = SharedPrefix(model, processor, example, options=regime.options)
+    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
+    shutil.copytree(SHIPPED, partial)
+    outcome = _finish(reader, warm, validation, recipe=recipe, out=partial, report=report)
+    partial.rename(out)
+    return outcome
+
+
+def _finish(
+    reader: SharedPrefix,
+    warm: ClipTensors,
+    validation: ClipTensors,
+    *,
+    recipe: Recipe,
+    out: Path,
+    report: Report,
+) -> Outcome:
+    """Freeze the tower, warm the language model up until the start rule is met, and save."""
+    tower = reader.model.model.visual
     tower.requires_grad_(False)
     train_features = [features(tower, warm, permutation=order) for order in PERMUTATIONS]
     report("cached the features of the frozen tower")
-    reader = SharedPrefix(model, processor, clips_folder / clips.clip_path("warm", 0))
     outcome = _warm_up(
         WarmUp(reader, warm, train_features, seed=recipe.seed),
         held_out=features(tower, validation, permutation=PERMUTATIONS[0]),
@@ -103,9 +169,10 @@ def make(out: Path, *, clips_folder: Path, recipe: Recipe, report: Report) -> Ou
         recipe=recipe,
         report=report,
     )
-    model.save_pretrained(out)
+    reader.model.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)  # safetensors makes it readable by the owner alone
-    record = json.dumps(_record(recipe, outcome, validation.events), indent=2)
+    constant = best_constant(validation.events, duration_s=reader.options.duration_s)
+    record = json.dumps(_record(recipe, outcome, constant), indent=2)
     (out / "recipe.json").write_text(record + "\n", encoding="utf-8")
     return outcome
 
@@ -199,8 +266,8 @@ def _summary(measured: Evaluation) -> dict[str, float]:
     }
 
 
-def _record(recipe: Recipe, outcome: Outcome, events: Events) -> dict[str, Any]:
-    span, miou = best_constant(events)
+def _record(recipe: Recipe, outcome: Outcome, constant: tuple[Span, float]) -> dict[str, Any]:
+    span, miou = constant
     return {
         "rule": (
             f"first of the evaluations at language steps {recipe.first_evaluation}, "
@@ -219,6 +286,9 @@ def _record(recipe: Recipe, outcome: Outcome, events: Events) -> dict[str, Any]:
 
 def main(
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+    start: Annotated[
+        str | None, typer.Option(help="Make the start of this regime from the shipped checkpoint.")
+    ] = None,
     clips_folder: Annotated[
         Path, typer.Option("--clips", help="Folder of the warm-up and validation clips.")
     ] = Path("runs/clips"),
@@ -232,6 +302,12 @@ def main(
     """Make the demo's start checkpoint from nothing, on one core."""
     torch.set_num_threads(1)
     console = Console()
+    report = functools.partial(console.print, soft_wrap=True, highlight=False)
+    if start is not None:
+        regime = _with_a_start(start)
+        outcome = make_start(out, regime=regime, clips_folder=clips_folder, report=report)
+        report(f"{out}: the start rule was met at language step {outcome.language_steps}")
+        return
     recipe = Recipe(
         seed=seed,
         warm_clips=warm_clips,
@@ -240,9 +316,15 @@ def main(
         first_evaluation=first_evaluation,
         start_miou=start_miou,
     )
-    report = functools.partial(console.print, soft_wrap=True, highlight=False)
     outcome = make(out, clips_folder=clips_folder, recipe=recipe, report=report)
     report(f"{out}: the start rule was met at language step {outcome.language_steps}")
+
+
+def _with_a_start(name: str) -> Regime:
+    makers = {known: regime for known, regime in REGIMES.items() if regime.start is not None}
+    if name not in makers:
+        raise typer.BadParameter(f"found {name!r}, wanted one of {', '.join(makers)}")
+    return makers[name]
 
 
 if __name__ == "__main__":

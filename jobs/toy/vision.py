@@ -5,8 +5,9 @@ tower's two outputs. Permuting the RGB channels turns one clip into six with oth
 keeps the tower from learning the clips by heart. `jobs.toy.language` then trains on `features` of
 the frozen tower. The tower is run as transformers ships it.
 
-Shapes: N clips, F = 16 frames, T = F/2 temporal patches, V = 4 visual tokens per temporal patch,
-P = 128 patches per clip, D = 384 values per patch, C = 6 colours, H hidden size of the text model.
+Shapes: N clips, F frames (16 in a clip of 16 s), T = F/2 temporal patches, V = 4 visual tokens per
+temporal patch, P = 16 T patches per clip, D = 384 values per patch, C = 6 colours, H hidden size of
+the text model.
 """
 
 import itertools
@@ -23,7 +24,7 @@ from torch.nn import functional
 
 from common.video.frames import load_frames, sample_clip
 from jobs.toy import clips
-from jobs.toy.clips import COLORS, SHAPES_PER_CLIP, Event, Split
+from jobs.toy.clips import COLORS, DEMO, SHAPES_PER_CLIP, ClipOptions, Event, Split
 
 PERMUTATIONS = tuple(itertools.permutations(range(3)))
 """Channel orders; the first one changes nothing."""
@@ -56,7 +57,14 @@ def recolored(color: str, permutation: tuple[int, ...]) -> str:
     return COLOR_NAMES[high.index([old[k] for k in permutation])]
 
 
-def load_clips(folder: Path, split: Split, *, num_clips: int, video_processor: Any) -> ClipTensors:
+def load_clips(
+    folder: Path,
+    split: Split,
+    *,
+    num_clips: int,
+    video_processor: Any,
+    options: ClipOptions = DEMO,
+) -> ClipTensors:
     """Write the split's clips if need be and decode them with `clips.SAMPLING`.
 
     Args:
@@ -64,8 +72,9 @@ def load_clips(folder: Path, split: Split, *, num_clips: int, video_processor: A
         split: which clips.
         num_clips: the first so many.
         video_processor: the checkpoint's Qwen3-VL video processor.
+        options: what the clips are like.
     """
-    clips.write_split(folder, split, num_clips=num_clips)
+    clips.write_split(folder, split, num_clips=num_clips, options=options)
     refs = [
         sample_clip(folder / clips.clip_path(split, i), sampling=clips.SAMPLING)
         for i in range(num_clips)
@@ -76,7 +85,7 @@ def load_clips(folder: Path, split: Split, *, num_clips: int, video_processor: A
         out = video_processor(frames, do_sample_frames=False, do_resize=False, return_tensors="pt")
         patches.append(out["pixel_values_videos"].unflatten(0, (len(frames), -1)))
         grids.append(out["video_grid_thw"])
-    events = tuple(clips.scene_events(split, i) for i in range(num_clips))
+    events = tuple(clips.scene_events(split, i, options=options) for i in range(num_clips))
     times_NF = np.array([ref.frame_indices for ref in refs]) / clips.SOURCE_FPS
     t, h, w = torch.unique(torch.cat(grids), dim=0).squeeze(0).tolist()
     return ClipTensors(torch.cat(patches), _visible(events, times_NF), events, (t, h, w))
@@ -160,6 +169,6 @@ def _visible(events: tuple[tuple[Event, ...], ...], times_NF: np.ndarray[Any, An
     visible_NFC = torch.zeros(*times_NF.shape, len(COLOR_NAMES))
     for n, k in itertools.product(range(len(events)), range(SHAPES_PER_CLIP)):
         event = events[n][k]
-        seen_F = (times_NF[n] >= event.start_s) & (times_NF[n] < event.end_s)
+        seen_F = event.is_visible(times_NF[n])
         visible_NFC[n, :, COLOR_NAMES.index(event.color)] = torch.from_numpy(seen_F).float()
     return visible_NFC

@@ -19,7 +19,9 @@ FOLDERS = sorted(
     str(folder.relative_to(ROOT))
     for house in (*HOUSES, "tests", "docs", "deploy")
     for folder in (ROOT / house, *(ROOT / house).rglob("*"))
-    if folder.is_dir() and "__pycache__" not in folder.parts and "golden" not in folder.parts
+    if folder.is_dir()
+    and not {"__pycache__", "golden"} & set(folder.parts)
+    and "docs/bench/compare/" not in f"{folder}/"  # a file a run, read by a program
 )
 NOT_SHOWN = {"__init__.py", "__pycache__", "README.md"}
 """What makes a folder, and what introduces it."""

@@ -22,7 +22,7 @@ from common.rest.fleet_api import LearnerReport, ProblemReport, ReplicaReport
 from common.secrets import VARIABLES
 from jobs.dash.watch import Live
 from jobs.fleet.services import Fleet, Replica
-from jobs.toy.clips import write_clips
+from jobs.toy.clips import write_some
 from tests.fixtures.pages.documents import example
 from tests.fixtures.pages.run_folder import answer, kept_group, write_groups, write_run
 from tests.fixtures.wire import replica_status
@@ -68,7 +68,7 @@ def dash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dash]:
         shutil.copytree(RECORDED / name, runs / name)
     newest = read_groups(kept_steps(runs / "tempsamp")[STEPS])
     (folder / "clips/train").mkdir(parents=True)
-    write_clips(folder / "clips", "train", [int(Path(newest[0].clip.uri).stem)])
+    write_some(folder / "clips", "train", [int(Path(newest[0].clip.uri).stem)])
     shutil.copytree(RECORDED / "tempsamp", runs / "live", ignore=shutil.ignore_patterns("groups"))
     lines = (RECORDED / "tempsamp/metrics.jsonl").read_text().splitlines(keepends=True)
     (runs / "live/metrics.jsonl").write_text("".join(lines[:LIVE_FROM]))

@@ -1,59 +1,85 @@
-"""Comparison of methods over seeds: statistics by hand, ties said plainly, runs made only once."""
+"""Comparison of methods: statistics by hand, gaps said plainly, runs made only once."""
 
-import io
 import json
 import math
 import sys
+import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
-from rich.console import Console
 
+from common import config
 from common.errors import ConfigError
-from jobs.demo import compare_methods as command
-from jobs.demo.compare_methods import Settings, all_settings, finished_summary, run_missing
-from jobs.demo.method_statistics import (
-    FIGURES,
-    Comparison,
-    compare,
-    markdown,
-    paired_difference,
-    tables,
-)
+from jobs.demo.comparing import command, records, rules, runs
+from jobs.demo.comparing.page import page
+from jobs.demo.comparing.paired import difference, paired_difference, spread
+from jobs.demo.comparing.plot import plot
+from jobs.demo.comparing.records import FIGURES, MECHANISM, Early, RunRecord, record_of
+from jobs.demo.comparing.runs import Settings, all_settings, finished, run_missing
+from jobs.demo.course import METHODS
+from jobs.demo.run import CONFIG, NO_REDIS, ROOT, Demo
 from jobs.local.processes import ChildError
+from jobs.toy.regimes import REGIMES
 
 
-def a_summary(method: str, seed: int, **figures: float) -> dict[str, Any]:
-    """A run whose every figure ends at .5 unless said otherwise."""
-    ends = {f"{key}_end": 0.5 for key in FIGURES}
-    changed = {f"{key.replace('_at_0_', '_at_0.')}_end": value for key, value in figures.items()}
-    assert changed.keys() <= ends.keys()
+def a_record(method: str, seed: int, regime: str = "few", **last: float | None) -> RunRecord:
+    """A run whose every figure is .5 unless said otherwise."""
+    return RunRecord(
+        regime=regime,
+        method=method,
+        seed=seed,
+        steps=200,
+        split="test",
+        queries=384,
+        num_samples=8,
+        settings_sha256="s",
+        start_sha256="w",
+        start=dict.fromkeys(FIGURES, 0.4),
+        last={**dict.fromkeys(FIGURES, 0.5), **last},
+        early=Early(step=150, figures=dict.fromkeys(FIGURES, 0.6)),
+        mechanism=dict.fromkeys(MECHANISM, 0.25),
+        best_constant_miou=0.36,
+        random_span_miou=0.23,
+        failed_queries=0,
+        train_minutes=2.5,
+        machine="2 cores, a processor",
+        load=1.5,
+    )
+
+
+def a_summary(**changed: Any) -> dict[str, Any]:
+    """Of a run that ended well."""
     return {
-        "run": f"{method}-{seed}",
-        "method": method,
-        "seed": seed,
+        "run": "r",
+        "seed": 3,
         "steps": 200,
+        "policy_version_end": 200,
         "eval_split": "test",
         "eval_queries": 384,
         "num_samples": 8,
         "best_constant_miou": 0.36,
         "random_span_miou": 0.23,
-        "failed_queries_start": 0,
-        "failed_queries_end": 0,
-        "policy_version_end": 200,
+        "failed_queries_start": 1,
+        "failed_queries_end": 2,
         "train_wall_s": 150.0,
         "machine": "2 cores, a processor",
-        **{f"{key}_start": 0.4 for key in FIGURES},
-        **ends,
+        "best_step": 150,
+        **{f"{key}_{when}": 0.5 for key in FIGURES for when in ("start", "end", "best")},
+        **dict.fromkeys(MECHANISM, 0.1),
         **changed,
     }
 
 
+# --- statistics -----------------------------------------------------------------------------------
+
+
 def test_interval_is_that_of_a_paired_t_test() -> None:
     """Deltas .1, .2, .3: mean .2, std .1, t(2) = 4.3027, so half the interval is .24841."""
-    found = paired_difference([0.5, 0.6, 0.7], against=[0.4, 0.4, 0.4])
+    found = paired_difference([0.5, 0.6, 0.7], [0.4, 0.4, 0.4])
     assert found.mean == pytest.approx(0.2)
     assert found.low is not None
     assert found.high is not None
@@ -64,126 +90,253 @@ def test_interval_is_that_of_a_paired_t_test() -> None:
 
 def test_pairing_finds_a_difference_that_means_alone_would_hide() -> None:
     first, second = [0.310, 0.511, 0.712], [0.30, 0.50, 0.70]
-    assert paired_difference(first, against=second).verdict == "higher"
-    assert paired_difference(second, against=first).verdict == "lower"
-    assert paired_difference(first, against=[0.70, 0.30, 0.50]).verdict == "tie"
+    assert paired_difference(first, second).verdict == "higher"
+    assert paired_difference(second, first).verdict == "lower"
+    assert paired_difference(first, [0.70, 0.30, 0.50]).verdict == "tie"
 
 
 def test_equal_values_tie_and_one_seed_decides_nothing() -> None:
-    assert paired_difference([0.5, 0.6], against=[0.5, 0.6]).verdict == "tie"
-    single = paired_difference([0.9], against=[0.1])
+    assert paired_difference([0.5, 0.6], [0.5, 0.6]).verdict == "tie"
+    single = paired_difference([0.9], [0.1])
     assert (single.verdict, single.low) == ("one seed", None)
 
 
-@pytest.fixture
-def comparison() -> Comparison:
-    """Tempsamp is higher than grpo in mIoU in each seed, ties in entropy; sft is highest."""
-    runs = []
-    for seed, noise in enumerate((0.0, 0.01, 0.02)):
-        runs += [
-            a_summary("grpo", seed, miou=0.50 + noise, entropy=0.3),
-            a_summary("tempsamp", seed, miou=0.58 + 1.1 * noise, entropy=0.3 + noise - 0.01),
-            a_summary("sft", seed, miou=0.60 + 1.2 * noise),
-        ]
-    return compare(runs)
+def test_only_seeds_of_both_methods_with_the_figure_are_paired() -> None:
+    found = [
+        a_record("grpo", 0),
+        a_record("grpo", 1),
+        a_record("grpo", 2, miou=None),
+        a_record("sft", 1, miou=0.7),
+        a_record("sft", 2, miou=0.9),
+    ]
+    seen = difference(found, "miou", method="sft", against="grpo")
+    assert seen is not None
+    assert (seen.count, seen.mean) == (1, pytest.approx(0.2))
+    early = difference(found, "miou", method="sft", against="grpo", when="early")
+    assert early is not None
+    assert (early.count, early.mean) == (2, 0.0)
+    assert difference(found, "miou", method="mixed", against="grpo") is None
 
 
-def test_one_seed_gives_figures_but_no_findings() -> None:
-    single = compare([a_summary("grpo", 0), a_summary("sft", 0, miou=0.9)])
-    assert single.findings == ("sft against grpo: one seed decides nothing.",)
-    assert "1 seed, 200 steps" in markdown(single)
-    assert "+0.400 (one seed)" in markdown(single)
+def test_means_and_deviations_are_over_what_was_measured() -> None:
+    found = spread([0.5, None, 0.7])
+    assert found is not None
+    assert (found.mean, found.count) == (pytest.approx(0.6), 2)
+    assert found.std == pytest.approx(math.sqrt(0.02))
+    assert spread([None]) is None
 
 
-def test_means_and_deviations_are_over_seeds(comparison: Comparison) -> None:
-    grpo = comparison.methods["grpo"]["miou"]
-    assert grpo.mean == pytest.approx(0.51)
-    assert grpo.std == pytest.approx(0.01)
-    assert grpo.values == pytest.approx((0.50, 0.51, 0.52))
-    assert comparison.seeds == (0, 1, 2)
+# --- records --------------------------------------------------------------------------------------
 
 
-def test_findings_say_ties_and_a_control_that_wins(comparison: Comparison) -> None:
-    text = "\n".join(comparison.findings)
-    assert "tempsamp against grpo: higher in greedy mIoU; tie in sampled mIoU" in text
-    assert "tempsamp against sft: lower in greedy mIoU" in text
-    pairs = {(pair.method, pair.against): pair.differences for pair in comparison.pairs}
-    assert pairs["tempsamp", "grpo"]["entropy"].verdict == "tie"
-    assert ("mixed", "grpo") not in pairs
+def test_a_summary_becomes_a_record_that_is_read_back(tmp_path: Path) -> None:
+    made = record_of(
+        a_summary(miou_best=0.123456789),
+        regime="few",
+        method="tempsamp-set",
+        settings_sha256="s",
+        start_sha256="w",
+        load=None,
+    )
+    assert made.early is not None
+    assert (made.early.step, made.early.figures["miou"]) == (150, 0.123457)
+    assert made.failed_queries == 3
+    path = records.write(made, tmp_path)
+    assert path == tmp_path / "few/tempsamp-set-3.json"
+    assert list(records.read_all(tmp_path)) == [made]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_markdown_holds_every_figure_every_run_and_marks_ties(comparison: Comparison) -> None:
-    text = markdown(Comparison.model_validate_json(comparison.model_dump_json()))
-    for name in FIGURES.values():
-        assert f"| {name} |" in text
-    assert "| greedy mIoU | 0.400 | 0.510 ± 0.010 |" in text
-    assert "| tie +0.000 [±0.000] |" in text
-    assert text.count("\n| grpo | ") == 3
-    widths = {len(line.split("|")) for line in text.splitlines() if line.startswith("| entropy")}
-    assert widths == {2 + 2 + 3, 2 + 1 + 3}
+def test_a_run_evaluated_with_other_weights_is_no_record() -> None:
+    settings = {"settings_sha256": "s", "start_sha256": "w", "load": None}
+    with pytest.raises(ValueError, match="evaluation of weight version 0, wanted 200"):
+        record_of(a_summary(policy_version_end=0), regime="few", method="sft", **settings)  # type: ignore[arg-type]
+    never = record_of(a_summary(best_step=None), regime="few", method="sft", **settings)  # type: ignore[arg-type]
+    assert never.early is None
 
 
-def test_tables_print_in_a_terminal(comparison: Comparison) -> None:
-    console = Console(width=160, record=True, file=io.StringIO())
-    for table in tables(comparison):
-        console.print(table)
-    printed = console.export_text()
-    assert "3 seeds, 200 steps, test split, 384 queries, G = 8" in printed
-    assert "0.510 ± 0.010" in printed
-    assert "tempsamp - grpo" in printed
+def test_a_misplaced_or_broken_record_is_named(tmp_path: Path) -> None:
+    path = records.write(a_record("sft", 0), tmp_path)
+    path.rename(path.with_name("sft-1.json"))
+    with pytest.raises(ValueError, match=r"sft-1\.json: found the record of few/sft-0\.json"):
+        list(records.read_all(tmp_path))
+    path.with_name("sft-1.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"sft-1\.json: found no record of a run"):
+        list(records.read_all(tmp_path))
 
 
-def test_requests_without_an_answer_are_counted(comparison: Comparison) -> None:
-    assert "got no answer" not in markdown(comparison)
-    failed = compare([a_summary("grpo", 0) | {"failed_queries_end": 2}])
-    assert "2 requests got no answer" in markdown(failed)
+# --- page -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ({"steps": 100, "policy_version_end": 100}, "steps 100, 200"),
-        ({"eval_split": "validation"}, "eval_split test, validation"),
-        ({"policy_version_end": 0}, "evaluation of weight version 0, wanted 200"),
-        ({"seed": 7}, r"no run for \[\('grpo', 7\), \('sft', 0\)\]"),
-    ],
-)
-def test_runs_that_cannot_be_compared_are_refused(change: dict[str, Any], problem: str) -> None:
-    with pytest.raises(ValueError, match=problem):
-        compare([a_summary("grpo", 0), a_summary("sft", 0) | change])
+def test_the_page_in_docs_is_that_of_the_records_in_docs(tmp_path: Path) -> None:
+    command.write_page(command.RECORDS, out=tmp_path)
+    for name in (command.PAGE, command.PLOT):
+        found, wanted = (root / name for root in (ROOT, tmp_path))
+        assert found.read_text() == wanted.read_text(), "`make compare` writes it anew"
 
 
-def test_nothing_to_compare_is_said() -> None:
-    with pytest.raises(ValueError, match="no finished run"):
-        compare([])
+def test_what_is_not_there_is_never_filled_in() -> None:
+    empty = page([])
+    assert "not run yet" in empty
+    assert "higher" not in empty.partition("## What is not resolved")[2].partition("## The rule")[0]
+    assert empty.count("Not run yet: `make compare REGIME=") == len(rules.METHODS)
+    part = page([a_record("grpo", 0), a_record("grpo", 1, miou=0.7), a_record("sft", 1, miou=0.9)])
+    assert "| few | 0.400 | 0.600 ± 0.141 / 0.600 ± 0.000 (2 of 5 runs) | not run yet |" in part
+    assert "0.900 (one run) / 0.600 (one run) (1 of 5 runs)" in part
+    assert "| sft - grpo | no figure | not run yet | +0.200 (one seed) |" in part
+    assert "**few**: runs that are missing: grpo 3 of 5, mixed 5 of 5" in part
+    unmeasured = a_record("mixed", 0).model_copy(update={"early": None, "mechanism": None})
+    assert "0.500 (one run) / not measured (1 of 5 runs)" in page([unmeasured])
+
+
+def test_ties_different_starts_and_lost_requests_are_said() -> None:
+    found = [a_record(method, seed) for method in ("grpo", "mixed") for seed in range(5)]
+    found[0] = found[0].model_copy(update={"start_sha256": "other", "failed_queries": 2})
+    text = page(found)
+    assert "**few**: ties in greedy mIoU: mixed and grpo." in text
+    assert "tie +0.000 ± 0.000 (5)" in text
+    assert "began with 2 different starts of one recipe" in text
+    assert "2 requests got no answer" in text
+
+
+def test_every_table_of_the_page_is_whole() -> None:
+    def tables(text: str) -> Iterator[list[str]]:
+        for block in text.split("\n\n"):
+            if block.startswith("|"):
+                yield block.splitlines()
+
+    found = [a_record(name, seed, "noisy") for name in rules.METHODS["noisy"] for seed in (0, 1)]
+    seen = list(tables(page(found)))
+    assert len(seen) >= 6
+    for table in seen:
+        assert len({line.count(" | ") for line in table}) == 1, table[0]
+
+
+def test_runs_that_cannot_be_compared_are_refused() -> None:
+    other = a_record("sft", 0).model_copy(update={"steps": 100})
+    with pytest.raises(ValueError, match="few: found runs with steps 100, 200"):
+        page([a_record("grpo", 0), other])
+
+
+def test_the_plot_has_a_column_a_method_and_a_dot_a_run() -> None:
+    found = [a_record("grpo", 0, miou=0.4), a_record("grpo", 1), a_record("sft", 0)]
+    svg = ElementTree.fromstring(plot({"few": found}, {"few": ("grpo", "sft"), "long": ("grpo",)}))
+    names = [element.tag.partition("}")[2] for element in svg.iter()]
+    texts = [element.text for element in svg.iter() if element.tag.endswith("text")]
+    assert names.count("circle") == 2
+    assert names.count("rect") == 3, "start, grpo, sft"
+    assert {"few", "long", "grpo", "sft", "start"} <= set(texts)
+    assert texts.count("none") == 2, "the start and the method of a regime without runs"
+
+
+# --- rules and runs -------------------------------------------------------------------------------
+
+
+def test_every_regime_has_rule_run_file_and_methods_that_exist() -> None:
+    assert rules.METHODS.keys() == REGIMES.keys()
+    for name, methods in rules.METHODS.items():
+        assert len(rules.rule(name)) > 100
+        assert set(methods) <= rules.METHOD_SETTINGS.keys()
+    assert {method for method, _ in rules.METHOD_SETTINGS.values()} <= METHODS.keys()
+    named = {name for claim in rules.CLAIMS for name in (claim.method, claim.against)}
+    assert named == {name for methods in rules.METHODS.values() for name in methods}
+
+
+DIFFERENT = {
+    "full": set(),
+    "few": {"learner.validation.every", "learner.validation.limit"},
+    "noisy": {"learner.validation.every", "learner.validation.limit"},
+    "long": {"learner.validation.every", "learner.validation.limit", "shared.model"},
+    "several": {
+        *("learner.validation.every", "learner.validation.limit", "shared.model"),
+        "shared.sampling.max_tokens",
+    },
+}
+PLACES = {"shared.run_id", "learner.rows", "learner.run_dir"}
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_a_regime_s_run_file_is_the_demo_s_but_for_what_its_rule_says(name: str) -> None:
+    found, wanted = (
+        dict(_flat(tomllib.loads(file.read_text()))) for file in (runs.run_file_of(name), CONFIG)
+    )
+    changed = {key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)}
+    assert changed - PLACES == DIFFERENT[name]
+    demo = Demo("sft", None, 0, "never-started", False, "test", None, regime=REGIMES[name])
+    run = config.load(demo.config_file, overrides=demo.overrides(NO_REDIS), environ=demo.environ)
+    assert run.learner.rows == demo.rows("train")
+    named = config.load(demo.config_file).learner.rows
+    assert (ROOT / named).resolve() == demo.rows("train").resolve(), "the file says it too"
+    assert (ROOT / config.load(demo.config_file).shared.model).resolve() == demo.model.resolve()
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def test_runs_follow_the_rule_seed_by_seed() -> None:
-    runs = all_settings(["grpo", "sft"], seeds=[0, 1], steps=None)
-    assert [(run.method, run.seed) for run in runs] == [
+    found = all_settings("noisy", ["grpo", "tempsamp-set"], seeds=[0, 1])
+    assert [(run.method, run.seed) for run in found] == [
         ("grpo", 0),
-        ("sft", 0),
+        ("tempsamp-set", 0),
         ("grpo", 1),
-        ("sft", 1),
+        ("tempsamp-set", 1),
     ]
-    assert {run.split for run in runs} == {"test"}
-    assert "--no-report" in runs[0].command
-    assert all_settings(["grpo"], seeds=[0], steps=3)[0].run == "compare-grpo-3-0"
+    words = found[1].command
+    assert words[words.index("--method") + 1] == "tempsamp"
+    assert 'shared.scoring.reward="iou+wasserstein"' in words
+    assert words[words.index("--regime") + 1] == "noisy"
+    assert {"--no-report", "--evaluate-best"} <= set(words)
+    assert found[0].run == "compare-noisy-grpo-200-0"
+
+
+def test_a_digest_is_of_what_decides_the_result() -> None:
+    plain = Settings("few", "grpo", 200, 0)
+    assert plain.sha256 == Settings("few", "grpo", 200, 1).sha256
+    others = [
+        Settings("full", "grpo", 200, 0),
+        Settings("few", "sft", 200, 0),
+        Settings("few", "grpo", 100, 0),
+        Settings("few", "grpo", 200, 0, eval_queries=6),
+    ]
+    assert len({plain.sha256, *(other.sha256 for other in others)}) == 5
 
 
 @pytest.mark.parametrize(
-    ("methods", "seeds"), [(["ppo"], [0]), (["grpo"] * 2, [0]), (["sft"], [1, 1])]
+    ("regime", "methods", "seeds"),
+    [
+        ("fews", ["grpo"], [0]),
+        ("few", ["ppo"], [0]),
+        ("few", ["anchor"], [0]),
+        ("few", ["grpo"] * 2, [0]),
+        ("few", ["sft"], [1, 1]),
+    ],
 )
-def test_unknown_or_repeated_names_are_refused(methods: list[str], seeds: list[int]) -> None:
+def test_unknown_or_repeated_names_are_refused(
+    regime: str, methods: list[str], seeds: list[int]
+) -> None:
     with pytest.raises(ConfigError, match="wanted"):
-        all_settings(methods, seeds=seeds, steps=1)
+        all_settings(regime, methods, seeds=seeds)
+
+
+def test_a_trial_s_figures_stay_out_of_the_comparison(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--records: found none with --steps"):
+        command.main(regime="few", steps=2)
+    with pytest.raises(ConfigError, match="REGIME: found 'fews'"):
+        command.main(regime="fews", folder=tmp_path)
+    with pytest.raises(ConfigError, match="SEEDS: found '0;1'"):
+        command.main(regime="few", seeds="0;1", folder=tmp_path)
 
 
 SCRIPT = """
-import json, pathlib, sys
+import pathlib, sys
 folder = pathlib.Path(sys.argv[1]); folder.mkdir(parents=True)
 if sys.argv[2] == "13": sys.exit("the learner died")
-(folder / "summary.json").write_text(json.dumps({"seed": int(sys.argv[2])}))
+(folder / "summary.json").write_text(sys.argv[3])
 """
 
 
@@ -193,43 +346,53 @@ class Quick(Settings):
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, "-c", SCRIPT, str(self.run_dir), str(self.seed)]
+        summary = json.dumps(a_summary(seed=self.seed))
+        return [sys.executable, "-c", SCRIPT, str(self.run_dir), str(self.seed), summary]
 
 
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Quick]:
-    monkeypatch.setattr(command, "ROOT", tmp_path)
-    monkeypatch.setattr(command, "OUT", tmp_path / "runs" / "compare")
-    monkeypatch.setattr(command, "POLL_S", 0.05)
-    return [Quick("grpo", 2, seed, "test", "weights", "recipe") for seed in range(3)]
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "LOGS", tmp_path / "logs")
+    monkeypatch.setattr(runs, "POLL_S", 0.05)
+    return [Quick("few", "grpo", 200, seed) for seed in range(3)]
 
 
-def test_a_finished_run_is_not_repeated_and_an_unfinished_one_starts_afresh(
-    quick: list[Quick],
+def test_a_run_with_a_record_is_not_repeated_and_an_unfinished_one_starts_afresh(
+    quick: list[Quick], tmp_path: Path
 ) -> None:
     done, half, new = quick
+    folder = tmp_path / "records"
     said: list[str] = []
-    run_missing([done], num_jobs=1, on_change=said.append)
+    (first,) = run_missing([done], folder=folder, num_jobs=1, on_change=said.append)
+    assert first.load is not None
     half.run_dir.mkdir(parents=True)
-    (half.run_dir / "summary.json").write_text("{}")  # no settings beside it: not trusted
-    run_missing([done, half, new], num_jobs=2, on_change=said.append)
-    assert [finished_summary(run) for run in quick] == [{"seed": seed} for seed in range(3)]
-    assert sum("compare-grpo-2-0 started" in line for line in said) == 1
+    (half.run_dir / "summary.json").write_text("{}")  # without a record it is not trusted
+    made = run_missing([done, half, new], folder=folder, num_jobs=2, on_change=said.append)
+    assert sorted(record.seed for record in made) == [1, 2]
+    assert all(finished(run, folder) for run in quick)
+    assert sum("compare-few-grpo-200-0 started" in line for line in said) == 1
 
 
-def test_a_run_made_with_other_weights_or_config_does_not_count(quick: list[Quick]) -> None:
-    run_missing(quick[:1], num_jobs=1, on_change=lambda _: None)
-    kept = json.loads((quick[0].run_dir / "compare_settings.json").read_text())
-    assert finished_summary(Quick(**kept)) == {"seed": 0}
-    for key in ("start_sha256", "config_sha256"):
-        assert finished_summary(Quick(**kept | {key: "changed"})) is None
+def test_a_record_of_other_settings_does_not_count_and_one_of_unknown_ones_does(
+    quick: list[Quick], tmp_path: Path
+) -> None:
+    run_missing(quick[:1], folder=tmp_path, num_jobs=1, on_change=lambda _: None)
+    (made,) = records.read_all(tmp_path)
+    assert finished(quick[0], tmp_path) == made
+    records.write(made.model_copy(update={"settings_sha256": "changed"}), tmp_path)
+    assert finished(quick[0], tmp_path) is None
+    records.write(made.model_copy(update={"settings_sha256": None}), tmp_path)
+    assert finished(quick[0], tmp_path) is not None
 
 
 def test_a_failed_run_stops_the_comparison_with_its_reason_and_keeps_the_others(
-    quick: list[Quick],
+    quick: list[Quick], tmp_path: Path
 ) -> None:
-    failing = Quick("grpo", 2, 13, "test", "weights", "recipe")
+    failing = Quick("few", "grpo", 200, 13)
     with pytest.raises(ChildError, match="the learner died"):
-        run_missing([quick[0], failing, quick[1]], num_jobs=1, on_change=lambda _: None)
-    assert finished_summary(quick[0]) == {"seed": 0}
-    assert finished_summary(failing) is None
+        run_missing(
+            [quick[0], failing, quick[1]], folder=tmp_path, num_jobs=1, on_change=lambda _: None
+        )
+    assert finished(quick[0], tmp_path) is not None
+    assert finished(failing, tmp_path) is None

@@ -150,6 +150,10 @@ def test_sampled_metrics_by_hand() -> None:
     assert figures.r1_at_0_5 == 0.5
     assert figures.r1_at_0_7 == 0.25
     assert figures.best_of_g == pytest.approx(0.7)
+    assert figures.without_hit == 0.0
+    missed = record(6, (0.0, 10.0), text="", samples=[said(0.0, 4.9)] * 2, num_tokens=9)
+    assert (found := sampled_metrics([*drawn, missed])) is not None
+    assert found.without_hit == pytest.approx(1 / 3)
     assert figures.entropy_nats == pytest.approx(0.2)
     assert evaluation_of(drawn).sampled == figures
     assert evaluation_of(drawn[1:2]).sampled is None

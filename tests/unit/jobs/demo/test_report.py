@@ -24,6 +24,7 @@ from jobs.demo.summary import (
     PROBE_GAP,
     SUMMARY_FILE,
     VALIDATION_FILE,
+    BestEvaluation,
     RunFacts,
     build_summary,
 )
@@ -240,6 +241,7 @@ def test_page_has_all_curves_and_the_figures_of_the_summary(
     assert page.count('<svg role="img"') == 7
     assert page.count("IoU with the objects not asked for") == 1
     assert "6 min 42 s" in page
+    assert "<li>Neither a collapse" in page
 
 
 def test_text_of_a_model_cannot_become_markup(
@@ -327,6 +329,9 @@ def test_summary_takes_the_largest_probe_gap_and_both_ends(questions: list[Quest
     assert summary["r1_at_0.5_start"] == start.greedy.r1_at_0_5
     assert summary["best_of_g_end"] == end.sampled.best_of_g
     assert (summary["policy_version_start"], summary["policy_version_end"]) == (0, STEPS)
+    assert summary["best_step"] is None
+    assert "miou_best" not in summary
+    assert summary["contamination"] is None, "no step says it"
     assert {
         *("method", "steps", "seed", "miou_start", "miou_end", "r1_at_0.5_start", "r1_at_0.5_end"),
         *("best_constant_miou", "distractor_iou_end", "answers_differ_end", "entropy_end"),
@@ -334,6 +339,32 @@ def test_summary_takes_the_largest_probe_gap_and_both_ends(questions: list[Quest
         *("groups_unscored", "max_logprob_gap"),
     } <= summary.keys()
     json.dumps(summary, allow_nan=False)
+
+
+def test_summary_has_the_version_that_validated_best_and_what_happened_in_groups(
+    questions: list[Question],
+) -> None:
+    start, best, end = (
+        made_evaluation(questions, skill=skill, version=version)
+        for skill, version in ((0.2, 0), (0.9, 25), (0.7, STEPS))
+    )
+    key = "advantage/without_hit_share"
+    lines = [
+        {"step": step, key: float(step <= 20), "reward/iou": step / 100} for step in range(1, 51)
+    ]
+    facts = dict.fromkeys(RunFacts.__dataclass_fields__, 0)
+    summary = build_summary(
+        RunFacts(**facts),  # type: ignore[arg-type]
+        start=start,
+        end=end,
+        best=BestEvaluation(25, best),
+        baselines=blind_baselines(questions, evaluated=questions),
+        metrics=lines,
+    )
+    assert (summary["best_step"], summary["miou_best"]) == (25, best.greedy.miou)
+    assert (summary["train_without_hit_start"], summary["train_without_hit_end"]) == (1.0, 0.0)
+    assert summary["train_iou_end"] == pytest.approx(0.405)
+    assert summary["injected_advantage"] is None
 
 
 def test_chart_without_its_metrics_is_left_out() -> None:

@@ -17,6 +17,7 @@ from common import torchvision_cpu
 from common.video.frames import load_frames, sample_clip
 from jobs.toy import clips, language, make_model, vision
 from jobs.toy.clips import Event
+from jobs.toy.regimes import REGIMES, StartRecipe
 
 REPO = Path(__file__).parents[4]
 SHIPPED = REPO / "deploy" / "tiny-qwen3vl"
@@ -90,6 +91,27 @@ def test_the_script_makes_a_checkpoint_that_transformers_loads(tmp_path: Path) -
     recipe = json.loads((out / "recipe.json").read_text())
     assert recipe["recipe"]["warm_clips"] == 4
     assert [row["step"] for row in recipe["history"]] == [2]
+
+
+def test_a_regime_s_start_is_the_shipped_one_warmed_up_on_its_clips(tmp_path: Path) -> None:
+    """The tower stays, the language model learns; what is not complete does not appear."""
+    several = replace(REGIMES["several"], start=StartRecipe(2, 2, start_miou=0.0))
+    out, told = tmp_path / "start", list[str]()
+    make = make_model.make_start
+    made = make(out, regime=several, clips_folder=tmp_path / "clips", report=told.append)
+    assert made.language_steps == make_model.EVALUATE_EVERY
+    processor, model, loading = load(out)
+    assert not any(loading.values())
+    before = load(SHIPPED)[1].state_dict()
+    changed = {
+        name for name, tensor in model.state_dict().items() if not tensor.equal(before[name])
+    }
+    assert changed
+    assert not any(name.startswith("model.visual") for name in changed)
+    asked = language.chat_text(processor, query="x", options=several.options)
+    assert "1.5 to 4.8, 9.0 to 12.5" in asked
+    assert json.loads((out / "recipe.json").read_text())["recipe"]["vision_steps"] == 0
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 
 def test_a_recipe_that_never_reaches_the_start_says_how_far_it_came(

@@ -1,0 +1,78 @@
+"""Which failure a run shows, in words: summary.json → sentences of its report. Pure.
+
+Three are known: a policy that has collapsed on one answer, one that learned its training rows and
+not the task, and ground truth that drowns the policy's own answers. A run may show several or none.
+
+Every threshold here is provisional until the trial runs support them (docs/compare.md); they stand
+between the figures of methods that were seen to fail and those that were not.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+COLLAPSED_ENTROPY_NATS = 0.2
+"""Per token, below; full, 5 seeds: GRPO ended at .07 to .14, what injects at .33 to .38."""
+COLLAPSED_SPREAD = 0.12
+"""Best of G less the mean of samples, below; full: GRPO .05 to .09, what injects .19 and more."""
+TRANSFER_GAP = 0.1
+"""IoU of sampled answers on training rows less the same on held-out ones, above."""
+DROWNING_CONTAMINATION = 1.0
+"""Stds of the policy's rewards by which the truth moves the mean, above."""
+DROWNING_FLIPS = 0.15
+"""Share of policy answers that are pushed the other way because of it, above."""
+
+Summary = Mapping[str, Any]
+
+
+def echo(summary: Summary) -> list[str]:
+    """A sentence per failure that the figures show, or one that they show none.
+
+    What was not measured shows nothing; when nothing was measured, that is said instead.
+    """
+    needed = ("entropy_end", "train_iou_end", "contamination")
+    if all(summary.get(key) is None for key in needed):
+        return ["Nothing was sampled and no training group was measured: no failure can be seen."]
+    found = [*_collapse(summary), *_imitation(summary), *_drowning(summary)]
+    return found or [
+        "Neither a collapse, nor imitation without transfer, nor a drowning ground truth is seen."
+    ]
+
+
+def _collapse(summary: Summary) -> Iterator[str]:
+    entropy, best, mean = (
+        summary.get(f"{key}_end") for key in ("entropy", "best_of_g", "sampled_miou")
+    )
+    if entropy is None or best is None or mean is None:
+        return
+    if entropy < COLLAPSED_ENTROPY_NATS and best - mean < COLLAPSED_SPREAD:
+        before = summary["entropy_start"]
+        was = "" if before is None else f" ({before:.2f} at the start)"
+        yield (
+            f"Collapse: entropy is {entropy:.2f} nats per token{was}, and the best of "
+            f"{summary['num_samples']} answers is only {best - mean:.2f} IoU better than their "
+            "mean: the policy gives one answer, and there is little left to choose from."
+        )
+
+
+def _imitation(summary: Summary) -> Iterator[str]:
+    train, held_out = summary.get("train_iou_end"), summary.get("sampled_miou_end")
+    if train is None or held_out is None:
+        return
+    if train - held_out > TRANSFER_GAP:
+        yield (
+            f"Imitation without transfer: answers to training rows have IoU {train:.2f}, those to "
+            f"held-out queries {held_out:.2f}: the policy knows its rows by heart."
+        )
+
+
+def _drowning(summary: Summary) -> Iterator[str]:
+    moved, flips = summary.get("contamination"), summary.get("sign_flip_share")
+    # SFT trains on no answer of the policy, so none is pushed anywhere.
+    if moved is None or flips is None or summary["method"] == "sft":
+        return
+    if moved > DROWNING_CONTAMINATION and flips > DROWNING_FLIPS:
+        yield (
+            f"Ground truth drowns the policy: it moves the mean reward of a group by {moved:.1f} "
+            f"of the policy's own standard deviations, and {flips:.0%} of the policy's answers, "
+            "better than its mean, are pushed away."
+        )

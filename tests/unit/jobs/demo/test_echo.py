@@ -1,0 +1,57 @@
+"""Which failure a run shows: the figures of five seeds that failed or did not, and edges."""
+
+from typing import Any
+
+import pytest
+
+from jobs.demo.echo import echo
+
+NONE = "Neither a collapse"
+
+
+def summary(**changed: Any) -> dict[str, Any]:
+    """Figures of raw injection with plenty of labels, which is none of the failures."""
+    return {
+        "method": "mixed",
+        "num_samples": 8,
+        "entropy_start": 0.45,
+        "entropy_end": 0.35,
+        "best_of_g_end": 0.708,
+        "sampled_miou_end": 0.471,
+        "train_iou_end": 0.48,
+        "contamination": 0.9,
+        "sign_flip_share": 0.1,
+        **changed,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "starts"),
+    [
+        ({}, [NONE]),
+        # GRPO, the mean of its five seeds (docs/compare.md).
+        (
+            {"entropy_end": 0.116, "best_of_g_end": 0.579, "sampled_miou_end": 0.506},
+            ["Collapse: entropy is 0.12 nats per token (0.45 at the start)"],
+        ),
+        ({"entropy_end": 0.116}, [NONE]),
+        ({"train_iou_end": 0.58}, ["Imitation without transfer: answers to training rows have"]),
+        ({"train_iou_end": 0.571}, [NONE]),
+        ({"contamination": 1.4, "sign_flip_share": 0.25}, ["Ground truth drowns the policy: it"]),
+        ({"contamination": 1.4}, [NONE]),
+        ({"contamination": 1.4, "sign_flip_share": 0.25, "method": "sft"}, [NONE]),
+        ({"contamination": None, "sign_flip_share": None}, [NONE]),
+        (
+            {"train_iou_end": 0.9, "contamination": 2.0, "sign_flip_share": 0.5},
+            ["Imitation", "Ground truth drowns"],
+        ),
+        (
+            {"entropy_end": None, "train_iou_end": None, "contamination": None},
+            ["Nothing was sampled and no training group was measured"],
+        ),
+    ],
+)
+def test_a_run_says_which_failure_it_shows(changed: dict[str, Any], starts: list[str]) -> None:
+    found = echo(summary(**changed))
+    assert len(found) == len(starts)
+    assert all(line.startswith(start) for line, start in zip(found, starts, strict=True))
