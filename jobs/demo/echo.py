@@ -16,8 +16,9 @@ COLLAPSED_SPREAD = 0.12
 """Best of G less the mean of samples, below; full: GRPO .05 to .09, what injects .19 and more."""
 TRANSFER_GAP = 0.1
 """IoU of sampled answers on training rows less the same on held-out ones, above."""
-DROWNING_CONTAMINATION = 1.0
-"""Stds of the policy's rewards by which the truth moves the mean, above."""
+DROWNING_CONTAMINATION = 0.5
+"""Stds of the policy's rewards by which the truth moves the mean, above; a fifth of normally
+distributed rewards lies between the two means then."""
 DROWNING_FLIPS = 0.15
 """Share of policy answers that are pushed the other way because of it, above."""
 

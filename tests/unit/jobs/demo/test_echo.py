@@ -19,7 +19,7 @@ def summary(**changed: Any) -> dict[str, Any]:
         "best_of_g_end": 0.708,
         "sampled_miou_end": 0.471,
         "train_iou_end": 0.48,
-        "contamination": 0.9,
+        "contamination": 0.4,
         "sign_flip_share": 0.1,
         **changed,
     }
