@@ -53,7 +53,7 @@ def main(
             "--records: found none with --steps or --eval-queries, wanted a folder: what a trial "
             "measures does not belong beside the comparison's records"
         )
-    target = folder or RECORDS
+    target, out = folder or RECORDS, folder or ROOT
     check_folder(target, knob="--records")
     if regime is not None:
         if regime not in rules.METHODS:
@@ -65,8 +65,15 @@ def main(
             steps=steps,
             eval_queries=eval_queries,
         )
-        run_missing(wanted, folder=target, num_jobs=jobs, on_change=console.print)
-    write_page(target, out=ROOT if folder is None else folder)
+        run_missing(
+            wanted,
+            folder=target,
+            num_jobs=jobs,
+            on_change=console.print,
+            # After each: whoever stops this leaves a page of all that is there.
+            on_record=lambda _record: write_page(target, out=out),
+        )
+    write_page(target, out=out)
 
 
 def write_page(folder: Path, *, out: Path) -> None:

@@ -34,6 +34,7 @@ POLL_S = 0.5
 LOAD_EVERY_S = 5.0
 
 Say = Callable[[str], None]
+Kept = Callable[[RunRecord], None]
 
 
 @dataclass(frozen=True)
@@ -151,15 +152,16 @@ def finished(settings: Settings, folder: Path) -> RunRecord | None:
 
 
 def run_missing(
-    wanted: Sequence[Settings], *, folder: Path, num_jobs: int, on_change: Say
-) -> list[RunRecord]:
-    """Make every run that has no record yet, `num_jobs` at a time; returns the new records.
+    wanted: Sequence[Settings], *, folder: Path, num_jobs: int, on_change: Say, on_record: Kept
+) -> None:
+    """Make every run that has no record yet, `num_jobs` at a time.
 
     Args:
         wanted: runs, in this order.
         folder: of the records.
         num_jobs: at once; each wants two cores.
         on_change: takes a line of progress.
+        on_record: called when a further record is there.
 
     Raises:
         ChildError: a run failed; finished ones have records, and the next call goes on after them.
@@ -168,7 +170,6 @@ def run_missing(
     for regime in {settings.regime: settings.made_on for settings in waiting}.values():
         make_start(regime)
     running: list[InWork] = []
-    made = []
     next_load_s = 0.0
     with Children(LOGS) as children:
         while waiting or running:
@@ -183,9 +184,9 @@ def run_missing(
                     work.loads.append(os.getloadavg()[0])
             for work in [one for one in running if one.child.process.poll() == 0]:
                 running.remove(work)
-                made.append(_keep(work, folder))
-                on_change(f"{work.settings.run} done: {_said(made[-1])}")
-    return made
+                record = _keep(work, folder)
+                on_change(f"{work.settings.run} done: {_said(record)}")
+                on_record(record)
 
 
 def file_digest(path: Path) -> str:

@@ -340,6 +340,9 @@ if sys.argv[2] == "13": sys.exit("the learner died")
 """
 
 
+QUIET: dict[str, Any] = {"on_change": lambda _: None, "on_record": lambda _: None}
+
+
 @dataclass(frozen=True)
 class Quick(Settings):
     """A run that takes milliseconds; seed 13 fails."""
@@ -364,12 +367,14 @@ def test_a_run_with_a_record_is_not_repeated_and_an_unfinished_one_starts_afresh
     done, half, new = quick
     folder = tmp_path / "records"
     said: list[str] = []
-    (first,) = run_missing([done], folder=folder, num_jobs=1, on_change=said.append)
-    assert first.load is not None
+    made: list[RunRecord] = []
+    options: dict[str, Any] = {"on_change": said.append, "on_record": made.append}
+    run_missing([done], folder=folder, num_jobs=1, **options)
+    assert made[0].load is not None
     half.run_dir.mkdir(parents=True)
     (half.run_dir / "summary.json").write_text("{}")  # without a record it is not trusted
-    made = run_missing([done, half, new], folder=folder, num_jobs=2, on_change=said.append)
-    assert sorted(record.seed for record in made) == [1, 2]
+    run_missing([done, half, new], folder=folder, num_jobs=2, **options)
+    assert sorted(record.seed for record in made) == [0, 1, 2]
     assert all(finished(run, folder) for run in quick)
     assert sum("compare-few-grpo-200-0 started" in line for line in said) == 1
 
@@ -377,7 +382,7 @@ def test_a_run_with_a_record_is_not_repeated_and_an_unfinished_one_starts_afresh
 def test_a_record_of_other_settings_does_not_count_and_one_of_unknown_ones_does(
     quick: list[Quick], tmp_path: Path
 ) -> None:
-    run_missing(quick[:1], folder=tmp_path, num_jobs=1, on_change=lambda _: None)
+    run_missing(quick[:1], folder=tmp_path, num_jobs=1, **QUIET)
     (made,) = records.read_all(tmp_path)
     assert finished(quick[0], tmp_path) == made
     records.write(made.model_copy(update={"settings_sha256": "changed"}), tmp_path)
@@ -391,8 +396,6 @@ def test_a_failed_run_stops_the_comparison_with_its_reason_and_keeps_the_others(
 ) -> None:
     failing = Quick("few", "grpo", 200, 13)
     with pytest.raises(ChildError, match="the learner died"):
-        run_missing(
-            [quick[0], failing, quick[1]], folder=tmp_path, num_jobs=1, on_change=lambda _: None
-        )
+        run_missing([quick[0], failing, quick[1]], folder=tmp_path, num_jobs=1, **QUIET)
     assert finished(quick[0], tmp_path) is not None
     assert finished(failing, tmp_path) is None
