@@ -1,4 +1,4 @@
-"""`make demo` as a user runs it: everything is killed once, Ctrl-C, and what is left behind."""
+"""`make demo REGIME=noisy` as a user runs it: each process is killed once, Ctrl-C, what is left."""
 
 import json
 import os
@@ -59,9 +59,11 @@ def _end(demo: "subprocess.Popen[str]") -> None:
 def start_demo(*arguments: str) -> "subprocess.Popen[str]":
     """A demo in its own session, as a shell would start it."""
     command = [sys.executable, "-m", "tempsamp", "demo", "--run", RUN]
-    evaluated = ["--eval-split", "validation", "--eval-queries", str(QUERIES)]
+    evaluated = ["--eval-split", "validation", "--eval-queries", str(QUERIES), "--evaluate-best"]
+    # A regime that shows the demo's clips; it validates more often than the demo, but not here.
+    regime = ["--regime", "noisy", "--set", "learner.validation.every=50"]
     demo = subprocess.Popen(
-        [*command, *evaluated, *arguments],
+        [*command, *evaluated, *regime, *arguments],
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "200"},
         stdout=subprocess.PIPE,
@@ -184,6 +186,10 @@ def test_demo_survives_kills_of_all_its_processes_and_ctrl_c_and_leaves_a_report
     }
     assert wanted <= summary.keys()
     assert summary["num_samples"] == 8
+    assert summary["best_step"] == STEPS, "the only trained version that was validated"
+    assert summary["miou_best"] == summary["miou_end"]
+    assert 0 <= summary["train_without_hit_start"] <= 1
+    assert summary["injected_advantage_start"] > 0
     check_held_out_answers(summary)
     page = (RUN_DIR / "report.html").read_text()
     assert "Held-out queries while training" in page
