@@ -124,7 +124,7 @@ def installed_gpus() -> list[Gpu]:
     if (smi := shutil.which("nvidia-smi")) is None:
         return []
     asked = [smi, f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(asked, capture_output=True, encoding="utf-8", timeout=30, check=False)
     return gpus_of(done.stdout) if done.returncode == 0 else []
 
 
@@ -175,5 +175,5 @@ def torch_sees_cuda() -> bool:
         "-c",
         "import json, torch; print(json.dumps(torch.cuda.is_available()))",
     ]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(asked, capture_output=True, encoding="utf-8", timeout=120, check=False)
     return done.returncode == 0 and bool(json.loads(done.stdout.splitlines()[-1]))
