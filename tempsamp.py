@@ -400,8 +400,20 @@ def main() -> None:
         if wanted.debug:
             traceback.print_exc()
         line, code = _usage(error) or last_words(error)
-        sys.stderr.write(line)
+        _say(line)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(line: str) -> None:
+    """To standard error; in colour on a terminal, unless NO_COLOR is set."""
+    if not sys.stderr.isatty():
+        sys.stderr.write(line)
+        return
+    from rich.console import Console
+
+    Console(stderr=True).print(
+        line, style="red", end="", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _usage(error: Exception) -> tuple[str, int] | None:

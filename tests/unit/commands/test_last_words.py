@@ -1,6 +1,7 @@
 """What a command says when it ends by itself, and with which exit code."""
 
 import errno
+import io
 import os
 import socket
 import subprocess
@@ -159,3 +160,23 @@ def test_a_process_ends_with_that_code_and_that_line() -> None:
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert line.startswith("tempsamp: /nowhere")
+
+
+class Terminal(io.StringIO):
+    """Standard error of somebody who watches."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize(("no_color", "colour"), [("", True), ("1", False)])
+def test_errors_have_a_colour_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, no_color: str, colour: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setattr(sys, "stderr", watched := Terminal())
+    assert ended(monkeypatch, "audit") == 1
+    assert ("\x1b[31m" in watched.getvalue()) == colour
+    assert "tempsamp: KeyError: 'x'" in watched.getvalue()
