@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import av
 import numpy as np
 import numpy.typing as npt
 import typer
@@ -287,6 +286,8 @@ def write_some(folder: Path, split: Split, indices: list[int], options: ClipOpti
 
 def _write_mp4(path: Path, frames: Pixels) -> None:
     """Encode beside the target and rename, so that a file that exists is complete."""
+    import av
+
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=SOURCE_FPS, options=ENCODER)

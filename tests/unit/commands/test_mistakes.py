@@ -75,7 +75,7 @@ WORDS = [
     ("ground FILE q --model /nowhere", "--model: found no folder /nowhere"),
     ("ground FILE q --config TYPO", "learner.optimizer.lrr: unknown key"),
     ("ground FILE ' ' --endpoint http://127.0.0.1:1", "query: found no words"),
-    ("ground FILE q --endpoint http://127.0.0.1:1 --out nodir/x.png", "--out: found nodir/x.png"),
+    ("ground FILE q --endpoint http://127.0.0.1:1 --out DIR", "--out: found DIR, wanted a .png"),
     ("reframe center --index nope --video-dir DIR --out o", "--index: nope: [Errno 2]"),
     ("reframe qwen --index FILE --video-dir DIR --out o --endpoint http://h", "wanted a JSON list"),
     ("reframe check nope --index nope", "No such file"),
