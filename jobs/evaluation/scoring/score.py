@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.data.annotations.reading import read
 from jobs.data.annotations.records import Annotation, BadRecord
@@ -83,7 +83,7 @@ class Score(BaseModel):
     """Cut while being written, dropped."""
     unknown: int
     """Predictions without an annotation, left out."""
-    unknown_nearest: Mapping[str, str | None] = MappingProxyType({})
+    unknown_nearest: Mapping[str, str | None] = Field(default_factory=dict)
     """The first of them, each with the video, query or id of an annotation that is nearest."""
     unanswered: int
     """Annotations without a prediction, left out."""

@@ -41,7 +41,7 @@ async def asked(mode: AnswerMode, *, logprobs: tuple[float, ...] | None, num_sam
         return Reply(answers=(made,), versions=frozenset({3}))
 
     job = Job(asked=question, mode="answer", num_samples=num_samples, seed=0)
-    return len(await runner(mode)._answers(job, CLIP, ask))
+    return len(await runner(mode)._replies(job, CLIP, ask))
 
 
 async def test_selection_by_probability_is_refused_where_greedy_answers_have_none() -> None:

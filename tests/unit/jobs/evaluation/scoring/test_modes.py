@@ -1,10 +1,11 @@
 """Choosing between two answers, with and without the truth."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from common.messages import GeneratedAnswer, Sample, VersionSpan
+from jobs.asking.answers import Answer
 from jobs.evaluation.scoring.modes import (
     answer_logprob,
     label_of,
@@ -38,19 +39,15 @@ def record(
     )
 
 
-def generated(*pieces: tuple[str, float]) -> GeneratedAnswer:
+def generated(*pieces: tuple[str, float]) -> Answer:
     """An answer of these tokens and log-probabilities."""
     ends = [sum(len(text) for text, _ in pieces[: k + 1]) for k in range(len(pieces))]
-    count = len(pieces)
-    sample = Sample(
-        token_ids=(5,) * count,
+    return Answer(
+        text="".join(text for text, _ in pieces),
+        ending="stop",
         logprobs=tuple(logprob for _, logprob in pieces),
-        version_spans=(VersionSpan(version=0, start=0, end=count),),
-        finish_reason="stop",
-        provenance="policy",
+        token_ends=tuple(ends),
     )
-    text = "".join(text for text, _ in pieces)
-    return GeneratedAnswer(sample=sample, text=text, token_ends=tuple(ends))
 
 
 def test_only_tokens_inside_the_answer_count() -> None:
@@ -91,7 +88,13 @@ def test_without_a_closed_answer_there_is_no_log_probability() -> None:
 
 def test_without_token_ends_there_is_no_log_probability() -> None:
     said = generated(("<answer>", -1.0), ("3 to 4", -1.0), ("</answer>", -1.0))
-    assert answer_logprob(said.model_copy(update={"token_ends": ()})) is None
+    assert answer_logprob(replace(said, token_ends=())) is None
+
+
+def test_without_probabilities_there_is_no_log_probability() -> None:
+    said = generated(("<answer>", -1.0), ("3 to 4", -1.0), ("</answer>", -1.0))
+    assert answer_logprob(said) == -1.0
+    assert answer_logprob(replace(said, logprobs=None)) is None
 
 
 def test_self_agreement_is_the_mean_iou_over_pairs() -> None:
