@@ -64,7 +64,7 @@ chaos: setup
 
 # Slow faults: ranks, networks, a whole demo. In minutes; some want root and `ip netns`.
 chaos-test: setup
-	$(PY) -m pytest tests/chaos tests/ring/test_recorded.py tests/unit/learner/model/test_kernels.py -m chaos
+	$(PY) -m pytest -m chaos
 
 test: check
 	$(PY) -m pytest $(PYTEST_WORKERS:%=--numprocesses=% --dist=loadfile --no-loadscope-reorder)

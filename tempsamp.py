@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from common.errors import last_words
-from jobs.local.surroundings import settle
+from common.surroundings import settle
 
 if TYPE_CHECKING:
     from common.config import Run

@@ -5,8 +5,10 @@
 Exit code by the worst line: 0 ok, 1 warn, 2 fail.
 """
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -49,8 +51,6 @@ def command(
     from jobs.doctor.rounds import Round, findings
 
     console = Console(stderr=as_json)
-    # What waits says so in a log; here it is a line of its own.
-    logging.getLogger("common.queue").setLevel(logging.ERROR)
     taken = Round(
         run=run,
         run_file=run_file,
@@ -60,10 +60,11 @@ def command(
         console=console,
     )
     found = []
-    for finding in findings(taken):
-        found.append(finding)
-        if not as_json:
-            show(finding, console)
+    with _unlogged("common.queue"):
+        for finding in findings(taken):
+            found.append(finding)
+            if not as_json:
+                show(finding, console)
     if as_json:
         typer.echo(json.dumps({"findings": [one.as_json() for one in found]}, indent=2))
     else:
@@ -86,3 +87,15 @@ def summary(found: list[Finding]) -> str:
     """How many of each."""
     counts = {level: sum(one.level == level for one in found) for level in COLOURS}
     return ", ".join(f"{count} {level}" for level, count in counts.items())
+
+
+@contextlib.contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    """What waits says so in a log; here that is a line of its own."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HOUSES = ("common", "services", "jobs")
 MAX_ENTRIES = 14
-MORE_ENTRIES = {"services/learner": 20, "docs": 16, "jobs": 16}
+MORE_ENTRIES = {"services/learner": 20, "docs": 16, "jobs": 16, "common": 15}
 """The learner is one loop read downwards, and its files are that loop's words; pages of docs have a
 table of contents."""
 FOLDERS = sorted(

@@ -18,6 +18,7 @@ def ring(redis_server: RedisServer, run_id: str, tmp_path: Path) -> Iterator[Rec
         yield ring
 
 
+@pytest.mark.chaos
 def test_adapters_of_two_ranks_are_resumed_once_and_with_the_same_settings(
     ring: RecordedRing, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ def phases(run_dir: Path) -> list[float]:
     return [json.loads(line)["learner/phase"] for line in lines]
 
 
+@pytest.mark.chaos
 def test_a_run_killed_within_phases_ends_with_the_same_bits_and_a_true_ledger(
     ring: RecordedRing, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_run_killed_within_phases_ends_with_the_same_bits_and_a_true_ledger(
     assert ring.weights(3, run_dir=whole) != ring.weights(3, run_dir=tmp_path / "plain")
 
 
+@pytest.mark.chaos
 def test_other_phases_are_not_resumed(ring: RecordedRing) -> None:
     short = {**CURRICULUM, "steps": 2}
     ring.start(**short).finish()

@@ -270,6 +270,7 @@ def test_sigterm_checkpoints_and_ends_cleanly(ring: Ring, run_dir: Path) -> None
     assert (run_dir / f"checkpoints/step-{last:06d}/run_state.json").exists()
 
 
+@pytest.mark.chaos
 def test_sigterm_to_the_launcher_of_two_ranks_checkpoints(ring: Ring, run_dir: Path) -> None:
     clips.write_split(ring.folder / "clips2", "train", num_clips=24)
     learner = LearnerProcess(

@@ -63,6 +63,7 @@ class TestSignals:
         assert saved == sorted(saved)
         assert [name for name in checkpoints(ring) if not name[-6:].isdigit()] == []
 
+    @pytest.mark.chaos
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_the_launcher_of_two_ranks_passes_it_on_and_ends_as_they_do(
         self, ring: RecordedRing, number: signal.Signals
@@ -76,6 +77,7 @@ class TestSignals:
         assert_saved(ring, learner)
         assert "Traceback" not in learner.text
 
+    @pytest.mark.chaos
     def test_rank_1_alone_while_rank_0_waits_for_groups(self, ring: RecordedRing) -> None:
         learner = ring.start(ranks=2, steps=10_000, checkpoint_every=0)
         learner.wait_for("published", policy_version=2)
@@ -85,6 +87,7 @@ class TestSignals:
         assert learner.said("another rank was signalled: stopping with a checkpoint")
         assert_saved(ring, learner)
 
+    @pytest.mark.chaos
     def test_one_of_two_nodes_is_enough(self, ring: RecordedRing) -> None:
         meet = ("--nodes", "2", "--meet", f"127.0.0.1:{free_port()}")
         first, second = (
@@ -151,6 +154,7 @@ class TestCheckpoints:
         assert learner.said("damaged lines left out")
         assert checkpoints(ring) == ["step-000006", "step-000006.damaged", "step-000008"]
 
+    @pytest.mark.chaos
     @pytest.mark.parametrize("ranks", [1, 2])
     def test_of_other_settings_are_not_resumed(self, ring: RecordedRing, ranks: int) -> None:
         ring.start(steps=2).finish()
@@ -168,7 +172,8 @@ class TestCheckpoints:
         assert "found no whole checkpoint" in learner.text.splitlines()[-1]
         assert "Traceback" not in learner.text
 
-    @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.chaos), 2])
+    @pytest.mark.chaos
+    @pytest.mark.parametrize("ranks", [1, 2])
     def test_a_disk_that_takes_no_more_is_one_line_and_earlier_ones_stay(
         self, ring: RecordedRing, ranks: int
     ) -> None:
@@ -189,6 +194,7 @@ class TestCheckpoints:
 
 
 class TestOneLearner:
+    @pytest.mark.chaos
     def test_one_that_was_frozen_while_another_took_over_changes_nothing(
         self, ring: RecordedRing, tmp_path: Path
     ) -> None:
@@ -211,6 +217,7 @@ class TestOneLearner:
         assert "taken over" in last
         assert not (ring.run_dir / "checkpoints").exists()
 
+    @pytest.mark.chaos
     def test_one_that_waits_for_another_still_hears_signals(
         self, ring: RecordedRing, tmp_path: Path
     ) -> None:
@@ -303,6 +310,7 @@ class TestLedger:
             line = f"tempsamp: epoch 0 row {group['row_id']}: neither trained on nor listed\n"
             assert line in refused.stderr
 
+    @pytest.mark.chaos
     def test_a_run_that_redis_has_forgotten_is_resumed_and_proven(self, ring: RecordedRing) -> None:
         ring.start(steps=4, checkpoint_every=2).finish()
         with Redis.from_url(ring.server.url, password=ring.server.password) as redis:
@@ -327,6 +335,7 @@ class TestLedger:
 
 
 class TestWaits:
+    @pytest.mark.chaos
     def test_for_groups_says_so_and_hears_signals(self, ring: RecordedRing) -> None:
         ring.paused.set()
         learner = ring.start(steps=3)

@@ -154,6 +154,7 @@ def is_free(claimed: Path) -> bool:
     return True
 
 
+@pytest.mark.chaos
 def test_late_joiner_waits_for_weights_and_a_dead_replica_is_dropped(
     ring: Ring, publisher: Publisher, policy: Policy, prompt: PromptRequest, ranks: Ranks
 ) -> None:

@@ -238,6 +238,7 @@ def test_a_setting_that_a_rank_refuses_ends_the_job(start: Start) -> None:
     assert len(job.started("tempsamp", "learner")) == 1
 
 
+@pytest.mark.chaos
 def test_sigterm_between_two_lives_of_the_learner_is_heard(start: Start) -> None:
     job = start("a", LEARNER="3", TEMPSAMP_RESTART_S="20")
     job.wait_until_training()

@@ -181,8 +181,10 @@ async def test_a_cancellation_that_the_client_swallows_does_not_keep_the_worker(
     """redis-py does so now and then: a replica whose engine died claimed on for ever."""
     worker = fleet.worker(Parts(), "a")
     claim, swallowed = worker._broker.claim_prompt, []
+    claims = asyncio.Event()
 
     async def deaf_once(*arguments: Any, **named: Any) -> Any:
+        claims.set()
         try:
             return await claim(*arguments, **named)
         except asyncio.CancelledError:
@@ -191,7 +193,8 @@ async def test_a_cancellation_that_the_client_swallows_does_not_keep_the_worker(
 
     worker._broker.claim_prompt = deaf_once  # type: ignore[method-assign]
     running = asyncio.create_task(worker.run())
-    await asyncio.sleep(0.2)
+    await asyncio.wait_for(claims.wait(), 20)
+    await asyncio.sleep(0)
     running.cancel()
     done, _ = await asyncio.wait([running], timeout=5)
     assert done

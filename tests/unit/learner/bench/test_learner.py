@@ -77,7 +77,7 @@ def test_the_learner_that_is_watched_counts_its_policy(
         policy.model.model.language_model(inputs_embeds=torch.zeros(2, 7, 64))
     Saving.save(None, 2)  # type: ignore[arg-type]
     found = json.loads((tmp_path / "counts.json").read_text())
-    assert found["llm_token_forwards"] == 3.5
+    assert found["llm_token_forwards"] == 7
 
 
 def test_ratios_are_taken_pair_by_pair() -> None:

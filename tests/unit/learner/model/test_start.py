@@ -72,10 +72,10 @@ def test_what_is_given_memory_is_filled(number: int, models: list[Path], ranks: 
 
 @pytest.mark.parametrize(("dtype", "is_sharded"), [("bfloat16", False), ("float32", True)])
 def test_one_rank_shards_what_has_masters_in_another_dtype(
-    dtype: str, is_sharded: bool, models: list[Path], one_rank: Ranks
+    dtype: str, is_sharded: bool, models: list[Path], ranks: Ranks
 ) -> None:
     """A frozen reference has none: it is the model as it is loaded."""
     kept = getattr(torch, dtype)
-    policy = start.start_policy(models[0], ranks=one_rank, compute_dtype=torch.bfloat16, dtype=kept)
+    policy = start.start_policy(models[0], ranks=ranks, compute_dtype=torch.bfloat16, dtype=kept)
     assert isinstance(policy, FSDPModule) == is_sharded
     assert {p.dtype for p in policy.decoder_layers.parameters()} == {kept}

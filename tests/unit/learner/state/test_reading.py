@@ -12,7 +12,7 @@ import torch
 from common import config
 from common.errors import CheckpointError, ConfigError
 from services.learner.model.policy import load_policy
-from services.learner.parallel import start_ranks
+from services.learner.parallel import Ranks
 from services.learner.state import manifest
 from services.learner.state.checkpoint import Checkpoints, refuse_existing
 from services.learner.state.manifest import write_manifest
@@ -97,7 +97,9 @@ def test_what_cannot_be_read_is_not_taken_for_damaged(read_only: ReadOnly) -> No
 
 @pytest.fixture(scope="module")
 def written(
-    tiny_model: Callable[[Architecture], Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Callable[[Architecture], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    ranks: Ranks,
 ) -> Iterator[tuple[Checkpoints, Path]]:
     """Two real checkpoints of one model."""
     run_dir, start = tmp_path_factory.mktemp("run"), tiny_model("qwen3_vl")
@@ -107,7 +109,6 @@ def written(
     }
     policy = load_policy(start)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    ranks = start_ranks("cpu", timeout_s=30)
     checkpoints = Checkpoints(
         config.parse(document, environ={}),
         start=start,
@@ -116,9 +117,10 @@ def written(
         ranks=ranks,
     )
     for step in (1, 2):
-        checkpoints.save(run_state(step))
+        checkpoints.begin(run_state(step))
+        checkpoints.finish(wait=True)
     yield checkpoints, run_dir / "checkpoints"
-    ranks.close()
+    checkpoints.close()
 
 
 def test_a_shard_that_cannot_be_loaded_is_named_with_the_way_back(

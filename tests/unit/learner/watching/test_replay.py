@@ -120,6 +120,7 @@ def test_a_planted_figure_is_named(dump: Path) -> None:
     assert [quantity.name for quantity in wrong(dump)] == ["step: policy_loss"]
 
 
+@pytest.mark.chaos
 def test_the_command_names_the_first_and_ends_with_1(dump: Path) -> None:
     command = [sys.executable, "-m", "tempsamp", "replay", str(dump)]
     same = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

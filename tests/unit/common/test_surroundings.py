@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.local.surroundings import settle
+from common.surroundings import settle
 
 ROOT = Path(__file__).resolve().parents[4]
 
