@@ -46,9 +46,9 @@ def python_finding(found: str, *, wanted: str) -> Finding:
     return Finding(AREA, "python", "fail", f"{found}, wanted {wanted}", cure)
 
 
-def packages(device: str) -> Iterator[Finding]:
-    """What is installed against the lock of a device."""
-    lock = LOCKS / f"{'cuda' if device == 'cuda' else 'cpu'}.lock"
+def packages() -> Iterator[Finding]:
+    """What is installed against its lock: that of the CPU has a torch of its own."""
+    lock = LOCKS / f"{'cpu' if '+cpu' in (_installed('torch') or '') else 'cuda'}.lock"
     if not lock.is_file():
         found = f"no {lock.name} beside the code (an image has none): not compared"
         yield Finding(AREA, "packages", "ok", found)

@@ -38,8 +38,7 @@ def findings(taken: Round) -> Iterator[Finding]:
     """Everything, a line at a time."""
     run = taken.run
     yield from findings_of("machine", machine.python)
-    device = "cpu" if run is None else run.learner.device
-    yield from findings_of("machine", lambda: machine.packages(device))
+    yield from findings_of("machine", machine.packages)
     yield from findings_of("machine", machine.redis_server)
     if run is None or (run_file := taken.run_file) is None:
         return

@@ -194,7 +194,7 @@ async def test_a_cancellation_that_the_client_swallows_does_not_keep_the_worker(
     worker._broker.claim_prompt = deaf_once  # type: ignore[method-assign]
     running = asyncio.create_task(worker.run())
     await asyncio.wait_for(claims.wait(), 20)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.2)  # until it is connected and waits for a prompt
     running.cancel()
     done, _ = await asyncio.wait([running], timeout=5)
     assert done

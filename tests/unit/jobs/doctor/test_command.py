@@ -10,6 +10,13 @@ from typer.testing import CliRunner
 from jobs.doctor.command import command
 from tests.fixtures.pages.documents import ROOT
 
+
+@pytest.fixture(autouse=True)
+def _any_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which lock made it is not what these tests are about."""
+    monkeypatch.setattr("jobs.doctor.machine.LOCKS", tmp_path / "none")
+
+
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(command)
 run = CliRunner().invoke
