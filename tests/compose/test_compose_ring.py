@@ -230,4 +230,4 @@ def test_a_folder_of_somebody_else_is_one_line(ring: Composed, tmp_path: Path) -
     (said,) = [
         line for line in (refused.stdout + refused.stderr).splitlines() if "tempsamp: " in line
     ]
-    assert "learner.run_dir: found /runs/compose: Permission denied" in said
+    assert "learner.run_dir: found /runs: Permission denied" in said
