@@ -86,4 +86,5 @@ def test_who_survives_a_broken_broadcast_goes_on(device: str, event: str, meetin
 def test_a_member_that_never_comes_is_not_waited_for_longer(device: str, meetings: str) -> None:
     for item in survivors(device, "absent", meetings):
         assert "not complete within 3.0 s" in item["error"]
-        assert item["error_s"] < DEADLINE_S + 2.0
+        # Slack for a busy machine: a deadline that was forgotten is one of minutes.
+        assert item["error_s"] < DEADLINE_S + 20.0
