@@ -27,8 +27,10 @@ from common.errors import ConfigError
 from common.queue.kept_groups import FOLDER as GROUPS
 from common.queue.ledger import FILE as LEDGER
 from common.queue.runs import runs_of
+from jobs.demo.summary import METRICS_FILE as METRICS
+from jobs.demo.summary import VALIDATION_FILE as VALIDATION
 
-METRICS, VALIDATION, CONFIG = "metrics.jsonl", "validation.jsonl", "config.json"
+CONFIG = "config.json"
 SIGNS = (METRICS, CONFIG, LEDGER, GROUPS)
 """What makes a folder that of a run."""
 NOWHERE = Path(os.devnull)

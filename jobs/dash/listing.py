@@ -20,10 +20,9 @@ from common.errors import ConfigError
 from jobs.dash.command import DEFAULT_ROOT
 from jobs.dash.folder import RunFolder, find_runs
 from jobs.dash.state import Phase, RunState, duration, state_of
-from jobs.demo.course import METHODS
+from jobs.demo.course import METHOD_OF
 
 COLOURS: dict[Phase, str] = {"running": "green", "quiet": "yellow", "finished": "", "empty": "dim"}
-METHOD_OF = {strategy: method for method, strategy in METHODS.items()}
 
 
 class Listed(BaseModel):

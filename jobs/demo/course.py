@@ -62,6 +62,7 @@ METHODS: dict[str, Strategy] = {
     "sft": "sft",
 }
 """What people call the strategies; sft is a control that trains on the injected answers alone."""
+METHOD_OF = {strategy: method for method, strategy in METHODS.items()}
 NUM_SAMPLES = 8
 """Answers at temperature 1 to one query of each held-out clip."""
 QUESTIONS_IN_WORK = 32
@@ -108,8 +109,7 @@ class Course:
     @property
     def method(self) -> str:
         """What people call the run's strategy."""
-        names = {strategy: name for name, strategy in METHODS.items()}
-        return names[self.run.shared.strategy]
+        return METHOD_OF[self.run.shared.strategy]
 
     def rows(self, split: Literal["train"] | Split) -> Path:
         """Of one split: they lie side by side."""

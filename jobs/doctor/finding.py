@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from common.errors import ConfigError, TempSampError
+from jobs.fleet import table
 
 Level = Literal["ok", "warn", "fail"]
 EXIT_CODES: dict[Level, int] = {"ok": 0, "warn": 1, "fail": 2}
@@ -51,9 +52,8 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 
 def one_line(text: str, *, most_chars: int = 400) -> str:
-    """Whitespace of all kinds made one blank each; cut where it is too long."""
-    text = " ".join(text.split())
-    return text if len(text) <= most_chars else text[: most_chars - 1] + "…"
+    """As the table of a fleet shortens a text, with more room."""
+    return table.one_line(text, most_chars=most_chars)
 
 
 class Stopwatch:

@@ -17,6 +17,7 @@ from common.errors import ConfigError
 from common.model.architecture import architecture_of
 from jobs.doctor import engines, fleet, inputs, machine, model, neighbours, prompt, room
 from jobs.doctor.finding import Finding, findings_of, one_line
+from jobs.doctor.machine import Gpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,8 @@ def findings(taken: Round) -> Iterator[Finding]:
     yield from findings_of("machine", machine.redis_server)
     if run is None or (run_file := taken.run_file) is None:
         return
-    yield from _of_run(run, taken.console)
+    cards = machine.installed_gpus()
+    yield from _of_run(run, cards, taken.console)
     yield from findings_of("redis", lambda: neighbours.redis(run))
     yield from findings_of("reward", lambda: neighbours.reward(run))
     if taken.asks_fleet:
@@ -52,7 +54,7 @@ def findings(taken: Round) -> Iterator[Finding]:
     folder, said = model.files(run)
     yield from said
     if folder is not None:
-        yield from _of_model(run, folder, given)
+        yield from _of_model(run, folder, given, cards)
     if not taken.compares:
         return
     if folder is None or given.clip is None:
@@ -68,19 +70,16 @@ def findings(taken: Round) -> Iterator[Finding]:
                 given,
                 config_file=run_file,
                 overrides=taken.overrides,
-                gpus=len(machine.installed_gpus()),
+                gpus=len(cards),
             ),
         )
 
 
-def _of_run(run: Run, console: Console) -> Iterator[Finding]:
-    installed = machine.installed_gpus()
+def _of_run(run: Run, cards: Sequence[Gpu], console: Console) -> Iterator[Finding]:
     wants = "cuda" in (run.learner.device, run.rollout.device)
     with _busy(console, "asking torch for GPUs"):
         sees = wants and machine.torch_sees_cuda()
-    yield from findings_of(
-        "machine", lambda: machine.gpus(run, installed=installed, sees_cuda=sees)
-    )
+    yield from findings_of("machine", lambda: machine.gpus(run, installed=cards, sees_cuda=sees))
     yield from findings_of("machine", lambda: room.writable(run))
     with contextlib.suppress(ConfigError):  # said with the model's files
         architecture = architecture_of(run.shared.model)
@@ -95,10 +94,11 @@ def _of_inputs(run: Run, given: inputs.Inputs) -> Iterator[Finding]:
         yield from findings_of("inputs", lambda: inputs.clips(run, given))
 
 
-def _of_model(run: Run, folder: Path, given: inputs.Inputs) -> Iterator[Finding]:
+def _of_model(
+    run: Run, folder: Path, given: inputs.Inputs, cards: Sequence[Gpu]
+) -> Iterator[Finding]:
     architecture = architecture_of(str(folder))
     yield from findings_of("model", lambda: model.tensors(folder, architecture=architecture))
-    cards = machine.installed_gpus()
     yield from findings_of("model", lambda: model.fits(run, architecture=architecture, gpus=cards))
     if given.clip is None or given.frames is None:
         return

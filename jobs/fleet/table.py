@@ -60,7 +60,7 @@ def _cells(replica: Replica, *, learner: LearnerReport | None) -> Iterator[Text]
     if report is None:
         yield Text(f"no answer: {replica.unreachable}", style="yellow")
     elif report.trouble is not None:
-        yield Text(_short(f"answers nothing: {report.trouble}"), style="yellow")
+        yield Text(one_line(f"answers nothing: {report.trouble}"), style="yellow")
     else:
         yield Text(_problem(report.last_problem))
 
@@ -96,12 +96,13 @@ def _problem(problem: ProblemReport | None) -> str:
     if problem is None:
         return ""
     said = problem.event if problem.error is None else f"{problem.event}: {problem.error}"
-    return f"{_ago(problem.age_s)}: {_short(said)}"
+    return f"{_ago(problem.age_s)}: {one_line(said)}"
 
 
-def _short(said: str) -> str:
+def one_line(said: str, *, most_chars: int = LONGEST_CHARS) -> str:
+    """Whitespace of all kinds made one blank each; cut where it is too long."""
     said = " ".join(said.split())
-    return said if len(said) <= LONGEST_CHARS else said[: LONGEST_CHARS - 1] + "…"
+    return said if len(said) <= most_chars else said[: most_chars - 1] + "…"
 
 
 def _ago(seconds: float) -> str:

@@ -17,6 +17,7 @@ from typing import Self
 from common import config
 from common.config import Run
 from common.errors import ConfigError, QueueError
+from common.logs import SAY_EVERY_S
 from common.messages import ClipRef, PromptRequest, ReplicaStatus, ScoredGroup
 from common.queue.broker import Broker
 from common.queue.ledger import FILE, Fate
@@ -37,8 +38,6 @@ from services.learner.watching.groups import KeptGroups
 
 logger = logging.getLogger(__name__)
 
-SAY_EVERY_S = 10.0
-"""Between two log lines about the same wait."""
 TRY_EVERY_S = 0.5
 SHOW_EVERY_S = 5.0
 """Between two looks at the queues while nothing else happens; Prometheus asks every 15 s."""

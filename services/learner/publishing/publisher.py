@@ -22,6 +22,7 @@ from torch import Tensor
 
 from common.config import Learner, Shared
 from common.errors import WeightError
+from common.logs import SAY_EVERY_S, NowAndThen
 from common.messages import ReplicaStatus
 from common.weights.messages import WeightVersion
 from services.learner.model.policy import Policy
@@ -33,7 +34,6 @@ from services.learner.publishing.snapshot import Snapshot
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
-SAY_EVERY_S = 10.0
 RECEIVING = ("syncing", "serving")
 """Phases in which a replica takes weights."""
 
@@ -131,17 +131,15 @@ class Publisher:
         """
         if self._courier is None or self._parcel is None:
             return
-        started = said = time.monotonic()
+        started, word = time.monotonic(), NowAndThen(first_s=SAY_EVERY_S)
         while True:
             self._take_in(self._courier.wait())
             missing = self._settings.min_replicas - len(self._served)
             if missing <= 0 or self._should_stop():
                 return
-            now = time.monotonic()
-            if now - started > self._settings.wait_for_replicas_s:
+            if time.monotonic() - started > self._settings.wait_for_replicas_s:
                 raise WeightError(self._too_few())
-            if now - said > SAY_EVERY_S:
-                said = now
+            if word.is_due():
                 logger.warning("waiting for replicas", extra={"found": self._too_few()})
             time.sleep(POLL_S)
             if strangers := self._strangers():
