@@ -318,7 +318,7 @@ def test_both_sides_train_from_the_cache_when_the_videos_are_gone(
     )
     learner.finish()
     steps = metrics(run_dir)
-    assert [line["step"] for line in steps] == [1, 2]
+    assert [line["step"] for line in steps] == [1, 2, 3]
     assert all(line["learner/probe_logprob_gap_nats"] < 1e-4 for line in steps)
     assert [line["val/queries"] for line in validations(run_dir)] == [24, 24]
     assert json.loads((run_dir / "checkpoints/best.json").read_text())["step"] == 2
@@ -342,7 +342,8 @@ def test_two_ranks_train_are_watched_and_end_cleanly(ring: Ring, run_dir: Path) 
         shared__video__roots=[str(ring.folder / "clips")],
         learner__run_dir=str(run_dir),
         learner__rows=str(ring.folder / "clips/train/rows.jsonl"),
-        learner__steps=2,
+        learner__steps=3,
+        learner__checkpoint_every=1,  # the last steps say how long the first one's write took
         learner__groups_per_step=4,
         learner__probe_every=1,
         learner__validation__rows=str(ring.folder / "clips/train/rows.jsonl"),
@@ -359,11 +360,11 @@ def test_two_ranks_train_are_watched_and_end_cleanly(ring: Ring, run_dir: Path) 
     assert num_files > 50
     steps = metrics(run_dir)
     watched.assert_shows(steps, validations(run_dir))
-    assert [line["step"] for line in steps] == [1, 2]
+    assert [line["step"] for line in steps] == [1, 2, 3]
     assert all(line["learner/probe_logprob_gap_nats"] < 1e-4 for line in steps)
-    assert len(set(learner.published.values())) == 3
+    assert len(set(learner.published.values())) == 4
     figures = validations(run_dir)
-    assert [line["policy_version"] for line in figures] == [0, 1, 2]
+    assert [line["policy_version"] for line in figures] == [0, 1, 2, 3]
     assert all(line["val/queries"] == 12 and line["val/failures"] == 0 for line in figures)
     for version, line in enumerate(figures):
         answers = run_dir / f"validation/version-{version:06d}/predictions.jsonl"

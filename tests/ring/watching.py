@@ -78,8 +78,9 @@ class Watched:
         self, steps: Sequence[Mapping[str, float]], validations: Sequence[Mapping[str, float]]
     ) -> None:
         """Every panel has figures, every key of a line a series, and both say the same."""
-        assert monitoring.unanswered(self.series) == []
-        assert self.empty == []
+        unanswered = monitoring.unanswered(self.series)
+        assert unanswered == [], unanswered
+        assert self.empty == [], self.empty
         keys = {key for line in (*steps, *validations) for key in line}
         assert {key for key in keys if series_of(key) is None} == set()
         shown = [
