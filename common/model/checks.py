@@ -18,6 +18,10 @@ FILES = (*SETTINGS, WEIGHTS)
 WANTED = "a model folder, or an id: ORG/NAME or ORG/NAME@revision"
 POINTER = b"version https://git-lfs"
 MAX_POINTER_BYTES = 1024
+TOKENIZER = ("tokenizer_config.json",)
+VOCABULARY = ("tokenizer.json", "vocab.json", "tokenizer.model")
+PROCESSOR = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+TEMPLATE = ("chat_template.jinja", "chat_template.json")
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz")
 
 
@@ -38,7 +42,7 @@ def problem(folder: Path, *, with_weights: bool = True) -> str | None:
         )
     if not isinstance(_json(folder / "config.json"), dict):
         return f"found no JSON object in {folder / 'config.json'}, wanted a model's configuration"
-    return _no_weights(folder, names) if with_weights else None
+    return _no_weights(folder, names) or _no_prompts(folder, names) if with_weights else None
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
@@ -77,6 +81,31 @@ def _no_weights(folder: Path, names: Sequence[str]) -> str | None:
     return None
 
 
+def _no_prompts(folder: Path, names: Sequence[str]) -> str | None:
+    """What lacks to make the prompt that the model was trained on; or None.
+
+    Libraries fill in for some of these files, and then the model reads another prompt: quietly.
+    """
+    for name in (*TOKENIZER, *VOCABULARY, *PROCESSOR, *TEMPLATE):
+        if name in names and name.endswith(".json") and not isinstance(_json(folder / name), dict):
+            return f"found no JSON object in {folder / name}, wanted the file whole: copy it again"
+    kinds = [TOKENIZER, VOCABULARY, PROCESSOR]
+    if not _template_beside(folder):
+        kinds.append(TEMPLATE)
+    if missing := [" or ".join(kind) for kind in kinds if not any(name in names for name in kind)]:
+        return (
+            f"found no {', no '.join(missing)} in {folder}, wanted tokenizer, processor and chat "
+            "template beside the weights: copy them from the checkpoint that it was made from"
+        )
+    return None
+
+
+def _template_beside(folder: Path) -> bool:
+    """Whether a chat template stands in a file of something else, as older folders have it."""
+    documents = [_json(folder / name) for name in (*TOKENIZER, "processor_config.json")]
+    return any(isinstance(one, dict) and one.get("chat_template") for one in documents)
+
+
 def _pointer(file: Path) -> bool:
     """Whether a file is what Git leaves where Git LFS did not fetch the content."""
     if file.stat().st_size > MAX_POINTER_BYTES:
@@ -86,10 +115,10 @@ def _pointer(file: Path) -> bool:
 
 
 def _json(file: Path) -> Any:
-    """None when it is no JSON."""
+    """None when it is no JSON, or not there."""
     try:
         return json.loads(file.read_bytes())
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return None
 
 

@@ -17,9 +17,6 @@ from jobs.recipes.plan import length_misfits, memory_misfits, plan
 from jobs.recipes.times import Fleet
 
 AREA = "model"
-NEEDED = ("tokenizer_config.json", "config.json")
-PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
 def files(run: Run) -> tuple[Path | None, list[Finding]]:
@@ -32,25 +29,7 @@ def files(run: Run) -> tuple[Path | None, list[Finding]]:
     except ConfigError as error:
         cure = "shared.model: a whole checkpoint folder, or an id of the hub"
         return None, [Finding(AREA, "files", "fail", one_line(str(error)), cure)]
-    missing = list(missing_files(folder))
-    if missing:
-        found = f"no {', no '.join(missing)} in {folder}"
-        cure = "copy them from the checkpoint that this one was made from"
-        return None, [Finding(AREA, "files", "fail", found, cure)]
     return folder, [Finding(AREA, "files", "ok", str(folder))]
-
-
-def missing_files(folder: Path) -> Iterator[str]:
-    """Of those beside the weights, that both sides need."""
-    for name in NEEDED:
-        if not (folder / name).is_file():
-            yield name
-    if not any((folder / name).is_file() for name in PROCESSORS):
-        yield " or ".join(PROCESSORS)
-    written_in = folder / "tokenizer_config.json"
-    in_tokenizer = written_in.is_file() and "chat_template" in written_in.read_text("utf-8")
-    if not in_tokenizer and not any((folder / name).is_file() for name in TEMPLATES):
-        yield " or ".join(TEMPLATES)
 
 
 def tensors(folder: Path, *, architecture: Architecture) -> Iterator[Finding]:

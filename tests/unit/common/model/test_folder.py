@@ -64,7 +64,8 @@ def test_a_folder_is_itself_wherever_one_stands(
 
 def test_the_shipped_model_and_sharded_ones_are_whole(tmp_path: Path) -> None:
     assert problem(TINY) is None
-    folder = folder_of(tmp_path / "sharded", "config.json")
+    folder = tmp_path / "sharded"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     assert problem(shards(folder, *names, named=2)) is None
 
@@ -151,6 +152,50 @@ def test_a_pointer_that_nobody_loads_does_not_matter(tmp_path: Path) -> None:
     shutil.copytree(TINY, folder)
     (folder / "demo.mp4").write_text(POINTER)
     assert problem(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        (("tokenizer_config.json",), "no tokenizer_config.json"),
+        (("tokenizer.json",), "no tokenizer.json or vocab.json or tokenizer.model"),
+        (
+            ("preprocessor_config.json", "video_preprocessor_config.json"),
+            "no preprocessor_config.json or video_preprocessor_config.json or processor_config",
+        ),
+        (("chat_template.jinja",), "no chat_template.jinja or chat_template.json"),
+        (
+            ("tokenizer_config.json", "chat_template.jinja"),
+            "no tokenizer_config.json, no chat_template.jinja or chat_template.json",
+        ),
+    ],
+)
+def test_weights_without_what_makes_their_prompts_are_refused(
+    gone: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ckpt"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns(*gone))
+    line = refusal(str(folder))
+    assert f"found {said}" in line
+    assert "copy them from the checkpoint that it was made from" in line
+    assert fetched(str(folder), knob="--model", with_weights=False).path == folder
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "processor_config.json"])
+def test_a_template_may_stand_in_another_file(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "ckpt"
+    shutil.copytree(TINY, folder)
+    (folder / "chat_template.jinja").unlink()
+    (folder / name).write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    assert problem(folder) is None
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json"])
+def test_a_file_that_was_cut_short_is_named(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "ckpt"
+    shutil.copytree(TINY, folder)
+    (folder / name).write_text((folder / name).read_text()[:-10])
+    assert f"found no JSON object in {folder / name}, wanted the file whole" in refusal(str(folder))
 
 
 @pytest.mark.parametrize("text", ["[]", '{"model_type": ', ""])

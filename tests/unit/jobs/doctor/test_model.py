@@ -29,14 +29,9 @@ def test_a_whole_folder_is_ok(make_run: Make, own_model: Path) -> None:
     assert (folder, finding.level) == (own_model, "ok")
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["tokenizer_config.json", "chat_template.jinja", "config.json", "preprocessor_config.json"],
-)
+@pytest.mark.parametrize("name", ["chat_template.jinja", "config.json"])
 def test_a_missing_file_is_named(make_run: Make, own_model: Path, name: str) -> None:
     (own_model / name).unlink()
-    for other in model.PROCESSORS if name in model.PROCESSORS else ():
-        (own_model / other).unlink(missing_ok=True)
     finding = files(make_run(f"shared.model={own_model}"))
     assert (finding.level, name in finding.found) == ("fail", True)
 
