@@ -5,6 +5,7 @@ on it. The desk also holds the run (`state/lease.py`), and says what is waited f
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -67,6 +68,7 @@ class Desk:
         """The version."""
         self._step = 0
         """That is waited for."""
+        self._owned = contextlib.ExitStack()
         self._runner = asyncio.Runner()
         self._broker = Broker.of(run.shared, should_stop=lambda: stop.asked)
         self._lease = RunLease(run, broker=self._broker, runner=self._runner)
@@ -115,6 +117,7 @@ class Desk:
             state=state.feed if state else None,
             has_plateaued=self._plateau.reached,
         )
+        self._owned.callback(self.feed.close)
         self.intake = Intake(
             self._broker,
             feed=self.feed,
@@ -150,6 +153,7 @@ class Desk:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._owned.close()
         self._boards.close()
         self._lease.close()
         self._runner.run(self._broker.close())

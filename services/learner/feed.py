@@ -7,6 +7,7 @@ same rows in the same order under the same sequence numbers, which Redis refuses
 
 import asyncio
 import hashlib
+import itertools
 import logging
 import random
 import secrets
@@ -23,6 +24,7 @@ from common.rows import Row, UnusableRowError
 from common.video.loader import ClipLoader
 from services.learner.curriculum.phases import HasPlateaued, Phases, PhaseState, never
 from services.learner.curriculum.pool import PoolState, RowPool
+from services.learner.lookahead import LookAhead
 from services.learner.rows import GivenUp, GivenUpRows, RejectedRows, Rejection, load_rows
 
 log = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ class Feed:
         self._shared = shared
         self._learner = learner
         self._runner = runner
-        self._loader = ClipLoader.of(shared.video)
+        self._clips = LookAhead(ClipLoader.of(shared.video))
         self._outstanding: dict[str, PromptRequest] = {}
         self._next_sequence = 1
         self.was_refused = False
@@ -151,7 +153,7 @@ class Feed:
         )
 
     def top_up(self, version: int) -> list[PromptRequest]:
-        """Feed until `capacity` prompts are outstanding.
+        """Feed until `capacity` prompts are outstanding, and look at the files of the next ones.
 
         Args:
             version: the newest published policy version.
@@ -162,7 +164,8 @@ class Feed:
         Raises:
             ConfigError: every row turned out unusable.
         """
-        fed = []
+        fed: list[PromptRequest] = []
+        self._clips.expect(self._coming(self.capacity - len(self._outstanding)))
         while len(self._outstanding) < self.capacity:
             self.phases.look(version)
             row, epoch = self._next_row(version)
@@ -176,7 +179,12 @@ class Feed:
             self.phases.fed()
             self._add(request)
             fed.append(request)
+        self._clips.expect(self._coming(self._learner.groups_per_step))
         return fed
+
+    def close(self) -> None:
+        """Look at no more files."""
+        self._clips.close()
 
     def judge(self, groups: Sequence[ScoredGroup]) -> None:
         """What answers of trained groups came to decides what later epochs ask."""
@@ -285,11 +293,17 @@ class Feed:
             if row.row_id not in self._rejected:
                 return row, self._epoch
 
+    def _coming(self, most: int) -> list[Row]:
+        """The next rows of this epoch; those of another were read before."""
+        coming = (self._rows[number] for number in self._order[self._cursor :])
+        wanted = (row for row in coming if row.row_id not in self._rejected)
+        return list(itertools.islice(wanted, max(most, 0)))
+
     def _request(self, row: Row, *, epoch: int, version: int) -> PromptRequest:
         asked = self.phases.asked
         messages = row.messages(asked.mode)
         try:
-            clip = self._loader.sample(row.video, row.window)
+            clip = self._clips.clip_of(row)
         except VideoError as error:
             raise UnusableRowError("unreadable video", str(error)) from error
         row.check_against(clip)

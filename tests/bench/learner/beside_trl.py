@@ -42,6 +42,7 @@ WARM_UP_STEPS = 8
 """Of ours, left out: the first ones wait for the first answers."""
 ROWS = 64
 FPS = 2.0
+FACTOR_PX = 28
 TIMEOUT_S = 240.0
 CHECKPOINT_EVERY, DEFAULT_CHECKPOINT_EVERY = 5, 50
 
@@ -86,10 +87,11 @@ def measure(folder: Path, *, trl_python: Path, repeats: int) -> BesideTrl:
     """Both sides, `repeats` times in turn."""
     model = write_tiny_model(folder / "model", "qwen2_5_vl")
     rows = write_rows(folder)
+    cache = decode_once(folder / "cache", rows=rows)
     ours, theirs = [], []
     for number in range(repeats):
         theirs.append(trl_step(model, trl_python))
-        ours.append(ring_step(folder / f"run-{number}", model=model, rows=rows))
+        ours.append(ring_step(folder / f"run-{number}", model=model, rows=rows, cache=cache))
     return BesideTrl(
         **{name: ratio_of(theirs, ours, key) for name, key in RATIOS.items()},
         ours=ours,
@@ -147,7 +149,24 @@ def write_rows(folder: Path) -> Path:
     return rows
 
 
-def ring_step(run_dir: Path, *, model: Path, rows: Path) -> dict[str, float]:
+def decode_once(cache: Path, *, rows: Path) -> Path:
+    """As before a training: TRL's pictures need no decoding either."""
+    options = {
+        "input": rows,
+        "cache": cache,
+        "video-root": rows.parent,
+        "fps": FPS,
+        "min-pixels": SIDE_PX**2,
+        "max-pixels": SIDE_PX**2,
+        "factor": FACTOR_PX,
+    }
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", "tempsamp", "data", "preprocess", *words]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=TIMEOUT_S)
+    return cache
+
+
+def ring_step(run_dir: Path, *, model: Path, rows: Path, cache: Path) -> dict[str, float]:
     """What the ring takes for a step, and how long a save holds the learner's steps."""
     logs = run_dir.with_suffix(".logs")
     counts = logs / "counts.json"
@@ -159,7 +178,7 @@ def ring_step(run_dir: Path, *, model: Path, rows: Path) -> dict[str, float]:
     }
     with Children(logs) as children:
         redis_url = keep_redis(children, logs / "redis", environ["TEMPSAMP_REDIS_PASSWORD"])
-        settings = ring_settings(run_dir, model=model, rows=rows, redis_url=redis_url)
+        settings = ring_settings(run_dir, model=model, rows=rows, cache=cache, redis_url=redis_url)
         for service in ("reward", "rollout"):
             command = [sys.executable, "-m", "tempsamp", service, "serve", *settings]
             children.start(service, command, environ=environ)
@@ -184,7 +203,9 @@ def ring_step(run_dir: Path, *, model: Path, rows: Path) -> dict[str, float]:
     }
 
 
-def ring_settings(run_dir: Path, *, model: Path, rows: Path, redis_url: str) -> list[str]:
+def ring_settings(
+    run_dir: Path, *, model: Path, rows: Path, cache: Path, redis_url: str
+) -> list[str]:
     """Arguments of all three services."""
     port = free_port()
     changes = {
@@ -197,8 +218,10 @@ def ring_settings(run_dir: Path, *, model: Path, rows: Path, redis_url: str) -> 
         "shared.video.fps": FPS,
         "shared.video.min_pixels": SIDE_PX**2,
         "shared.video.max_pixels": SIDE_PX**2,
-        "shared.video.factor": 28,
+        "shared.video.factor": FACTOR_PX,
         "shared.video.roots": [str(rows.parent)],
+        "shared.video.cache": str(cache),
+        "shared.video.cache_mode": "strict",
         "shared.sampling.max_tokens": ANSWER_TOKENS,
         "reward.port": port,
         "learner.rows": str(rows),

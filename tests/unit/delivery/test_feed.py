@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from common.config import Learner, Phase, Pool, Shared, Video
 from common.errors import ConfigError
-from common.messages import PromptRequest, Sampling, SpansTarget
+from common.messages import ClipRef, PromptRequest, Sampling, SpansTarget, Window
 from common.queue.broker import Broker
+from common.video.loader import ClipLoader
 from services.learner.curriculum.phases import HasPlateaued, never
 from services.learner.feed import Feed, FeedState
 from tests.fixtures.clips import make_clip
@@ -120,6 +122,28 @@ class TestTopUp:
             feed.consumed(prompt_id)
         assert len(feed.top_up(1)) == 2
         assert [request.sequence for request in ring.claim_all()] == list(range(1, 9))
+
+    def test_the_files_of_the_next_step_are_read_beside_this_one(
+        self, ring: Ring, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        readers: list[str] = []
+        sample = ClipLoader.sample
+
+        def noted(loader: ClipLoader, path: str, window: Window | None = None) -> ClipRef:
+            readers.append(threading.current_thread().name)
+            return sample(loader, path, window)
+
+        monkeypatch.setattr(ClipLoader, "sample", noted)
+        feed = ring.feed()
+        for version in range(3):
+            feed.top_up(version)
+            for prompt_id in list(feed.outstanding)[:GROUPS_PER_STEP]:
+                feed.consumed(prompt_id)
+        feed.close()
+        beside = sum(name.startswith("lookahead") for name in readers)
+        assert beside >= NUM_ROWS
+        # The last step took rows of the next epoch, whose order is not known before it begins.
+        assert len(readers) - beside == 4 * GROUPS_PER_STEP - NUM_ROWS
 
     def test_request_says_what_a_replica_needs(self, ring: Ring) -> None:
         ring.feed().top_up(0)
