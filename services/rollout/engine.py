@@ -35,7 +35,7 @@ from common.model.expected import refuse_unfit_model
 from common.model.folder import fetched
 from common.video.frames import processor_metadata
 from services.rollout import masks
-from services.rollout.weight_link import Action, WorkerLinks
+from services.rollout.receiving.link import Action, WorkerLinks
 
 INITIAL_VERSION = "default"
 """vLLM's name for the weights it loaded from disk: policy version 0 of ours."""

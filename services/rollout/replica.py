@@ -28,8 +28,8 @@ from services.rollout.engine import Engine, EngineDownError
 from services.rollout.gate import Gate
 from services.rollout.gpu import claim
 from services.rollout.metrics import Counters, Rate
+from services.rollout.receiving.version import Weights
 from services.rollout.reward_client import GroupScorer
-from services.rollout.weights import Weights
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 """vLLM worker side of a weight transfer: the `tempsamp` weight-transfer engine.
 
 `register()` is found by vLLM through the entry point `vllm.general_plugins` and runs in each of its
-processes. Streams arrive in a thread of the worker (`weight_link`), beside generation; vLLM's loop
-is entered for nothing but `finish_weight_update`, which loads a whole verified version into the
-model. Neighbours: `common.weights` (the wire), `services.rollout.engine` (calls these steps).
+processes. Streams arrive in a thread of the worker (`receiving.worker`), beside generation; vLLM's
+loop is entered for nothing but `finish_weight_update`, which loads a whole verified version into
+the model. Neighbours: `common.weights` (the wire), `services.rollout.engine` (calls these steps).
 """
 
 import multiprocessing
@@ -26,7 +26,7 @@ from vllm.v1.core.sched import output as scheduler_output
 from common.weights.layout import aligned
 from common.weights.receiver import Receiver
 from services.rollout.gpu import keep_claimed
-from services.rollout.weight_worker import serve_link
+from services.rollout.receiving.worker import serve_link
 
 BACKEND = "tempsamp"
 STAGING = "tempsamp_weight_staging"

@@ -22,8 +22,8 @@ from services.rollout.claiming.claims import Claims, InWork
 from services.rollout.claiming.wellness import DOUBTFUL_ROW, Doubts, ReplicaSickError, Wellness
 from services.rollout.engine import Engine, Generation
 from services.rollout.metrics import Counters
+from services.rollout.receiving.version import Weights
 from services.rollout.reward_client import GroupScorer, Scoring
-from services.rollout.weights import Weights
 
 logger = logging.getLogger(__name__)
 

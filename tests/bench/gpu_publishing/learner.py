@@ -15,7 +15,7 @@ from common.errors import WeightError
 from services.learner.publishing.delivery import Delivery, Outcome, Parcel
 from services.learner.publishing.snapshot import Snapshot
 from services.learner.publishing.together import in_thread
-from services.rollout.weight_link import WorkerLinks
+from services.rollout.receiving.link import WorkerLinks
 from tests.bench.gpu_publishing.receivers import LinkPeers, Member, serve, status_of, synchronize
 from tests.bench.publishing.weights import Weights
 

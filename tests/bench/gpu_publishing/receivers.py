@@ -19,8 +19,8 @@ from common.messages import HeldWeights, ReplicaStatus
 from common.weights.messages import JoinWeightGroup, LeaveWeightGroup, UpdateWeights
 from common.weights.receiver import Receiver
 from services.learner.publishing.membership import PeerError
-from services.rollout.weight_link import Action, WorkerLinks
-from services.rollout.weight_worker import serve_link
+from services.rollout.receiving.link import Action, WorkerLinks
+from services.rollout.receiving.worker import serve_link
 from tests.bench.publishing.bare import be_a_host_of_its_own
 
 LEAVE_S = 1.5

@@ -16,7 +16,7 @@ from common.errors import ConfigError
 from common.model.expected import refuse_unfit_model
 from services.learner.model.policy import load_policy
 from services.rollout import engine
-from services.rollout.weight_link import WorkerLinks
+from services.rollout.receiving.link import WorkerLinks
 from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture, write_tiny_model
 
 INDEX = "model.safetensors.index.json"

@@ -6,7 +6,7 @@ a Unix socket of the replica: it joins, receives into staging and verifies while
 
     links = WorkerLinks(count); await links.listen(); ... await links.call("receive", update)
 
-`weight_worker` is the other end. One JSON object a line; the socket lies in a folder that only this
+`worker` is the other end. One JSON object a line; the socket lies in a folder that only this
 user can enter.
 """
 
