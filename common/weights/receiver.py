@@ -159,6 +159,10 @@ class Receiver:
         for staging in (frozen, trained):
             yield from staging.layout.views(staging.stream_N)
 
+    def trained_names(self) -> list[str]:
+        """Of those, the ones that come with each version."""
+        return [item.name for item in self._trained.layout.slices] if self._trained else []
+
     @contextlib.contextmanager
     def _on_device(self) -> Iterator[None]:
         """Work of this thread goes to the device on a stream of its own, and is done at the end."""

@@ -22,9 +22,9 @@ from common.messages import PromptRequest, Sampling, ScoredGroup
 from common.queue.broker import Broker
 from common.rows import Row, UnusableRowError
 from common.video.loader import ClipLoader
+from services.learner.curriculum.lookahead import LookAhead
 from services.learner.curriculum.phases import HasPlateaued, Phases, PhaseState, never
 from services.learner.curriculum.pool import PoolState, RowPool
-from services.learner.lookahead import LookAhead
 from services.learner.rows import GivenUp, GivenUpRows, RejectedRows, Rejection, load_rows
 
 log = logging.getLogger(__name__)

@@ -26,6 +26,7 @@ from vllm.v1.core.sched import output as scheduler_output
 from common.weights.layout import aligned
 from common.weights.receiver import Receiver
 from services.rollout.gpu import keep_claimed
+from services.rollout.receiving.reloading import Reloading
 from services.rollout.receiving.worker import serve_link
 
 BACKEND = "tempsamp"
@@ -84,6 +85,7 @@ class TempSampWeightTransferEngine(WeightTransferEngine[LinkInfo, NoInfo]):
         # Allocated before vLLM measures what is left for its KV cache.
         reserve_bytes = _staging_bytes(self.model) * self._shards if on_device else 0
         self._receiver = Receiver(self.device, place=place, reserve_bytes=reserve_bytes)
+        self._reloading = Reloading(self.model)
 
     @property
     def _shards(self) -> int:
@@ -112,10 +114,13 @@ class TempSampWeightTransferEngine(WeightTransferEngine[LinkInfo, NoInfo]):
             initialize_layerwise_reload,
         )
 
-        views = list(self._receiver.views())
-        initialize_layerwise_reload(self.model)
-        self.model.load_weights(views)
-        finalize_layerwise_reload(self.model, self.model_config)
+        load = self._reloading.of(self._receiver)
+        for module in load.modules:
+            initialize_layerwise_reload(module)
+        self.model.load_weights(load.weights)
+        for module in load.modules:
+            finalize_layerwise_reload(module, self.model_config)
+        self._reloading.done(load)
         self._repack_tied_heads()
         if self.device.type == "cuda":
             # Staging may be written to once this has returned.

@@ -33,6 +33,7 @@ TORCH_FILES = {
     "jobs/data/import_pt.py",
     "services/rollout/engine.py",
     "services/rollout/weight_engine.py",
+    "services/rollout/receiving/reloading.py",
 }
 TORCH_PREFIXES = ("common/weights/", "services/learner/", "jobs/toy/")
 LIGHT_MODULES = [

@@ -9,7 +9,7 @@ import pytest
 from common.errors import VideoError
 from common.messages import ClipRef, SpansTarget
 from common.rows import Row
-from services.learner.lookahead import FILES_AT_ONCE, LookAhead
+from services.learner.curriculum.lookahead import FILES_AT_ONCE, LookAhead
 from tests.fixtures.wire import CLIP
 
 

@@ -3,7 +3,7 @@
 A video that is asked for the first time is read whole once, for its digest and its index. On a
 network disk that takes as long as a step, so it must not happen between two of them.
 
-Neighbours: `feed.py` asks; `common.video.loader` reads.
+Neighbours: `services.learner.feed` asks; `common.video.loader` reads.
 """
 
 from collections.abc import Sequence
