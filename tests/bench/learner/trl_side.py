@@ -106,7 +106,7 @@ def main(model_folder: str, steps: int) -> None:
         if "completions/mean_length" in line
     ]
     found = {
-        "wall_s": statistics.median(between_s),
+        "wall_s": statistics.mean(between_s),
         "answer_tokens": statistics.mean(lengths),
         **counts.per_step(steps),
     }
