@@ -7,7 +7,6 @@ on it. The desk also holds the run (`state/lease.py`), and says what is waited f
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Self
 from common import config
 from common.config import Run
 from common.errors import ConfigError, QueueError
-from common.logs import SAY_EVERY_S
+from common.logs import SAY_EVERY_S, NowAndThen
 from common.messages import ClipRef, PromptRequest, ReplicaStatus, ScoredGroup
 from common.queue.broker import Broker
 from common.queue.ledger import FILE, Fate
@@ -61,8 +60,7 @@ class Desk:
         self._run = run
         self.status = status or Status()
         """What who watches the run sees of it."""
-        self._shown_s = -math.inf
-        self._said_s = time.monotonic()
+        self._shows, self._speaks = NowAndThen(SHOW_EVERY_S), _in_a_while()
         self._boards = Boards({})
         self._validating = 0
         """The version."""
@@ -192,7 +190,7 @@ class Desk:
             on_idle()
 
         self.confirm()
-        self._said_s, self._step = time.monotonic(), version + 1
+        self._speaks, self._step = _in_a_while(), version + 1
         with self.status.waiting():
             try:
                 self._show_queues()
@@ -218,7 +216,7 @@ class Desk:
             self._say("waiting for the answers to held-out rows", policy_version=version)
             on_idle()
 
-        self._said_s, self._validating = time.monotonic(), version
+        self._speaks, self._validating = _in_a_while(), version
         self._validator.run(version, urls=urls, on_idle=idle, should_stop=lambda: self._stop.asked)
 
     def stops_early(self, version: int) -> bool:
@@ -326,28 +324,31 @@ class Desk:
         self._ledger.fate(fate, self.feed.request(prompt_id), reason=reason, step=self._step)
 
     def _show_queues(self) -> None:
-        if time.monotonic() - self._shown_s >= SHOW_EVERY_S:
+        if self._shows.is_due():
             self.status.show(self.figures())
-            self._shown_s = time.monotonic()
 
     def _say_groups(self) -> None:
         """What a step waits for, from both sides."""
-        if time.monotonic() - self._said_s < SAY_EVERY_S:
+        if not self._speaks.is_due():
             return
         phases = Counter(replica.phase for replica in self.replicas())
-        self._say(
-            "waiting for groups",
-            found=self.intake.num_taken,
-            wanted=self._run.learner.groups_per_step,
-            outstanding_prompts=len(self.feed.outstanding),
-            replicas=", ".join(f"{count} {phase}" for phase, count in phases.items()) or "none",
-        )
+        facts = {
+            "found": self.intake.num_taken,
+            "wanted": self._run.learner.groups_per_step,
+            "outstanding_prompts": len(self.feed.outstanding),
+            "replicas": ", ".join(f"{count} {phase}" for phase, count in phases.items()) or "none",
+        }
+        logger.info("waiting for groups", extra=facts)
 
     def _say(self, event: str, **facts: object) -> None:
-        """At most every `SAY_EVERY_S`."""
-        if time.monotonic() - self._said_s >= SAY_EVERY_S:
+        """Now and then."""
+        if self._speaks.is_due():
             logger.info(event, extra=facts)
-            self._said_s = time.monotonic()
+
+
+def _in_a_while() -> NowAndThen:
+    """The first word of a wait comes late: most end before."""
+    return NowAndThen(first_s=SAY_EVERY_S)
 
 
 def _refuse_unreadable(rows: Path) -> None:
