@@ -3,6 +3,7 @@
 So `--help`, completion and a mistyped option answer at once, whatever a command needs to run.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -405,15 +406,13 @@ def main() -> None:
 
 
 def _say(line: str) -> None:
-    """To standard error; in colour on a terminal, unless NO_COLOR is set."""
-    if not sys.stderr.isatty():
-        sys.stderr.write(line)
+    """To standard error; in colour as `jobs.local.terminal` has it."""
+    if not sys.stderr.isatty() and not os.environ.get("FORCE_COLOR"):
+        sys.stderr.write(line)  # rich is not waited for
         return
-    from rich.console import Console
+    from jobs.local.terminal import console
 
-    Console(stderr=True).print(
-        line, style="red", end="", markup=False, highlight=False, soft_wrap=True
-    )
+    console(stderr=True).print(line, style="red", end="", markup=False, soft_wrap=True)
 
 
 def _usage(error: Exception) -> tuple[str, int] | None:

@@ -11,8 +11,9 @@ import numpy as np
 from pydantic import BaseModel
 
 from jobs.dash.folder import Columns
-from jobs.dash.state import short, wait_share
+from jobs.dash.state import wait_share
 from jobs.fleet.services import Fleet
+from jobs.local.terminal import short
 
 RECENT = 20
 """Steps: an average over fewer is noise, over many more comes too late."""

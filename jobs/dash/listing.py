@@ -11,18 +11,27 @@ from typing import Annotated
 
 import typer
 from pydantic import BaseModel
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from common.errors import ConfigError
 from jobs.dash.command import DEFAULT_ROOT
 from jobs.dash.folder import RunFolder, find_runs
-from jobs.dash.state import Phase, RunState, duration, state_of
+from jobs.dash.state import Phase, RunState, state_of
 from jobs.demo.course import METHOD_OF
+from jobs.local.terminal import (
+    Column,
+    Listing,
+    Row,
+    State,
+    console,
+    duration,
+    short,
+    steps_in_words,
+)
 
-COLOURS: dict[Phase, str] = {"running": "green", "quiet": "yellow", "finished": "", "empty": "dim"}
+COLUMNS = (
+    *(Column(heading) for heading in ("run", "state", "method", "model")),
+    *(Column(heading, is_number=True) for heading in ("steps", "best mIoU")),
+)
 
 
 class Listed(BaseModel):
@@ -57,7 +66,7 @@ def command(
         for one in found:
             typer.echo(one.model_dump_json())
         return
-    Console().print(table(found))
+    console().print(table(found))
 
 
 def listed(run: RunFolder) -> Listed:
@@ -79,28 +88,20 @@ def listed(run: RunFolder) -> Listed:
     )
 
 
-def table(runs: Iterable[Listed]) -> Table:
+def table(runs: Iterable[Listed]) -> Listing:
     """A row a run."""
-    made = Table(box=box.SIMPLE)
-    for heading in ("run", "method", "model"):
-        made.add_column(heading, overflow="fold")
-    for heading in ("steps", "best mIoU", "at step"):
-        made.add_column(heading, justify="right")
-    made.add_column("state")
-    for run in runs:
-        made.add_row(*_cells(run))
-    return made
+    return Listing(COLUMNS, [Row(tuple(_cells(run))) for run in runs])
 
 
-def _cells(run: Listed) -> Iterator[Text]:
-    yield Text(run.run)
-    yield Text(run.method or "-")
-    yield Text(run.model or "-")
-    yield Text(f"{run.step:,}" if run.steps is None else f"{run.step:,} of {run.steps:,}")
-    yield Text("-" if run.best is None else f"{run.best:.3f}")
-    yield Text("-" if run.best_step is None else f"{run.best_step:,}")
+def _cells(run: Listed) -> Iterator[str | State]:
+    yield run.run
     since = "" if run.quiet_s is None else f", {duration(run.quiet_s)} ago"
-    yield Text(f"{run.phase}{since}", style=COLOURS[run.phase])
+    yield State(run.phase, since)
+    yield run.method or "-"
+    yield run.model or "-"
+    yield steps_in_words(run.step, run.steps)
+    best = None if run.best is None else short(run.best, digits=3)
+    yield "-" if best is None else f"{best} at {run.best_step:,}"
 
 
 def _best(state: RunState) -> tuple[float | None, int | None]:

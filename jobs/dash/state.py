@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from jobs.dash.curves import step_seconds, values_of
 from jobs.dash.folder import Columns
+from jobs.local.terminal import duration, short, steps_in_words, took
 
 WINDOW = 50
 """Steps that "now" is an average over."""
@@ -23,7 +24,7 @@ LEAST_QUIET_S = 90.0
 """A run whose last step is older than this and than ten of its steps is called quiet: a validation
 or a publish with retries takes less."""
 
-Phase = Literal["empty", "running", "quiet", "finished"]
+Phase = Literal["empty", "training", "quiet", "finished"]
 Trend = Literal["learning", "unclear", "falling"]
 
 
@@ -93,25 +94,6 @@ def wait_share(metrics: Columns) -> float | None:
     return waited / total if total > 0 else None
 
 
-def short(value: float) -> str:
-    """`.41`, as figures between -1 and 1 are written here; others with three digits."""
-    if not math.isfinite(value):
-        return "none"
-    if abs(value) < 1:
-        text = f"{value:.2f}"
-        return text.replace("0.", ".", 1) if text not in ("0.00", "-0.00") else "0"
-    return f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3 h`."""
-    for unit, size_s in (("days", 172_800.0), ("h", 7200.0), ("min", 120.0)):
-        if seconds >= size_s:
-            count = seconds / {"days": 86_400.0, "h": 3600.0, "min": 60.0}[unit]
-            return f"{count:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def _phase(metrics: Columns, *, step: int, steps: int | None, quiet_s: float | None) -> Phase:
     if not metrics.steps:
         return "empty"
@@ -119,7 +101,7 @@ def _phase(metrics: Columns, *, step: int, steps: int | None, quiet_s: float | N
         return "finished"
     usual_s = float(np.median(step_seconds(metrics)[-WINDOW:]))
     slow = quiet_s is not None and quiet_s > max(LEAST_QUIET_S, SLOW_STEPS * usual_s)
-    return "quiet" if slow else "running"
+    return "quiet" if slow else "training"
 
 
 def _held_out(validation: Columns) -> Trail | None:
@@ -177,16 +159,16 @@ def _sentence(
 ) -> str:
     if phase == "empty":
         return "No step yet: the learner loads its model, waits for replicas, or has not begun."
-    of = f" of {steps:,}" if steps is not None else ""
+    at = steps_in_words(step, steps)
     where = {
         "finished": f"Finished after {step:,} steps",
-        "quiet": f"Quiet since {duration(quiet_s or 0)} at step {step:,}{of}",
-        "running": f"Step {step:,}{of}",
+        "quiet": f"Quiet since {duration(quiet_s or 0)} at step {at}",
+        "training": f"Step {at}",
     }[phase]
     said = [_progress(trail, phase)] if trail is not None else []
     share = wait_share(metrics)
     if share is not None:
-        verb = "waits" if phase == "running" else "waited"
+        verb = "waits" if phase == "training" else "waited"
         said.append(f"the learner {verb} {100 * share:.0f} % of its time")
     return f"{where}, {', '.join(said)}." if said else f"{where}."
 
@@ -210,30 +192,32 @@ def _tiles(metrics: Columns, trail: Trail | None) -> list[Tile]:
         tiles.append(
             Tile(
                 label=trail.what,
-                value=f"{trail.last:.3f}",
-                note=f"best {trail.best:.3f} at step {trail.best_step:,}",
+                value=short(trail.last, digits=3),
+                note=f"best {short(trail.best, digits=3)} at step {trail.best_step:,}",
             )
         )
     reward, injected = metrics.tail("reward/reward", WINDOW), metrics.last("reward/injected_reward")
     if len(reward):
-        apart = "" if math.isnan(injected) else f"the injected truth {injected:.3f}"
-        tiles.append(Tile(label="policy reward", value=f"{reward.mean():.3f}", note=apart))
+        apart = "" if math.isnan(injected) else f"the injected truth {short(injected, digits=3)}"
+        tiles.append(Tile(label="policy reward", value=short(reward.mean(), digits=3), note=apart))
     entropy = metrics.tail("learner/entropy_nats", WINDOW)
     if len(entropy):
         first = metrics.of("learner/entropy_nats")[:WINDOW]
-        note = f"{np.nanmean(first):.2f} at the start"
-        tiles.append(Tile(label="entropy", value=f"{entropy.mean():.2f} nats", note=note))
+        note = f"{short(float(np.nanmean(first)))} at the start"
+        tiles.append(Tile(label="entropy", value=f"{short(entropy.mean())} nats", note=note))
     seconds = step_seconds(metrics)[-WINDOW:]
     if len(seconds) and seconds.sum() > 0:
         rates = values_of(metrics, "groups_a_minute")[-WINDOW:]
         rate = f"{np.nanmean(rates):.0f} groups a minute" if not np.isnan(rates).all() else ""
-        tiles.append(Tile(label="time of a step", value=f"{seconds.mean():.1f} s", note=rate))
+        tiles.append(Tile(label="time of a step", value=took(seconds.mean()), note=rate))
     stale = metrics.tail("intake/staleness_steps_mean", WINDOW)
     if len(stale):
         oldest = metrics.tail("intake/staleness_steps_max", WINDOW).max()
         tiles.append(
             Tile(
-                label="staleness", value=f"{stale.mean():.2f} versions", note=f"oldest {oldest:.0f}"
+                label="staleness",
+                value=f"{short(stale.mean())} versions",
+                note=f"oldest {oldest:.0f}",
             )
         )
     return tiles

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.config import Run, Strategy
 from common.errors import EngineError, TempSampError
@@ -47,8 +45,10 @@ from jobs.evaluation.held_out import HeldOut
 from jobs.evaluation.journal import read_records
 from jobs.evaluation.scoring.score import read_questions
 from jobs.evaluation.settings import AnswerSampling
+from jobs.local import terminal
 from jobs.local.processes import Child, Children
 from jobs.local.redis import free_port
+from jobs.local.terminal import Entry, State, short, steps_in_words
 from jobs.local.waiting import waiting
 
 logger = logging.getLogger(__name__)
@@ -76,8 +76,9 @@ BEST_FILE = "best.json"
 MAX_LEARNER_RESTARTS = 3
 """In a row without getting further: loading takes a quarter of a minute."""
 POLL_S = 0.2
+STATE_CHARS = len("training")
 
-console = Console()
+console = terminal.console()
 
 Split = Literal["validation", "test"]
 """Held out."""
@@ -223,7 +224,7 @@ def _evaluate(
     # A run that is resumed with fewer queries has answers to more.
     ids = {question.id for question in held_out.questions}
     found = evaluation_of(record for record in read_records(out) if record.id in ids)
-    console.print(f"{when}: held-out mIoU {found.greedy.miou:.3f}")
+    console.print(f"{when}: held-out mIoU {short(found.greedy.miou, digits=3)}")
     return found
 
 
@@ -248,12 +249,14 @@ def _evaluate_best(
     children.start("rollout-best", command, environ=course.environ)
     url, out = f"http://127.0.0.1:{port}", course.folder / ANSWERS_BEST
     shutil.rmtree(out, ignore_errors=True)
-    with console.status(f"evaluating step {step}, which validated best"):
+    with waiting(console, f"evaluating step {step:,}, which validated best"):
         _wait_until_ready(url, children, what="the replica of the best version")
         # A checkpoint is served as version 0.
         children.run(held_out.ask(0, endpoints=[url], out=out, retry_s=UNREACHABLE_S))
     found = evaluation_of(read_records(out))
-    console.print(f"step {step}, best on validation: held-out mIoU {found.greedy.miou:.3f}")
+    console.print(
+        f"step {step:,}, best on validation: held-out mIoU {short(found.greedy.miou, digits=3)}"
+    )
     return BestEvaluation(step, found)
 
 
@@ -285,16 +288,19 @@ def steps_done(run_dir: Path) -> float:
 
 
 def _show_bar(course: Course, children: Children, learner: Child) -> None:
-    with _progress() as progress:
-        task = progress.add_task(course.method, total=course.run.learner.steps, shown="starting")
+    with terminal.bar(console) as progress:
+        total = course.run.learner.steps
+        task = progress.add_task(course.method, total=total, state="starting")
         ended = False
         while not ended:
             children.check()
             ended = learner.is_done  # first, or its last line is missed
             if step := last_metrics(course.folder / METRICS_FILE):
                 validation = last_metrics(course.folder / VALIDATION_FILE)
-                progress.update(task, completed=step["step"], shown=_shown(step, validation))
+                shown = figures_of(step, validation)
+                progress.update(task, completed=step["step"], state="training", shown=shown)
             time.sleep(POLL_S)
+        progress.update(task, state="finished")
 
 
 def _show_lines(course: Course, children: Children, learner: Child) -> None:
@@ -308,10 +314,14 @@ def _show_lines(course: Course, children: Children, learner: Child) -> None:
         total = course.run.learner.steps
         if step and step["step"] > said_step and (word.is_due() or ended):
             validation = last_metrics(course.folder / VALIDATION_FILE)
-            console.print(f"step {step['step']:.0f}/{total} {_shown(step, validation)}")
+            done = f"step {steps_in_words(step['step'], total)}"
+            said = "  ".join((done, *figures_of(step, validation)))
+            console.print(Entry(State("training", width=STATE_CHARS), said))
             said_step, silence = step["step"], NowAndThen(first_s=SAY_EVERY_S)
         elif silence.is_due():
-            console.print(f"waiting for step {said_step + 1:.0f}/{total}, log in {learner.log}")
+            state = State("training" if step else "starting", width=STATE_CHARS)
+            awaited = f"step {steps_in_words(said_step + 1, total)}"
+            console.print(Entry(state, f"waiting for {awaited}, log in {learner.log}"))
         time.sleep(POLL_S)
 
 
@@ -345,23 +355,12 @@ async def _registered(run: Run) -> list[str]:
         await broker.close()
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[shown]}"),
-        TextColumn("ETA"),
-        TimeRemainingColumn(compact=True),
-        console=console,
-    )
-
-
-def _shown(step: StepMetrics, validation: StepMetrics | None) -> str:
-    """With the rest of the line at most 80 columns, which is what a log has."""
-    shown = (
-        f"reward {step.get('reward/reward', float('nan')):.2f} "
-        f"IoU {step.get('reward/iou', float('nan')):.2f} "
-        f"stale {step['intake/staleness_steps_mean']:.1f}"
-    )
-    return shown if validation is None else f"{shown} val {validation['val/miou']:.2f}"
+def figures_of(step: StepMetrics, validation: StepMetrics | None) -> tuple[str, ...]:
+    """What a step shows of itself, the most important first; what it has not is left out."""
+    found = [
+        ("val", None if validation is None else validation["val/miou"]),
+        ("IoU", step.get("reward/iou")),
+        ("reward", step.get("reward/reward")),
+        ("stale", step.get("intake/staleness_steps_mean")),
+    ]
+    return tuple(f"{name} {short(value)}" for name, value in found if value is not None)

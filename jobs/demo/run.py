@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.highlighter import NullHighlighter
-from rich.logging import RichHandler
 
 from common import config
 from common.errors import ConfigError
@@ -29,6 +27,7 @@ from common.queue.disk import check_folder
 from common.secrets import only as secrets_of_child
 from jobs.demo.course import METHODS, POLL_S, Course, Split, console, steps_done, take
 from jobs.demo.summary import ANSWERS_BEFORE
+from jobs.local import terminal
 from jobs.local.processes import Children, interruptible, run_arguments
 from jobs.local.redis import free_port, keep_redis
 from jobs.local.waiting import waiting
@@ -218,7 +217,8 @@ def make_start(regime: Regime) -> None:
     STARTS.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "jobs.toy.make_model", "--start", regime.name]
     command += ["--out", str(out), "--clips", str(STARTS / f"{regime.name}-clips")]
-    with console.status(f"making the start checkpoint of {regime.name}"), Children(STARTS) as made:
+    what = f"making the start checkpoint of {regime.name}"
+    with waiting(console, what), Children(STARTS) as made:
         child = made.start(regime.name, command, ends=True)
         while not child.is_done:
             made.check()
@@ -289,7 +289,8 @@ def command(
     ] = False,
 ) -> None:
     """Run the ring on this machine: train, evaluate before and after, write a report."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_beside_the_bar()])
+    handler = terminal.LogLines(console)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     if config_file is not None:
         in_the_file = {
             "--method": (method, "shared.strategy"),
@@ -342,17 +343,6 @@ def command(
         folder=demo.run_dir.relative_to(ROOT),
         again=f"RESUME=1 RUN={demo.name} goes on from the last checkpoint",
         report=report_html,
-    )
-
-
-def _beside_the_bar() -> logging.Handler:
-    """Prints log lines above a progress bar, not into it."""
-    return RichHandler(
-        console=console,
-        show_time=False,
-        show_level=False,
-        show_path=False,
-        highlighter=NullHighlighter(),
     )
 
 

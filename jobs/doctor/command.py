@@ -14,13 +14,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from common import config
 from common.errors import ConfigError
-from jobs.doctor.finding import Finding, exit_code
+from jobs.doctor.finding import EXIT_CODES, Finding, exit_code
+from jobs.local import terminal
+from jobs.local.terminal import Entry, State
 
-COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+LEVEL_CHARS = max(map(len, EXIT_CODES))
 
 
 def command(
@@ -50,7 +51,7 @@ def command(
     run = None if run_file is None else config.load(run_file, overrides=overrides or ())
     from jobs.doctor.rounds import Round, findings
 
-    console = Console(stderr=as_json)
+    console = terminal.console(stderr=as_json)
     taken = Round(
         run=run,
         run_file=run_file,
@@ -74,18 +75,14 @@ def command(
 
 def show(finding: Finding, console: Console) -> None:
     """A line, and the cure below it."""
-    colour = COLOURS[finding.level]
-    name = f"{finding.area}: {finding.name}"
-    console.print(
-        f"[{colour}]{finding.level:<4}[/]  {escape(name)}: {escape(finding.found)}", soft_wrap=True
-    )
-    if finding.cure and finding.level != "ok":
-        console.print(f"      [dim]→ {escape(finding.cure)}[/]", soft_wrap=True)
+    said = f"{finding.area}: {finding.name}: {finding.found}"
+    cure = (f"→ {finding.cure}",) if finding.cure and finding.level != "ok" else ()
+    console.print(Entry(State(finding.level), said, cure, LEVEL_CHARS))
 
 
 def summary(found: list[Finding]) -> str:
     """How many of each."""
-    counts = {level: sum(one.level == level for one in found) for level in COLOURS}
+    counts = {level: sum(one.level == level for one in found) for level in EXIT_CODES}
     return ", ".join(f"{count} {level}" for level, count in counts.items())
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from common.errors import ConfigError, TempSampError
-from jobs.fleet import table
+from jobs.local import terminal
 
 Level = Literal["ok", "warn", "fail"]
 EXIT_CODES: dict[Level, int] = {"ok": 0, "warn": 1, "fail": 2}
@@ -52,8 +52,8 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 
 def one_line(text: str, *, most_chars: int = 400) -> str:
-    """As the table of a fleet shortens a text, with more room."""
-    return table.one_line(text, most_chars=most_chars)
+    """As in a table, with more room."""
+    return terminal.one_line(text, most_chars=most_chars)
 
 
 class Stopwatch:
@@ -63,4 +63,4 @@ class Stopwatch:
         self._began_s = time.perf_counter()
 
     def __str__(self) -> str:
-        return f"{time.perf_counter() - self._began_s:.1f} s"
+        return terminal.took(time.perf_counter() - self._began_s)

@@ -25,6 +25,8 @@ from common.weights.messages import JoinWeightGroup
 from jobs.doctor.finding import Finding, one_line
 from jobs.doctor.neighbours import clock
 from jobs.fleet.services import Fleet, Replica, look, opened, url_of_learner, vouched
+from jobs.fleet.table import problem_in_words
+from jobs.local.terminal import NO_ANSWER, took
 
 AREA = "fleet"
 MEET_S = 15.0
@@ -78,7 +80,7 @@ def learner(fleet: Fleet, *, hold: Hold) -> Finding:
         return Finding(AREA, "learner", "ok", f"{report.phase}{at}")
     if not hold.holder:
         return Finding(AREA, "learner", "ok", "nobody has the run; it may be started")
-    found = f"{hold.holder} has the run and does not answer: {fleet.learner_unreachable}"
+    found = f"{NO_ANSWER} from {hold.holder}, who has the run: {fleet.learner_unreachable}"
     cure = "learner.metrics_host and learner.metrics_port have to be reachable from here"
     return Finding(AREA, "learner", "warn", found, cure)
 
@@ -90,7 +92,7 @@ def of_replica(
     name, report = replica.status.replica, replica.report
     if report is None:
         cure = "rollout.advertise_host has to be reachable from here, with the same token"
-        found = f"does not answer at {replica.status.url}: {replica.unreachable}"
+        found = f"{NO_ANSWER} at {replica.status.url}: {replica.unreachable}"
         yield Finding(AREA, name, "fail", one_line(found), cure)
         return
     yield well(report)
@@ -110,9 +112,7 @@ def well(report: ReplicaReport) -> Finding:
     if report.trouble is not None:
         return Finding(AREA, name, "warn", one_line(report.trouble), "mend what it names")
     if report.last_problem is not None:
-        problem = report.last_problem
-        said = problem.event if problem.error is None else f"{problem.event}: {problem.error}"
-        found = f"{status.phase}; {problem.age_s:.0f} s ago: {one_line(said)}"
+        found = f"{status.phase}; {problem_in_words(report.last_problem)}"
         return Finding(AREA, name, "ok", found)
     return Finding(AREA, name, "ok", f"{status.phase} at {status.url}")
 
@@ -161,7 +161,7 @@ def rehearsals(run: Run, seen: Seen) -> Iterator[Finding]:
             found = one_line(str(error) or repr(error))
             yield Finding(AREA, name, "fail", found, cure)
             continue
-        yield Finding(AREA, name, "ok", f"met over {backend} in {1000 * took_s:.0f} ms")
+        yield Finding(AREA, name, "ok", f"met over {backend} in {took(took_s)}")
 
 
 async def _see(run: Run) -> Seen:

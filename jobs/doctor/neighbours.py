@@ -18,6 +18,7 @@ from common.rest.reward_api import ScoreItem, ScoreRequest
 from common.rest.reward_client import RewardClient
 from jobs.doctor.finding import Finding, Level, one_line
 from jobs.fleet.services import opened
+from jobs.local.terminal import took
 
 SLOW_S = 0.02
 """Of a call to Redis; a claim and a push of a group are a few each."""
@@ -59,8 +60,8 @@ def redis_findings(facts: ServerFacts, *, has_password: bool) -> Iterator[Findin
     yield _judged("password", has_password, "warn", given, "", cure)
     quick = facts.round_trip_s <= SLOW_S
     cure = "bring Redis nearer to learner and replicas, or give it a core of its own"
-    took = f"{1000 * facts.round_trip_s:.1f} ms a call"
-    yield _judged("latency", quick, "warn", took, f", wanted {1000 * SLOW_S:.0f} at most", cure)
+    found, most = f"{took(facts.round_trip_s)} a call", f", wanted {took(SLOW_S)} at most"
+    yield _judged("latency", quick, "warn", found, most, cure)
 
 
 def clock(theirs_s: float, *, now_s: float, whose: str) -> Finding:

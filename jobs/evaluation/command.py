@@ -324,7 +324,8 @@ def _ask_all(
     asker: Asker = ask_replica,
 ) -> None:
     from jobs.evaluation.session import LOCAL_RETRY_S, ask
-    from jobs.evaluation.terminal import Bar, progress_on
+    from jobs.evaluation.terminal import Bar
+    from jobs.local.terminal import bar
 
     async def ask_each() -> None:
         async with connected(endpoints, token=token, patience=FLEET_TIMEOUT) as clients:
@@ -340,7 +341,7 @@ def _ask_all(
                     asker=asker,
                 )
 
-    with shown(progress_on(console)) as progress:
+    with shown(bar(console)) as progress:
         asyncio.run(ask_each())
     _finish_all(plan, runs, console=console)
 

@@ -25,22 +25,6 @@ SHOWN_MISSING = 20
 """Videos, and annotations, in the terminal; summary.json has all."""
 
 
-def progress_on(console: "Console") -> "Progress":
-    """Bars with done/total, accuracy, failures and ETA."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as EtaColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[shown]}"),
-        TextColumn("ETA"),
-        EtaColumn(),
-        console=console,
-    )
-
-
 class Bar(Tally):
     """A tally that is seen."""
 
@@ -48,7 +32,7 @@ class Bar(Tally):
         """`modes`: in which queries are asked; what mixes them is chosen when all are answered."""
         super().__init__()
         self._progress = progress
-        self._task = progress.add_task(f"{bench}, {' and '.join(modes)}", total=None, shown="")
+        self._task = progress.add_task(f"{bench}, {' and '.join(modes)}", total=None)
 
     def start(self, *, total: int) -> None:
         super().start(total=total)
@@ -56,16 +40,15 @@ class Bar(Tally):
 
     def add(self, record: PredictionRecord) -> None:
         super().add(record)
-        self._progress.update(self._task, completed=self.done, shown=line_of(self))
+        self._progress.update(self._task, completed=self.done, shown=figures_of(self))
 
 
-def line_of(tally: Tally) -> str:
+def figures_of(tally: Tally) -> tuple[str, ...]:
     """Accuracy and failures so far."""
     accuracy = "mIoU -" if tally.miou is None else f"mIoU {tally.miou:.2f}"
     if tally.hit1 is not None:
         accuracy = f"HIT@1 {tally.hit1:.2f}"
-    endings = "".join(f", {text}" for text in endings_in_words(tally.endings))
-    return f"{accuracy}  {_kinds(tally.failures)}{endings}"
+    return (accuracy, _kinds(tally.failures), *endings_in_words(tally.endings))
 
 
 def show(summary: Summary, *, bench: str, console: "Console") -> None:

@@ -12,7 +12,6 @@ from typing import Annotated
 
 import httpx
 import typer
-from rich.console import Console
 
 from common import config
 from common.config import Run, bearer
@@ -21,6 +20,7 @@ from common.rest import direct
 from common.rest.address import checked_url
 from common.secrets import Tokens, tokens
 from jobs.fleet.services import found, opened, vouched
+from jobs.local.terminal import console
 from jobs.local.waiting import waiting
 
 TIMEOUT_S = 10.0
@@ -53,7 +53,7 @@ def command(
     asyncio.run(_drain(status.url, run.shared.tokens, vouch=True))
     typer.echo(f"{status.replica} drains")
     if wait:
-        with waiting(Console(stderr=True), f"waiting until {status.replica} is gone"):
+        with waiting(console(stderr=True), f"waiting until {status.replica} is gone"):
             asyncio.run(_until_gone(run, status.replica))
         typer.echo(f"{status.replica} is gone")
 

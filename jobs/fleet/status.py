@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
 
 from common import config
@@ -20,6 +19,7 @@ from common.errors import ConfigError
 from common.rest.address import checked_url
 from jobs.fleet.services import Fleet, look, url_of_learner
 from jobs.fleet.table import page
+from jobs.local.terminal import console
 
 
 def command(
@@ -49,14 +49,14 @@ def command(
     if as_json:
         typer.echo(fleet.model_dump_json(indent=2))
     elif fleet.is_there:
-        Console().print(page(fleet))
+        console().print(page(fleet))
     if not fleet.is_there:
         typer.echo(f"tempsamp: {_nothing(fleet)}", err=True)
         raise typer.Exit(1)
 
 
 def _watch(run: Run, *, learner_url: str | None, every_s: float) -> None:
-    with Live(console=Console(), auto_refresh=False) as live:
+    with Live(console=console(), auto_refresh=False) as live:
         while True:
             fleet = asyncio.run(look(run, learner_url=learner_url))
             live.update(page(fleet) if fleet.is_there else _nothing(fleet), refresh=True)

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from common import logs
+from jobs.local.terminal import steps_in_words
 
 
 @contextlib.contextmanager
@@ -34,7 +35,7 @@ def waiting(console: Console, what: str) -> Iterator[None]:
 def shown(progress: Progress) -> Iterator[Progress]:
     """A bar from now on; without a terminal a line a task now and then, beside its last state.
 
-    A task's field `shown` is what its bar shows beside the numbers.
+    A task's field `shown` holds the figures that its bar shows beside the numbers.
     """
     if progress.console.is_terminal:
         with progress:
@@ -44,10 +45,11 @@ def shown(progress: Progress) -> Iterator[Progress]:
     def say(_seconds: float) -> None:
         for task in progress.tasks:
             if task.visible and not task.finished:
-                total = "?" if task.total is None else f"{task.total:.0f}"
-                more = str(task.fields.get("shown", ""))
-                words = f"{task.description} {task.completed:.0f}/{total} {more}"
-                _print(progress.console, words.strip())
+                done = steps_in_words(task.completed, task.total)
+                _print(
+                    progress.console,
+                    "  ".join((f"{task.description} {done}", *task.fields.get("shown", ()))),
+                )
 
     with progress, logs.speaking(say, every_s=logs.SAY_EVERY_S):
         yield progress

@@ -286,10 +286,10 @@ def _asked(
     console: "Console",
 ) -> "tuple[TwoStages, TempSampError | None]":
     """Everything that could be asked, and why not everything could."""
-    from jobs.evaluation.terminal import progress_on
+    from jobs.local import terminal
     from jobs.reframe.stages import TwoStages
 
-    with shown(progress_on(console)) as progress:
+    with shown(terminal.bar(console)) as progress:
         bar = _Bar(progress)
         kit = TwoStages(
             wanted,
@@ -331,12 +331,12 @@ class _Bar:
     def __init__(self, progress: "Progress") -> None:
         self._progress = progress
         self._failed = 0
-        self._task = progress.add_task("", total=None, shown="", visible=False)
+        self._task = progress.add_task("", total=None, visible=False)
 
     def begin(self, stage: str, *, total: int) -> None:
         """A stage of so many questions."""
         self._failed = 0
-        self._task = self._progress.add_task(stage, total=total, shown="")
+        self._task = self._progress.add_task(stage, total=total)
 
     def done(self, question: "Question") -> None:
         """One more."""
@@ -345,7 +345,7 @@ class _Bar:
             self._failed += case.highlights is None
         else:
             self._failed += question.frame not in case.subjects
-        self._progress.update(self._task, advance=1, shown=f"failed: {self._failed}")
+        self._progress.update(self._task, advance=1, shown=(f"failed: {self._failed}",))
 
 
 def _show(ends: Sequence[VideoEnd], *, out: Path, journal: Path, console: "Console") -> None:

@@ -46,6 +46,12 @@ export function signed(value, digits = 2) {
   return Number(text) === 0 ? text : (value < 0 ? "−" : "+") + text;
 }
 
+/** `40 s`, `12 min`, `3 h`: as commands say it (jobs/local/terminal.py). */
+export function duration(value) {
+  const [unit, size] = [["days", 86_400], ["h", 3600], ["min", 60]].find(([, one]) => value >= 2 * one) || ["s", 1];
+  return `${Math.round(value / size)} ${unit}`;
+}
+
 export const seconds = (value) => `${Number(value.toFixed(value < 100 ? 1 : 0))} s`;
 
 export const plural = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;

@@ -118,9 +118,9 @@ class App {
   phase(seen, answers) {
     this.seen = seen;
     this.answers = answers;
-    const running = this.seen === "running";
-    this.live.className = `live ${running ? "running" : ""}`;
-    this.live.textContent = running ? (answers ? "live" : "growing") : { finished: "finished", quiet: "quiet" }[this.seen] || "";
+    const training = this.seen === "training";
+    this.live.className = `live ${training ? "training" : ""}`;
+    this.live.textContent = training ? (answers ? "live" : "growing") : { finished: "finished", quiet: "quiet" }[this.seen] || "";
   }
 
   addressOf(page, parameters) {

@@ -2,10 +2,10 @@
 
 import { ask } from "./ask.js";
 import { Panels } from "./charts.js";
-import { empty, failed, fill, h, loading, plural, short, table } from "./dom.js";
+import { duration, empty, failed, fill, h, loading, plural, short, table } from "./dom.js";
 
 const RANGES = [["All", null], ["Last 1,000", 1000], ["Last 200", 200]];
-const PHASES = { running: "Running", quiet: "Quiet", finished: "Finished", empty: "Not begun" };
+const PHASES = { training: "Training", quiet: "Quiet", finished: "Finished", empty: "Not begun" };
 
 export class Overview {
   constructor(app) {
@@ -86,7 +86,7 @@ export class Overview {
       h("div", {}, h("dt", {}, "learner"), h("dd", {}, facts, learner?.last_problem && h("small", {}, problem(learner.last_problem)))),
       queues && h("div", {}, h("dt", {}, "queues"), h("dd", {}, `${queues.prompts_waiting} prompts wait, ${queues.prompts_claimed} in work, ${queues.groups_unread} groups unread, ${queues.dead_letters} dead letters`)));
     fill(this.services, heading, lines, replicas.length
-      ? table(["replica", "phase", "version", "behind", "tokens/s", "groups", "failed", "last problem"], replicas.map((replica) => replicaRow(replica, learner)),
+      ? table(["replica", "state", "version", "behind", "tokens/s", "groups", "failed", "last problem"], replicas.map((replica) => replicaRow(replica, learner)),
         { numeric: [false, false, true, true, true, true, true, false], label: "Replicas" })
       : h("p", { class: "card note" }, "No replica is registered: the learner waits for one (tempsamp rollout serve)."));
   }
@@ -123,11 +123,12 @@ export class Overview {
 function replicaRow({ status, report, unreachable }, learner) {
   const newest = learner?.version;
   const behind = newest !== null && newest !== undefined && status.version !== null ? newest - status.version : null;
-  const said = report ? (report.trouble ? `answers nothing: ${report.trouble}` : problem(report.last_problem)) : `no answer: ${unreachable}`;
-  return [h("code", {}, status.replica), h("span", { class: `chip ${status.phase}` }, status.phase), status.version ?? "–", behind ?? "–",
-    report ? String(Math.round(report.tokens_per_s)) : "–", String(status.completed_groups), String(status.failed_prompts), said];
+  const said = report ? (report.trouble ? `answers nothing: ${report.trouble}` : problem(report.last_problem)) : `${unreachable}; was ${status.phase}`;
+  const state = report ? h("span", { class: `chip ${status.phase}` }, status.phase) : h("span", { class: "chip lost" }, "no answer");
+  return [h("code", {}, status.replica), state, status.version ?? "–", behind ?? "–",
+    report ? Math.round(report.tokens_per_s).toLocaleString("en") : "–", status.completed_groups.toLocaleString("en"), status.failed_prompts.toLocaleString("en"), said];
 }
 
 function problem(last) {
-  return last ? `${Math.round(last.age_s)} s ago: ${last.event}${last.error ? `: ${last.error}` : ""}` : "";
+  return last ? `${duration(last.age_s)} ago: ${last.event}${last.error ? `: ${last.error}` : ""}` : "";
 }

@@ -17,13 +17,6 @@ from rich.bar import Bar
 from rich.columns import Columns
 from rich.console import Console, Group
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -35,6 +28,7 @@ from jobs.data.crash_safe_pool import WorkersKeepDyingError
 from jobs.data.inspection.numbers import Histogram
 from jobs.data.inspection.rows import Inspection, NoRecordError, inspect
 from jobs.data.inspection.videos import Health, Named, below, check, collect, health
+from jobs.local import terminal
 from jobs.local.waiting import shown
 
 BAR_WIDTH = 22
@@ -42,7 +36,7 @@ MAX_LISTED = 10
 """Videos printed of those that are bad or whose duration is off."""
 
 console = Console()
-errors = Console(stderr=True)
+errors = terminal.console(stderr=True)
 
 
 def command(
@@ -158,22 +152,11 @@ def _checked(named: Mapping[str, Named], *, root: Path, workers: int, timeout_s:
     videos = below(root, named)
     checks = check(videos, root=root, workers=workers, timeout_s=timeout_s)
     try:
-        with shown(_progress()) as bar:
-            return health(bar.track(checks, total=len(videos), description="videos"))
+        with shown(terminal.bar(errors)) as progress:
+            return health(progress.track(checks, total=len(videos), description="videos"))
     except WorkersKeepDyingError as error:
         errors.print(escape(str(error)), soft_wrap=True)
         raise typer.Exit(1) from error
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=errors,
-    )
 
 
 def _show_health(checked: Health) -> None:

@@ -201,7 +201,8 @@ def test_status_shows_replicas_learner_and_queues(
     assert shown.returncode == 0, shown.stderr
     assert "training, step 8, version 8, staleness 0.50 steps" in shown.stdout
     assert "1 prompts wait" in shown.stdout
-    assert "no answer: ConnectError" in shown.stdout
+    assert "no answer" in shown.stdout
+    assert "ConnectError" in shown.stdout
     assert found["learner"]["staleness_steps_mean"] == 0.5
     assert found["queues"]["prompts_waiting"] == 1
     by_name = {entry["status"]["replica"][0]: entry for entry in found["replicas"]}

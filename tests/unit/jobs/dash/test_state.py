@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.dash.folder import RunFolder
-from jobs.dash.state import RunState, duration, short, state_of, wait_share
+from jobs.dash.state import RunState, state_of, wait_share
 from tests.fixtures.pages.run_folder import SETTINGS, Figures, validated, write_run
 
 
@@ -21,7 +21,7 @@ def test_a_run_that_learns_is_said_as_the_issue_says_it(tmp_path: Path) -> None:
     assert found.sentence == (
         "Step 83 of 200, learning: validation mIoU .41 → .52, the learner waits 4 % of its time."
     )
-    assert (found.phase, found.step, found.steps) == ("running", 83, 200)
+    assert (found.phase, found.step, found.steps) == ("training", 83, 200)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_without_validation_the_policy_s_own_figures_are_said(tmp_path: Path) ->
     ("steps", "quiet_s", "phase", "start"),
     [
         (200, 9999.0, "finished", "Finished after 200 steps, it learned"),
-        (83, 89.0, "running", "Step 83 of 200, learning"),
+        (83, 89.0, "training", "Step 83 of 200, learning"),
         (83, 7300.0, "quiet", "Quiet since 2 h at step 83 of 200, learning"),
         (0, None, "empty", "No step yet: the learner loads"),
     ],
@@ -72,7 +72,7 @@ def test_a_run_is_over_quiet_or_not_begun(
 
 def test_slow_steps_are_not_called_quiet(tmp_path: Path) -> None:
     write_run(tmp_path, changed=lambda _n: {"learner/step_s": 100.0})
-    assert state(tmp_path, quiet_s=600).phase == "running"
+    assert state(tmp_path, quiet_s=600).phase == "training"
     assert state(tmp_path, quiet_s=1200).phase == "quiet"
 
 
@@ -86,8 +86,8 @@ def test_tiles_name_what_they_average(tmp_path: Path) -> None:
     tiles = {tile.label: tile for tile in state(write_run(tmp_path)).tiles}
     assert tiles["time of a step"].value == "2.0 s"
     assert tiles["time of a step"].note == "240 groups a minute"
-    assert tiles["policy reward"].note == "the injected truth 0.900"
-    assert tiles["staleness"].value == "0.90 versions"
+    assert tiles["policy reward"].note == "the injected truth .900"
+    assert tiles["staleness"].value == ".90 versions"
 
 
 def test_waiting_is_a_share_of_the_last_steps_alone(tmp_path: Path) -> None:
@@ -96,29 +96,6 @@ def test_waiting_is_a_share_of_the_last_steps_alone(tmp_path: Path) -> None:
 
     assert wait_share(RunFolder(write_run(tmp_path, changed=waits), "a").metrics()) == 0.0
     assert wait_share(RunFolder(tmp_path / "none", "a").metrics()) is None
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.414, ".41"),
-        (-0.5, "-.50"),
-        (0.0, "0"),
-        (1.0, "1"),
-        (12.34, "12.3"),
-        (float("nan"), "none"),
-    ],
-)
-def test_figures_are_short(value: float, text: str) -> None:
-    assert short(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(5, "5 s"), (119, "119 s"), (150, "2 min"), (9000, "2 h"), (2e5, "2 days")],
-)
-def test_durations_are_round(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_settings_of_the_fixture_are_those_of_a_run(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from jobs.evaluation.runner import Tally
 from jobs.evaluation.scoring.highlights_text import true_answer
 from jobs.evaluation.scoring.predictions import PredictionRecord
-from jobs.evaluation.terminal import line_of
+from jobs.evaluation.terminal import figures_of
 
 RIGHT = PredictionRecord(
     id="1",
@@ -47,4 +47,5 @@ def test_highlights_have_no_iou_and_a_span_is_none_of_them() -> None:
     assert (tally.done, tally.miou) == (3, None)
     assert tally.hit1 == pytest.approx(100 / 3)
     assert tally.failures["parse"] == 1
-    assert "HIT@1 33.33  failed: 0 video, 0 engine, 1 parse" in line_of(tally)
+    wanted = ("HIT@1 33.33", "failed: 0 video, 0 engine, 1 parse")
+    assert figures_of(tally) == wanted

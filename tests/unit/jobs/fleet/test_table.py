@@ -3,12 +3,12 @@
 import io
 
 import pytest
-from rich.console import Console
 
 from common.config import Learner
 from common.rest.fleet_api import LearnerReport, ProblemReport, ReplicaReport
 from jobs.fleet.services import Fleet, Queues, Replica, url_of_learner
 from jobs.fleet.table import page
+from jobs.local.terminal import console
 from tests.fixtures.wire import replica_status
 
 PROBLEM = ProblemReport(event="prompt failed", error="VideoError: [gone]\nfile", age_s=75)
@@ -28,7 +28,7 @@ def replica(name: str, *, phase: str = "serving", version: int | None = 3) -> Re
 
 def text_of(fleet: Fleet) -> str:
     out = io.StringIO()
-    Console(file=out, width=200, force_terminal=False).print(page(fleet))
+    console(file=out).print(page(fleet))
     return out.getvalue()
 
 
@@ -39,8 +39,8 @@ def learner(version: int | None = 5) -> LearnerReport:
 def test_a_row_says_who_is_behind_how_fast_and_what_failed_last() -> None:
     shown = text_of(Fleet(run_id="demo", replicas=(replica("a"),), learner=learner()))
     (row,) = [line for line in shown.splitlines() if line.strip().startswith("a ")]
-    assert row.split()[:8] == ["a", "serving", "3", "2", "1234", "12", "1", "2+1"]
-    assert "1 min ago: prompt failed: VideoError: [gone] file" in row
+    assert row.split()[:8] == ["a", "serving", "3", "2", "1,234", "12", "1", "2+1"]
+    assert "75 s ago: prompt failed: VideoError: [gone] file" in row
     assert "last step 2 h ago" in shown
 
 
@@ -63,10 +63,10 @@ def test_what_is_not_known_is_a_dash_and_why_is_said() -> None:
     mute = Replica(status=replica_status("a", version=None), unreachable="ConnectError: refused")
     fleet = Fleet(run_id="demo", replicas=(mute,), learner_unreachable="no port")
     shown = text_of(fleet)
-    assert "no answer: ConnectError: refused" in shown
+    assert "ConnectError: refused; was serving" in shown
     assert "learner  no answer: no port" in shown
     (row,) = [line for line in shown.splitlines() if line.strip().startswith("a ")]
-    assert row.split()[2:5] == ["-", "-", "-"]
+    assert row.split()[1:6] == ["no", "answer", "-", "-", "-"]
     assert fleet.is_there
     assert not Fleet(run_id="demo", replicas=()).is_there
 

@@ -53,8 +53,8 @@ def test_a_bar_is_there_from_the_begin(is_terminal: bool, monkeypatch: pytest.Mo
     to = console(is_terminal=is_terminal)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn())
     with shown(Progress(*columns, console=to)) as progress:
-        progress.add_task("videos", total=7, completed=3, shown="1 failed")
-        progress.add_task("unseen", visible=False, shown="")
-        wanted = "videos" if is_terminal else "videos 3/7 1 failed\n"
+        progress.add_task("videos", total=7, completed=3, shown=("1 failed",))
+        progress.add_task("unseen", visible=False)
+        wanted = "videos" if is_terminal else "videos 3 of 7  1 failed\n"
         until(lambda: wanted in written(to))
     assert "unseen" not in written(to)
