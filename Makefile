@@ -8,7 +8,7 @@
 #   make chaos MINUTES=10 SEED=0 REPLICAS=1 RANKS=1   kill and freeze what runs in a demo at random, prove that no row was lost
 #   make chaos-test   the faults that take minutes: ranks of a learner, networks that are cut
 #   make env      write .env with random secrets, for docker compose
-#   make bench-publish   speed of the weight path, in about four minutes; more: bench-learner, -reward, -data, -eval, -reframe
+#   make bench-publish   speed of the weight path, in about four minutes; more: bench-learner, -reward, -data, -eval, -reframe, -dash
 #   make bench-gpu       the weight path over NCCL and the learner at 4B, on one GPU; says so where there is none
 #   make locks    pin the dependencies anew after a change of pyproject.toml; pins that still fit stay
 DEVICE ?= cpu
@@ -36,7 +36,7 @@ RANKS ?= 1
 # Processes that share the tests; empty: one, with its output as it comes.
 PYTEST_WORKERS ?= 2
 
-.PHONY: setup env locks demo compare chaos chaos-test test compose-test check format tiny-model bench-learner bench-reward bench-data bench-eval bench-reframe bench-queue bench-publish bench-gpu help
+.PHONY: setup env locks demo compare chaos chaos-test test compose-test check format tiny-model bench-learner bench-reward bench-data bench-eval bench-reframe bench-dash bench-queue bench-publish bench-gpu help
 
 help:
 	@grep -E '^#' Makefile | cut -c3-
@@ -105,6 +105,9 @@ bench-eval: setup
 
 bench-reframe: setup
 	@$(PY) -m tests.bench.reframe
+
+bench-dash: setup
+	@$(PY) -m tests.bench.dash --json docs/bench/dash.json
 
 bench-queue: setup
 	@$(PY) -m tests.bench.queue --json docs/bench/queue.json

@@ -33,7 +33,7 @@ from common.rest.auth import BearerAuth
 from common.rest.problems import Problem, install_problem_handlers, problem_response
 from common.secrets import Tokens
 from jobs.dash.advice import Advice, advice
-from jobs.dash.curves import BUCKETS, DrawnPanel, panels
+from jobs.dash.curves import BUCKETS, DrawnPanel, latest, panels
 from jobs.dash.groups import GroupView, Kind, Order, Place, Wanted, chosen, elsewhere, shown
 from jobs.dash.site import ListedRun, OneRun, Site
 from jobs.dash.state import RunState, state_of
@@ -73,6 +73,9 @@ class Overview(BaseModel):
     state: RunState
     advice: list[Advice]
     live: Live
+    validations: int
+    latest: dict[str, dict[str, float]]
+    """The newest value of each curve, by panel and label."""
     unreadable_lines: int
 
 
@@ -84,6 +87,8 @@ class GroupList(BaseModel):
     """That fit."""
     kept: int
     """In all."""
+    is_newest: bool
+    """Whether this is of the newest steps alone, as the others are not read yet."""
     steps: tuple[int, int] | None
     rewards: tuple[float, float] | None
     """Least and largest reward of an answer in all."""
@@ -164,6 +169,8 @@ def _overview(run: OneRun, said: Live) -> Overview:
         state=state_of(metrics, validation, settings=settings, quiet_s=folder.quiet_s()),
         advice=advice(metrics, validation, settings=settings, fleet=said.fleet),
         live=said,
+        validations=len(validation.steps),
+        latest=latest(metrics, validation),
         unreadable_lines=metrics.unreadable + validation.unreadable,
     )
 
@@ -180,8 +187,9 @@ def _add_groups(api: FastAPI, site: Site) -> None:
         first_step: int | None = None,
         last_step: int | None = None,
         offset: Annotated[int, Query(ge=0)] = 0,
+        at_once: Annotated[bool, Query(description="The newest steps alone are enough.")] = False,
     ) -> GroupList:
-        kept = _run(site, name).groups.summaries()
+        index = _run(site, name).groups
         wanted = Wanted(
             text=text,
             kind=kind,
@@ -191,12 +199,15 @@ def _add_groups(api: FastAPI, site: Site) -> None:
             first_step=first_step,
             last_step=last_step,
         )
+        newest = index.newest(PAGE) if at_once and wanted == Wanted() and not offset else None
+        kept = index.summaries() if newest is None else newest
         found = chosen(kept, wanted)
         rewards = [reward for group in kept for reward in group.rewards if reward is not None]
         return GroupList(
             groups=found[offset : offset + PAGE],
             total=len(found),
             kept=len(kept),
+            is_newest=newest is not None,
             steps=(kept[0].step, kept[-1].step) if kept else None,
             rewards=(min(rewards), max(rewards)) if rewards else None,
         )

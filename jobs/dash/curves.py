@@ -239,6 +239,18 @@ def panels(
     return [panel for panel in drawn if panel.lines]
 
 
+def latest(metrics: Columns, validation: Columns) -> dict[str, dict[str, float]]:
+    """The newest value of each curve, by panel and label: what moves while the curves stand."""
+    found: dict[str, dict[str, float]] = {}
+    for panel in (*PANELS, *_parts(metrics)):
+        for curve in panel.curves:
+            values = values_of(validation if curve.is_heldout else metrics, curve.key)
+            present = values[~np.isnan(values)]
+            if len(present):
+                found.setdefault(panel.name, {})[curve.label] = float(present[-1])
+    return found
+
+
 def _parts(metrics: Columns) -> Iterator[Panel]:
     """The reward's other parts, whatever a scorer calls them."""
     found = [re.fullmatch(r"reward/(?!injected_)(.+)", key) for key in metrics.names]

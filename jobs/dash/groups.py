@@ -8,6 +8,7 @@ A file is read again only if it changed. Neighbours: `common/queue/kept_groups.p
 
 import functools
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from common.answers.reading import read_spans
 from common.errors import ConfigError
 from common.messages import HighlightsTarget, Scored, SpansTarget, Unscored
 from common.queue.kept_groups import (
+    FOLDER,
     NOTHING,
     GroupSummary,
     KeptAnswer,
@@ -30,12 +32,17 @@ from common.queue.kept_groups import (
     read_groups,
     read_summaries,
 )
+from jobs.local.collector import nothing_collected
 
 Kind = Literal["all", "truth_beat_all", "all_tied", "unread"]
 Order = Literal["newest", "oldest", "lowest", "highest"]
 MOST_TOKENS = 4096
 """Of an answer on the page."""
 MOST_ELSEWHERE = 200
+RACY_S = 2.0
+"""A folder that changed so lately may change again under the same time."""
+FEW = 200
+"""Files that are read in a moment."""
 OPEN_STEPS = 4
 """Files whose groups stay at hand: one group is asked for by several requests."""
 
@@ -67,12 +74,15 @@ class Wanted:
         )
 
     def _fits_kind(self, group: GroupSummary) -> bool:
-        return {
-            "all": True,
-            "truth_beat_all": group.truth_beat_all,
-            "all_tied": group.all_tied,
-            "unread": group.unread > 0,
-        }[self.kind]
+        match self.kind:
+            case "all":
+                return True
+            case "unread":
+                return group.unread > 0
+            case "truth_beat_all":
+                return group.truth_beat_all
+            case "all_tied":
+                return group.all_tied
 
     def _fits_range(self, group: GroupSummary) -> bool:
         if self.first_step is not None and group.step < self.first_step:
@@ -93,16 +103,50 @@ class GroupIndex:
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
         self._read: dict[int, tuple[tuple[int, int], list[GroupSummary]]] = {}
+        self._known: list[GroupSummary] = []
+        self._folder: tuple[int, int] | None = None
+        self._since_s = 0.0
+        """When the folder was first seen as it is."""
+        self._rests = False
+        """Whether all of it was read, long enough after that."""
         self._lock = threading.Lock()
         self._opened = functools.lru_cache(maxsize=OPEN_STEPS)(read_marked)
 
     def summaries(self) -> list[GroupSummary]:
-        """Of all kept groups, oldest step first; a file that cannot be read is left out."""
+        """Of all kept groups, oldest step first; a file that cannot be read is left out.
+
+        Ten thousand files are looked at only if the folder changed: each comes by a rename.
+        """
         with self._lock:
+            mark = _mark_of_folder(self._run_dir / FOLDER)
+            if mark != self._folder:
+                self._folder, self._since_s, self._rests = mark, time.monotonic(), False
+            if self._rests:
+                return self._known
+            is_old = time.monotonic() - self._since_s >= RACY_S
             paths = kept_steps(self._run_dir)
-            known = {step: self._step(step, path) for step, path in paths.items()}
+            with nothing_collected():
+                known = {step: self._step(step, path) for step, path in paths.items()}
             self._read = {step: found for step, found in known.items() if found is not None}
-            return [group for _, groups in self._read.values() for group in groups]
+            self._known = [group for _, groups in self._read.values() for group in groups]
+            # A file that was being thinned out, or cannot be read yet, is tried again.
+            self._rests = is_old and len(self._read) == len(paths)
+            return self._known
+
+    def newest(self, least: int) -> list[GroupSummary] | None:
+        """At least so many of the newest steps, as `summaries` has them; what can be shown before
+        the others are read. None: all of them are, or will be at once.
+        """
+        paths = kept_steps(self._run_dir)
+        if self._read or len(paths) <= FEW:
+            return None
+        found: list[GroupSummary] = []
+        for step in reversed(paths):
+            read = self._step(step, paths[step])
+            found = [*(read[1] if read else ()), *found]
+            if len(found) >= least:
+                break
+        return found
 
     def group(self, step: int, prompt_id: str) -> KeptGroup:
         """One of them.
@@ -133,6 +177,13 @@ class GroupIndex:
 def read_marked(path: Path, _mark: tuple[int, int]) -> list[KeptGroup]:
     """The groups of a file as it was at a mark."""
     return read_groups(path)
+
+
+def _mark_of_folder(folder: Path) -> tuple[int, int]:
+    try:
+        return _mark(folder)
+    except OSError:
+        return -1, -1
 
 
 def _mark(path: Path) -> tuple[int, int]:

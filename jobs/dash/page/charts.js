@@ -5,6 +5,7 @@ import { h, short } from "./dom.js";
 
 const HEIGHT = 168;
 const FAINT = 0.28;
+const MARGIN = "200px";
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -23,6 +24,15 @@ export class Panels {
         if (panel?.plot && contentRect.width > 0) panel.plot.setSize({ width: contentRect.width, height: HEIGHT });
       }
     });
+    // What is out of sight is drawn again once it comes into it.
+    this.sight = new IntersectionObserver((entries) => {
+      for (const { target, isIntersecting } of entries) {
+        const panel = this.panels.get(target.dataset.panel);
+        if (!panel) continue;
+        panel.seen = isIntersecting;
+        if (isIntersecting && panel.stale) this.refresh(panel);
+      }
+    }, { rootMargin: MARGIN });
     this.repaint = () => {
       for (const panel of this.panels.values()) panel.shape = null;
       this.show(this.drawn || []);
@@ -47,6 +57,7 @@ export class Panels {
       this.panels.set(drawn.name, panel);
       this.element.append(panel.card);
       this.watch.observe(panel.box);
+      this.sight.observe(panel.box);
     }
     const curves = drawn.lines.flatMap((lines) => lines.curves);
     panel.legend.replaceChildren(...curves.map((curve) => h("li", {},
@@ -58,12 +69,30 @@ export class Panels {
     panel.data = joined(drawn);
     panel.curves = curves;
     if (panel.shape === shape) {
-      panel.plot.setData(panel.data);
+      panel.stale = true;
+      if (panel.seen) this.refresh(panel);
       return;
     }
     panel.shape = shape;
+    panel.stale = false;
     panel.plot?.destroy();
     panel.plot = this.plot(drawn, panel);
+  }
+
+  refresh(panel) {
+    panel.stale = false;
+    panel.plot.setData(panel.data);
+  }
+
+  /** The newest values in the legends, by panel and label; curves stay as they are. */
+  showLatest(latest) {
+    for (const [name, panel] of this.panels) {
+      const values = panel.legend.querySelectorAll("b");
+      panel.curves.forEach((curve, n) => {
+        curve.last = latest[name]?.[curve.label] ?? curve.last;
+        if (panel.plot.cursor.idx == null) values[n].textContent = short(curve.last, 3);
+      });
+    }
   }
 
   plot(drawn, panel) {
@@ -95,7 +124,7 @@ export class Panels {
         setCursor: [(plot) => {
           const values = panel.legend.querySelectorAll("b");
           shown.forEach((index, n) => {
-            values[n].textContent = short(plot.cursor.idx == null ? panel.curves[n].last : near(panel.data, index, plot.cursor.idx), 3);
+            values[n].textContent = short(plot.cursor.idx == null ? panel.curves[n].last : near(plot.data, index, plot.cursor.idx), 3);
           });
         }],
         setSelect: [(plot) => {
@@ -112,6 +141,7 @@ export class Panels {
   drop(name, panel) {
     panel.plot?.destroy();
     this.watch.unobserve(panel.box);
+    this.sight.unobserve(panel.box);
     panel.card.remove();
     this.panels.delete(name);
   }
@@ -120,6 +150,7 @@ export class Panels {
     removeEventListener("tempsamp-theme", this.repaint);
     for (const [name, panel] of this.panels) this.drop(name, panel);
     this.watch.disconnect();
+    this.sight.disconnect();
   }
 }
 

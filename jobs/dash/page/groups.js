@@ -67,6 +67,21 @@ export class Groups {
     }
   }
 
+  /** While the run grows: as many rows as are shown; those that stay keep their place and focus. */
+  async grow(signal) {
+    const count = this.groups.length;
+    if (!count) {
+      await this.load(signal);
+      return;
+    }
+    try {
+      await this.fetch(0, signal, count);
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      this.app.refused(error) || fill(this.list, h("li", {}, failed(error, () => this.load(signal))));
+    }
+  }
+
   async loadMore() {
     const first = this.groups.length;
     try {
@@ -77,13 +92,22 @@ export class Groups {
     }
   }
 
-  async fetch(offset, signal) {
+  /** A part of the list; from its start on, `least` rows of it. */
+  async fetch(offset, signal, least = 0) {
     this.asked = (this.asked || 0) + 1;
     const turn = this.asked;
-    const found = await ask("groups", { run: this.app.run, ...this.wanted(), offset }, signal);
+    const part = (from, more = {}) => ask("groups", { run: this.app.run, ...this.wanted(), offset: from, ...more }, signal);
+    const found = await part(offset, this.groups.length ? {} : { at_once: true });
+    let groups = offset ? [...this.groups, ...found.groups] : found.groups;
+    while (groups.length < Math.min(least, found.total)) {
+      const more = (await part(groups.length)).groups;
+      if (!more.length) break;
+      groups = [...groups, ...more];
+    }
     if (turn !== this.asked) return;
-    this.groups = offset ? [...this.groups, ...found.groups] : found.groups;
+    this.groups = groups;
     this.show(found);
+    if (found.is_newest) await this.fetch(0, signal);
   }
 
   show(found) {
@@ -94,12 +118,33 @@ export class Groups {
       fill(this.detail, empty("No groups are kept here", "The learner keeps them in groups/ of the run folder: learner.keep_groups.every says how often, 0 is never. Runs of earlier versions have none."));
       return;
     }
-    this.count.textContent = found.total === found.kept ? plural(found.total, "group") : `${found.total.toLocaleString("en")} of ${plural(found.kept, "group")}`;
-    this.more.hidden = this.groups.length >= found.total;
-    fill(this.list, (this.groups.length ? this.groups.map((group) => this.row(group, found.rewards || [0, 1]))
-      : [h("li", {}, empty("None fits", "No group fits these filters."))]));
+    this.count.textContent = found.is_newest ? "The newest groups; the others are read" : found.total === found.kept ? plural(found.total, "group") : `${found.total.toLocaleString("en")} of ${plural(found.kept, "group")}`;
+    this.more.hidden = found.is_newest || this.groups.length >= found.total;
+    this.setRows(this.groups.length ? this.rows(found.rewards || [0, 1]) : [h("li", {}, empty("None fits", "No group fits these filters."))]);
     this.mark();
     if (!this.chosen && !this.narrow() && this.groups.length) this.open(this.groups[0]);
+  }
+
+  /** Elements of the shown groups; one that is there already and would look the same is kept. */
+  rows(rewards) {
+    const look = JSON.stringify([rewards, this.wanted()]);
+    const known = look === this.look ? this.known : new Map();
+    this.look = look;
+    this.known = new Map(this.groups.map((group) => {
+      const key = JSON.stringify(group);
+      return [key, known.get(key) ?? this.row(group, rewards)];
+    }));
+    return [...this.known.values()];
+  }
+
+  setRows(rows) {
+    const wanted = new Set(rows);
+    for (const row of [...this.list.children]) if (!wanted.has(row)) row.remove();
+    let at = this.list.firstElementChild;
+    for (const row of rows) {
+      if (row === at) at = at.nextElementSibling;
+      else this.list.insertBefore(row, at);
+    }
   }
 
   row(group, rewards) {

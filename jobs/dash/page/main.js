@@ -87,17 +87,14 @@ class App {
     scrollTo(0, 0);
     this.page.load(signal);
     this.phase(this.runs.find((run) => run.name === this.run).phase, false);
-    let timer = 0;
+    const grow = calmly(() => (this.page.grow ? this.page.grow(signal) : this.page.load(signal)), signal);
     listen({ run: this.run }, {
       signal,
       lost: () => { this.live.className = "live lost"; this.live.textContent = "no connection"; },
       on: (event, content) => {
         if (event === "hello") this.phase(this.seen, this.answers);
         if (event === "fleet") this.phase(this.seen, content.fleet !== null);
-        if (event === "changed") {
-          clearTimeout(timer);
-          timer = setTimeout(() => this.page.load(signal), CALM_MS);
-        }
+        if (event === "changed") grow();
         this.page.on?.(event, content);
       },
     });
@@ -162,6 +159,24 @@ class App {
     field.focus();
     return true;
   }
+}
+
+/** Does it soon after it is asked for, once for all who ask meanwhile, and never twice at a time. */
+function calmly(act, signal) {
+  let due = false;
+  let busy = false;
+  return async () => {
+    due = true;
+    if (busy) return;
+    busy = true;
+    while (due) {
+      await new Promise((resolve) => setTimeout(resolve, CALM_MS));
+      due = false;
+      if (signal.aborted) return;
+      await act();
+    }
+    busy = false;
+  };
 }
 
 function turnTheme() {

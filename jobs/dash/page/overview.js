@@ -5,6 +5,7 @@ import { Panels } from "./charts.js";
 import { duration, empty, failed, fill, h, loading, plural, short, table } from "./dom.js";
 
 const RANGES = [["All", null], ["Last 1,000", 1000], ["Last 200", 200]];
+const POINTS = 480;  // of a curve, at most: jobs/dash/curves.py
 const PHASES = { training: "Training", quiet: "Quiet", finished: "Finished", empty: "Not begun" };
 
 export class Overview {
@@ -27,10 +28,46 @@ export class Overview {
     try {
       const [overview] = await Promise.all([ask("overview", { run }, signal), this.loadCurves(signal)]);
       this.show(overview);
+      this.drew();
     } catch (error) {
       if (error.name === "AbortError") return;
       this.app.refused(error) || fill(this.top, failed(error, () => this.load(signal)));
     }
+  }
+
+  /** While the run grows its figures are read each time, its curves when their picture changes. */
+  async grow(signal) {
+    if (!this.drawnAt) {
+      await this.load(signal);
+      return;
+    }
+    try {
+      const overview = await ask("overview", { run: this.app.run }, signal);
+      this.show(overview);
+      this.panels.showLatest(overview.latest);
+      if (this.moved(overview)) {
+        await this.loadCurves(signal);
+        this.drew();
+      }
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      this.app.refused(error) || fill(this.top, failed(error, () => this.load(signal)));
+    }
+  }
+
+  /** Curves stand as the run was when its figures were read last. */
+  drew() {
+    this.drawnAt = { step: this.step, validations: this.validations };
+  }
+
+  /** Whether steps have come that are a point of their own among those that a curve has room for. */
+  moved({ state, validations }) {
+    const { low, high, last } = this.seen;
+    const came = state.step - this.drawnAt.step;
+    if (came < 0 || validations !== this.drawnAt.validations) return true;
+    if (high !== null && high <= this.drawnAt.step) return false;
+    const span = last ?? state.step - (low ?? 0);
+    return came >= Math.max(1, span / POINTS);
   }
 
   async loadCurves(signal) {
@@ -44,6 +81,7 @@ export class Overview {
   show(overview) {
     const { state, advice, live, run } = overview;
     this.step = state.step;
+    this.validations = overview.validations;
     this.app.phase(state.phase, (this.said ?? live).fleet !== null);
     if (state.phase === "empty") {
       fill(this.top, empty(run.has_folder ? "No step yet" : run.name, run.sentence));
@@ -112,7 +150,7 @@ export class Overview {
   zoom(seen) {
     this.seen = seen;
     this.showTools();
-    this.loadCurves().catch((error) => this.app.refused(error));
+    this.loadCurves().then(() => this.drew()).catch((error) => this.app.refused(error));
   }
 
   end() {

@@ -7,10 +7,8 @@ Nothing is left out or counted as wrong without being counted by kind. Neighbour
 `jobs.data.annotations` reads truths, `jobs.evaluation.showing.tables` makes tables of a `Score`.
 """
 
-import contextlib
-import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +25,7 @@ from jobs.evaluation.scoring.predictions import AnswerMode, Format, PredictionFi
 from jobs.evaluation.scoring.protocols import PROTOCOLS, THRESHOLDS, Judgement, Readings, judge
 from jobs.evaluation.scoring.published import Published, rows_for
 from jobs.evaluation.scoring.qvhighlights import HighlightScore, score_highlights
+from jobs.local.collector import nothing_collected
 
 BENCHES: Mapping[str, str] = MappingProxyType(
     {
@@ -115,7 +114,7 @@ def score_file(path: Path, *, bench: str, gt: Path | None = None, partial: bool 
         ValueError: unknown benchmark, or a file that cannot be used; says what, where and the knob.
     """
     _check_bench(bench)
-    with _nothing_collected():
+    with nothing_collected():
         file = read_predictions(path)
         if gt is None:
             questions, bad = own_questions(file.predictions), 0
@@ -201,19 +200,6 @@ def question_of(annotation: Annotation, *, path: Path) -> Question:
         clip_ids=tuple(annotation.extras.get("relevant_clip_ids", ())),
         saliency=tuple(map(tuple, annotation.extras.get("saliency_scores", ()))),
     )
-
-
-@contextlib.contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Everything lives to the end, and the collector would walk it again and again: a fifth of the
-    time of 100,000 predictions."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _unreadable(record: BadRecord, path: Path) -> ValueError:

@@ -5,12 +5,8 @@ docs/dash.md starts. No console error, nothing that axe finds, no text that beco
 """
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +15,10 @@ import pytest
 
 from common.queue.kept_groups import kept_steps, read_groups
 from common.rest.fleet_api import LearnerReport, ProblemReport, ReplicaReport
-from common.secrets import VARIABLES
 from jobs.dash.watch import Live
 from jobs.fleet.services import Fleet, Replica
 from jobs.toy.clips import write_some
+from tests.fixtures.pages.browser import CHROMIUM, serving
 from tests.fixtures.pages.documents import example
 from tests.fixtures.pages.run_folder import answer, kept_group, write_groups, write_run
 from tests.fixtures.wire import replica_status
@@ -33,9 +29,6 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_play
 
 ROOT = Path(__file__).resolve().parents[4]
 RECORDED = ROOT / "tests/golden/dash"
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 if CHROMIUM is None:
     pytest.skip("no Chromium on this machine (chromium, google-chrome)", allow_module_level=True)
 PATIENCE_MS = 30_000
@@ -76,23 +69,8 @@ def dash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dash]:
     write_run(runs / "hostile", steps=10, changed=lambda _n: {"learner/wait_s": 9.0})
     write_groups(runs / "hostile", [kept_group(hostile, hostile, query=EVIL)])
     words = example("dash").commands[1]
-    environ = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    process = subprocess.Popen(
-        [sys.executable, "-m", *words, "--port", "0"],
-        cwd=folder,
-        env={**environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
-        assert found, "it says where it is"
-        yield Dash(found[0], runs)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.stdout.close()
-        assert process.wait(timeout=30) == 0
+    with serving(words, cwd=folder) as url:
+        yield Dash(url, runs)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from jobs.dash.curves import BUCKETS, PANELS, DrawnPanel, panels, values_of
+from jobs.dash.curves import BUCKETS, PANELS, DrawnPanel, latest, panels, values_of
 from jobs.dash.decimation import buckets_of, extremes, places, smoothed, window
 from jobs.dash.folder import RunFolder
 from services.learner.metrics import series_of
@@ -80,6 +80,20 @@ def test_injected_rows_have_curves_of_their_own_and_empty_panels_are_left_out(
     assert [len(lines.x) for lines in found["grounding"].lines] == [100, 2]
     assert found["parts"].lines[0].curves[0].label == "format, policy"
     assert {"kl", "gradient"}.isdisjoint(found)
+
+
+def test_the_newest_values_are_those_that_curves_end_with(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, steps=700, validation=[validated(0, 0.4), validated(50, 0.5)])
+    run = RunFolder(folder, "a")
+    newest = latest(run.metrics(), run.validation())
+    ends = {
+        name: {curve.label: curve.last for lines in panel.lines for curve in lines.curves}
+        for name, panel in drawn(folder).items()
+    }
+    assert {name: newest[name] for name in ends} == ends
+    assert latest(RunFolder(tmp_path / "none", "a").metrics(), run.validation())["grounding"] == {
+        "held out": 0.5
+    }
 
 
 def test_what_is_switched_off_has_no_panel(tmp_path: Path) -> None:

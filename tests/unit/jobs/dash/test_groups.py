@@ -7,7 +7,7 @@ import pytest
 
 from common.messages import Highlight, HighlightsTarget, TextTarget
 from common.queue.kept_groups import GroupSummary, file_of
-from jobs.dash.groups import GroupIndex, Wanted, chosen, elsewhere, mean_reward, shown
+from jobs.dash.groups import FEW, GroupIndex, Wanted, chosen, elsewhere, mean_reward, shown
 from tests.fixtures.pages.run_folder import answer, kept_group, write_groups
 
 TIED = kept_group(
@@ -77,6 +77,51 @@ def test_an_index_reads_what_changed_and_leaves_out_what_it_cannot_read(tmp_path
     for step, prompt in ((1, "tied"), (2, "none"), (9, "x")):
         with pytest.raises(KeyError):
             index.group(step, prompt)
+
+
+def test_an_index_of_a_folder_at_rest_looks_at_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_groups(tmp_path, [TIED, BEATEN])
+    index = GroupIndex(tmp_path)
+    index.summaries()
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.dash.groups.kept_steps", None)
+        with pytest.raises(TypeError):
+            index.summaries()  # it changed a moment ago
+    monkeypatch.setattr("jobs.dash.groups.RACY_S", 0.0)
+    first = index.summaries()
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.dash.groups.kept_steps", None)
+        assert index.summaries() is first
+    write_groups(tmp_path, [BEST])
+    assert len(index.summaries()) == 3
+
+
+def test_the_newest_of_many_steps_are_there_before_the_others(tmp_path: Path) -> None:
+    write_groups(tmp_path, [kept_group(step=step) for step in range(1, FEW + 2)])
+    index = GroupIndex(tmp_path)
+    first = index.newest(3)
+    assert first is not None
+    assert [group.step for group in first] == [FEW - 1, FEW, FEW + 1]
+    everything = index.summaries()
+    assert everything[-3:] == first
+    assert index.newest(3) is None, "all are read"
+    file_of(tmp_path, 1).unlink()
+    assert GroupIndex(tmp_path).newest(3) is None, "few are read at once"
+
+
+def test_what_cannot_be_read_yet_is_tried_again_though_its_folder_rests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.dash.groups.RACY_S", 0.0)
+    write_groups(tmp_path, [TIED])
+    whole = file_of(tmp_path, 1).read_bytes()
+    file_of(tmp_path, 1).write_bytes(whole[:20])  # being copied
+    index = GroupIndex(tmp_path)
+    assert index.summaries() == []
+    file_of(tmp_path, 1).write_bytes(whole)
+    assert len(index.summaries()) == 1
 
 
 def test_a_run_without_groups_has_none(tmp_path: Path) -> None:
