@@ -18,9 +18,9 @@ from transformers import AutoModelForImageTextToText
 from common.prompts import grounding_problem
 from jobs.evaluation.scoring.score import score_file
 from jobs.toy import clips
+from tests.fixtures.deploy.scraping import Watched
 from tests.fixtures.secrecy import leaks, shown_by
 from tests.ring.conftest import ROOT, Ring
-from tests.ring.watching import Watched
 
 CHARADES = ROOT.parent / "shared/data/videos/charades_3MSZA.mp4"
 CHARADES_TEST = ROOT.parent / "shared/data/charades_sta/charades_sta_test.txt"
