@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic_core import from_json
 
 from common import config
 from common.errors import ConfigError
@@ -107,20 +108,22 @@ class Columns:
 
     def _add(self, line: bytes) -> None:
         try:
-            found = json.loads(line)
-            step = float(found["step"])
-        except (ValueError, KeyError, TypeError):
+            found = from_json(line)
+            step = float(found.pop("step"))
+            numbers = ((key, one) for key, one in found.items() if isinstance(one, int | float))
+            figures = [(key, float(one)) for key, one in numbers]
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             self.unreadable += 1
             return
+        for key, value in figures:
+            if (column := self._values.get(key)) is None:
+                self._values[key] = column = array("d", [math.nan] * len(self.steps))
+            column.append(value)
         self.steps.append(step)
-        for key, value in found.items():
-            if isinstance(value, int | float) and key != "step":
-                if key not in self._values:
-                    self._values[key] = array("d", [math.nan] * (len(self.steps) - 1))
-                self._values[key].append(float(value))
-        for column in self._values.values():
-            if len(column) < len(self.steps):
-                column.append(math.nan)
+        if len(figures) < len(self._values):
+            for column in self._values.values():
+                if len(column) < len(self.steps):
+                    column.append(math.nan)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from tests.ring.conftest import Ring
 from tests.ring.test_learner import LearnerProcess
 
 pytest.importorskip("playwright", reason="playwright is not installed (the dev lock has it)")
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Expect, Page, sync_playwright
 
 if CHROMIUM is None:
     pytest.skip("no Chromium on this machine (chromium, google-chrome)", allow_module_level=True)
@@ -23,6 +23,8 @@ if CHROMIUM is None:
 pytestmark = pytest.mark.timeout(900)
 PATIENCE_MS = 120_000
 """A learner loads for a quarter of a minute, on a busy machine for longer."""
+expect = Expect()
+"""Of this file alone: whoever sets the timeout of playwright's own sets that of all files."""
 expect.set_options(timeout=PATIENCE_MS)
 STEPS = 40
 

@@ -58,13 +58,30 @@ def test_a_resumed_run_that_cut_or_replaced_its_file_is_read_anew(tmp_path: Path
     assert list(columns.steps) == []
 
 
-@pytest.mark.parametrize("line", ["no json", "[1]", '{"a": 1}', '{"step": "x"}', "3"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("no json", "[1]", '{"a": 1}', '{"step": "x"}', "3", "null", "\\ud800"),
+        '{"step": 1, "a": 1' + 400 * "0" + "}",
+        '{"step": 1' + 400 * "0" + "}",
+    ],
+)
 def test_lines_that_are_none_are_counted_and_left_out(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{line}\n{{"step": 1, "a": 1, "word": "x"}}\n')
     columns = Columns(path)
     columns.read_on()
     assert (columns.unreadable, list(columns.steps), columns.names) == (1, [1], ["a"])
+
+
+def test_figures_that_are_none_are_gaps(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "a": NaN, "b": Infinity}\n{"step": 2, "a": null, "b": true}\n')
+    columns = Columns(path)
+    columns.read_on()
+    assert (columns.unreadable, columns.names) == (0, ["a", "b"])
+    assert all(math.isnan(value) for value in columns.of("a"))
+    assert columns.of("b").tolist() == [math.inf, 1]
 
 
 def test_settings_come_from_the_folder_else_from_its_newest_checkpoint(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from jobs.dash.curves import BUCKETS
 from tests.fixtures.pages.browser import (
     CHROMIUM,
+    PATIENCE_MS,
     Opening,
     forget,
     seen,
@@ -27,7 +28,7 @@ from tests.fixtures.pages.long_run import lines, write_long_run
 from tests.fixtures.pages.run_folder import kept_group, write_groups
 
 pytest.importorskip("playwright", reason="playwright is not installed (the dev lock has it)")
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Expect, Page, sync_playwright
 
 if CHROMIUM is None:
     pytest.skip("no Chromium on this machine (chromium, google-chrome)", allow_module_level=True)
@@ -36,6 +37,9 @@ GROUPS_EVERY = {"short": 1, "long": 25}
 REPEATS = 3
 NOISE = 3.0
 """By which a measurement may be off on a busy machine."""
+expect = Expect()
+"""Of this file alone: whoever sets the timeout of playwright's own sets that of all files."""
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def test_a_step_more_moves_figures_and_draws_no_curve(dash: Dash, browser: Brows
     )
     page = opened(browser, f"{dash.url}/#/overview?run=long")
     sentence = page.locator("h1.sentence")
-    expect(sentence).to_contain_text("Step 10,000 of 20,000", timeout=30_000)
+    expect(sentence).to_contain_text("Step 10,000 of 20,000")
     expect(page.locator("#live")).to_have_text("growing")
     entropy = page.locator(".panel", has_text="Entropy").locator(".legend b")
     page.wait_for_timeout(200)  # what is drawn at the start is drawn
@@ -149,14 +153,14 @@ def test_a_step_more_moves_figures_and_draws_no_curve(dash: Dash, browser: Brows
         forget(page)
         before = entropy.text_content()
         grow(dash, step, step)
-        expect(sentence).to_contain_text(f"Step {step:,} of", timeout=30_000)
+        expect(sentence).to_contain_text(f"Step {step:,} of")
         expect(entropy).not_to_have_text(before or "")
         found = seen(page)
         assert found["draws"] == 0
         assert not any("api/curves" in address for address in found["asked"])
     forget(page)
     grow(dash, 10_003, 10_060)
-    expect(sentence).to_contain_text("Step 10,060 of", timeout=30_000)
+    expect(sentence).to_contain_text("Step 10,060 of")
     wait_until_draws(page)
     page.wait_for_timeout(300)
     panels = page.locator(".panel").count()
@@ -172,7 +176,7 @@ def test_groups_are_counted_while_the_newest_are_read(dash: Dash, browser: Brows
     with serving(["tempsamp", "dash", "runs"], cwd=dash.runs.parent) as url:
         page.goto(f"{url}/#/groups?run=long")
         wait_until_drawn(page)
-        expect(page.locator(".count")).to_have_text("3,200 groups", timeout=30_000)
+        expect(page.locator(".count")).to_have_text("3,200 groups")
         asked = [address for address in seen(page)["asked"] if "api/groups?" in address]
         assert [("at_once" in address) for address in asked] == [True, False]
         assert page.locator("ol.list > li > a").count() == 60
@@ -190,7 +194,7 @@ def test_a_list_that_grows_keeps_its_rows_and_the_focus(dash: Dash, browser: Bro
     focused = page.evaluate("document.activeElement.dataset.key")
     expect(page.locator("#live")).to_have_text("finished")
     write_groups(dash.runs / "short", [kept_group(step=101, query="the newest of all")])
-    expect(rows.first).to_contain_text("the newest of all", timeout=30_000)
+    expect(rows.first).to_contain_text("the newest of all")
     expect(rows).to_have_count(120)
     assert page.evaluate("document.activeElement.dataset.key") == focused
     page.close()
