@@ -35,6 +35,7 @@ from common.queue.disk import FULL, check_file, check_folder, write_file
 from common.rows import TrainerRow, UnusableRowError
 from common.video.cache import ClipCache, sync_file
 from jobs.data.crash_safe_pool import Lost, results
+from jobs.local import terminal
 from jobs.local.processes import interruptible
 from jobs.local.waiting import shown
 
@@ -302,7 +303,7 @@ def fill_in_terminal(
         OutputError: there is no room for further entries, or for the failure file.
         typer.Exit: 0 if every row has its entry, 1 if one has not, 130 after Ctrl-C.
     """
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     check_folder(cache, knob="--cache")
     for path in inputs:
         check_file(failures_file or failures_path(path), knob="--failures")

@@ -44,6 +44,7 @@ from jobs.evaluation.settings import (
     answer_sampling,
     checkpoint_digest,
 )
+from jobs.local import terminal
 from jobs.local.processes import interruptible
 from jobs.local.waiting import shown, waiting
 
@@ -166,8 +167,6 @@ def command(
     """Answer benchmarks and score the answers under every protocol."""
     if context.invoked_subcommand is not None:
         return
-    from rich.console import Console
-
     from jobs.evaluation.session import Plan
 
     if bench is None:
@@ -189,7 +188,7 @@ def command(
             "mixed_oracle: one mode leaves nothing to choose; --samples takes samples alone"
         )
     check_folder(out, knob="--out")
-    console = Console()
+    console = terminal.console()
     run = config.load(run_config) if run_config is not None else None
     plan = Plan(
         benchmarks=benchmarks_named(bench),
@@ -325,7 +324,6 @@ def _ask_all(
 ) -> None:
     from jobs.evaluation.session import LOCAL_RETRY_S, ask
     from jobs.evaluation.terminal import Bar
-    from jobs.local.terminal import bar
 
     async def ask_each() -> None:
         async with connected(endpoints, token=token, patience=FLEET_TIMEOUT) as clients:
@@ -341,7 +339,7 @@ def _ask_all(
                     asker=asker,
                 )
 
-    with shown(bar(console)) as progress:
+    with shown(terminal.bar(console)) as progress:
         asyncio.run(ask_each())
     _finish_all(plan, runs, console=console)
 

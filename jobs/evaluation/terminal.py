@@ -53,7 +53,9 @@ def figures_of(tally: Tally) -> tuple[str, ...]:
 
 def show(summary: Summary, *, bench: str, console: "Console") -> None:
     """The tables of one benchmark, and what is in none of its figures."""
-    console.rule(f"{bench}: {summary.label}")
+    from rich.text import Text
+
+    console.print(Text(plain(f"{bench}: {summary.label}"), style="bold"))
     if summary.score is not None:
         settings = summary.settings
         for table in tables_of(summary.score, model=settings.model_name, mode=settings.mode):

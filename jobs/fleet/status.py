@@ -7,11 +7,13 @@ Exit code 1 when nothing of the run is there, 2 when Redis cannot be asked.
 
 import asyncio
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.live import Live
+from rich.text import Text
 
 from common import config
 from common.config import Run
@@ -56,10 +58,17 @@ def command(
 
 
 def _watch(run: Run, *, learner_url: str | None, every_s: float) -> None:
-    with Live(console=console(), auto_refresh=False) as live:
+    """In place on a terminal; one page below the other in a pipe, where rich shows none till the
+    end."""
+    to = console()
+    with Live(console=to, auto_refresh=False) if to.is_terminal else nullcontext() as live:
         while True:
             fleet = asyncio.run(look(run, learner_url=learner_url))
-            live.update(page(fleet) if fleet.is_there else _nothing(fleet), refresh=True)
+            shown = page(fleet) if fleet.is_there else Text(_nothing(fleet))
+            if live is None:
+                to.print(shown)
+            else:
+                live.update(shown, refresh=True)
             time.sleep(every_s)
 
 

@@ -37,6 +37,7 @@ from jobs.asking.openai.options import (
 )
 from jobs.ground.asking import Settings, answering, checkpoint_of, sample_video
 from jobs.ground.candidates import AGREEMENT, ROUNDING_S, Candidate, Grounding
+from jobs.local import terminal
 from jobs.local.replica import sampling_of
 from jobs.local.waiting import waiting
 
@@ -51,7 +52,7 @@ SHOWN_CHARS = 200
 """Of an unreadable answer in the terminal; --json has all of it."""
 
 console = Console()
-progress = Console(stderr=True)
+progress = terminal.console(stderr=True)
 
 
 def command(

@@ -48,6 +48,7 @@ from jobs.asking.replicas import (
 )
 from jobs.evaluation.session import LOCAL_RETRY_S
 from jobs.evaluation.settings import checkpoint_digest
+from jobs.local import terminal
 from jobs.local.processes import interruptible
 from jobs.local.waiting import shown, waiting
 from jobs.reframe.center import IndexFile, VideoDir
@@ -127,15 +128,13 @@ def command(
     ] = 16,
 ) -> None:
     """Ask replicas for highlights and subjects, and write boxes that follow them."""
-    from rich.console import Console
-
     from jobs.reframe.stages import Settings
 
     _check_who_answers(endpoint, model=model, openai=openai, served_model=served_model)
     wanted = read_index(index)
     check_folder(video_dir)
     check_file(out, knob="--out")
-    console = Console()
+    console = terminal.console()
     settings = Settings(
         video=_sampling(config_file, model=model, is_pictures=openai is not None, console=console),
         segments=segments,
@@ -286,7 +285,6 @@ def _asked(
     console: "Console",
 ) -> "tuple[TwoStages, TempSampError | None]":
     """Everything that could be asked, and why not everything could."""
-    from jobs.local import terminal
     from jobs.reframe.stages import TwoStages
 
     with shown(terminal.bar(console)) as progress:

@@ -13,6 +13,7 @@ from jobs.dash.state import Phase as RunPhase
 from jobs.doctor.finding import Level
 from jobs.local import terminal
 from jobs.local.terminal import Column, Listing, Row, State, duration, one_line, short, took
+from jobs.local.waiting import waiting
 from services.learner.status import Phase as LearnerPhase
 from tests.fixtures.pages import shown
 
@@ -99,6 +100,15 @@ def test_nothing_moves_in_a_pipe_whatever_forces_colours() -> None:
     forced = shown.written(draw, is_tty=False, FORCE_COLOR="1")
     assert set(re.findall(r"\x1b\[[0-9;?]*([A-Za-z])", forced)) == {"m"}
     assert "l" in re.findall(r"\x1b\[[0-9;?]*([A-Za-z])", shown.written(draw, is_tty=True))
+
+
+def test_who_waits_spins_on_a_terminal_alone() -> None:
+    def wait(console: Console) -> None:
+        with waiting(console, "loading"):
+            pass
+
+    assert shown.written(wait, is_tty=False, FORCE_COLOR="1") == "loading\n"
+    assert "\x1b[?25l" in shown.written(wait, is_tty=True), "the cursor is hidden"
 
 
 def test_every_state_of_every_service_has_a_kind() -> None:
