@@ -33,7 +33,7 @@ from common.rest.auth import BearerAuth
 from common.rest.problems import Problem, install_problem_handlers, problem_response
 from common.secrets import Tokens
 from jobs.dash.advice import Advice, advice
-from jobs.dash.curves import BUCKETS, DrawnPanel, latest, panels
+from jobs.dash.drawing.curves import BUCKETS, DrawnPanel, latest, panels
 from jobs.dash.groups import GroupView, Kind, Order, Place, Wanted, chosen, elsewhere, shown
 from jobs.dash.site import ListedRun, OneRun, Site
 from jobs.dash.state import RunState, state_of

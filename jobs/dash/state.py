@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel
 
-from jobs.dash.curves import step_seconds, values_of
+from jobs.dash.drawing.curves import step_seconds, values_of
 from jobs.dash.folder import Columns
 from jobs.local.terminal import duration, short, steps_in_words, took
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from jobs.dash.curves import BUCKETS, PANELS, DrawnPanel, latest, panels, values_of
-from jobs.dash.decimation import buckets_of, extremes, places, smoothed, window
+from jobs.dash.drawing.curves import BUCKETS, PANELS, DrawnPanel, latest, panels, values_of
+from jobs.dash.drawing.decimation import buckets_of, extremes, places, smoothed, window
 from jobs.dash.folder import RunFolder
 from services.learner.metrics import series_of
 from tests.fixtures.pages.run_folder import validated, write_run

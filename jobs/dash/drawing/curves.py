@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel
 
-from jobs.dash.decimation import Floats, buckets_of, extremes, places, smoothed, window
+from jobs.dash.drawing.decimation import Floats, buckets_of, extremes, places, smoothed, window
 from jobs.dash.folder import Columns
 
 Tone = Literal["policy", "injected", "best", "heldout", "other", "quiet", "alarm"]
