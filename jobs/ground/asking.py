@@ -28,7 +28,7 @@ from common.secrets import tokens
 from common.video.sampling import VideoSampling
 from jobs.asking.endpoints import check_endpoints
 from jobs.asking.openai.endpoint import Endpoint
-from jobs.asking.replicas import Asker, Replicas, connected
+from jobs.asking.replicas import RETRY_S, Asker, Replicas, connected
 from jobs.asking.replicas import ask as ask_replica
 from jobs.ground.candidates import Grounding, ground
 from jobs.local.processes import interruptible
@@ -81,8 +81,9 @@ async def ask(
     token: SecretStr | None,
     asker: Asker = ask_replica,
     served_model: str | None = None,
+    retry_s: float = RETRY_S,
 ) -> Grounding:
-    """Ask when `query` happens.
+    """Ask when `query` happens; who does not answer is asked again for `retry_s`.
 
     Raises:
         Refused: they cannot use the clip or the prompt.
@@ -98,7 +99,7 @@ async def ask(
         asked = {"num_samples": settings.num_samples, "sampling": settings.sampling}
         requests.append(question.model_copy(update=asked))
     async with connected(endpoints, token=token, patience=PATIENCE) as clients:
-        replicas = Replicas(clients, concurrency=len(requests), ask=asker)
+        replicas = Replicas(clients, concurrency=len(requests), ask=asker, retry_s=retry_s)
         replies = await asyncio.gather(*(replicas.generate(request) for request in requests))
     return ground(clip, query=query, mode=settings.mode, replies=replies, served_model=served_model)
 
@@ -146,10 +147,10 @@ def answering(
         with waiting(progress, f"loading {checkpoint.name}, log in {replica.child.log}"):
             replica.wait_until_ready()
         asking = functools.partial(ask, endpoints=[replica.url], token=replica.token)
-        yield functools.partial(_watched, replica, asking)
+        yield functools.partial(watched, replica, asking)
 
 
-async def _watched(
+async def watched(
     replica: LocalReplica, asking: Ask, clip: ClipRef, *, query: str, settings: Settings
 ) -> Grounding:
     """Ask a replica that is started again when it dies; when it dies too often, its log is told."""

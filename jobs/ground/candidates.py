@@ -37,6 +37,17 @@ UNKNOWN = "unknown: the server gives no log-probabilities; samples (--n 8) would
 ODD = {"refusal": "the model refused", "content_filter": "held back by a content filter"}
 
 
+class Token(BaseModel):
+    """A piece of an answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    """Empty for a stop token, or a part of a character that a later one ends."""
+    logprob: float
+    """Nats, <= 0."""
+
+
 class Answer(BaseModel):
     """One answer of the model, read."""
 
@@ -51,6 +62,8 @@ class Answer(BaseModel):
     None where the server does not give it."""
     notes: tuple[str, ...]
     """What is odd about it: outside the video, reversed, cut off."""
+    tokens: tuple[Token, ...] = ()
+    """All of its text; empty where the server does not say where its tokens end."""
 
 
 class Candidate(BaseModel):
@@ -171,6 +184,7 @@ def _answer(made: Given, *, is_greedy: bool, duration_s: float) -> Answer:
         spans=reading.spans,
         token_probability=_probability(made),
         notes=tuple(notes),
+        tokens=tuple(_tokens(made)),
     )
 
 
@@ -179,6 +193,14 @@ def _probability(made: Given) -> float | None:
         return None
     in_block = answer_logprob(made)
     return math.exp(fmean(made.logprobs) if in_block is None else in_block)
+
+
+def _tokens(made: Given) -> Iterator[Token]:
+    if not made.logprobs or len(made.token_ends) != len(made.logprobs):
+        return
+    starts = (0, *made.token_ends[:-1])
+    for start, end, logprob in zip(starts, made.token_ends, made.logprobs, strict=True):
+        yield Token(text=made.text[start:end], logprob=logprob)
 
 
 def _outside(spans: Sequence[Span], *, duration_s: float) -> Iterator[str]:

@@ -36,7 +36,7 @@ from jobs.asking.openai.options import (
     opened,
 )
 from jobs.ground.asking import Settings, answering, checkpoint_of, sample_video
-from jobs.ground.candidates import AGREEMENT, ROUNDING_S, Candidate, Grounding
+from jobs.ground.candidates import AGREEMENT, Candidate, Grounding
 from jobs.local import terminal
 from jobs.local.replica import sampling_of
 from jobs.local.waiting import waiting
@@ -188,7 +188,8 @@ def _frames(
 
 def _print_json(found: Grounding, *, sheet: Path, clip: Path | None) -> None:
     """One document, also when sheet or clip cannot be written: the answer is there."""
-    document = found.model_dump(mode="json") | {"sheet": None, "clips": []}
+    shown = found.model_dump(mode="json", exclude={"answers": {"__all__": {"tokens"}}})
+    document = shown | {"sheet": None, "clips": []}
     try:
         _write_sheet(found, output=sheet)
         document["sheet"] = str(sheet)
@@ -226,7 +227,7 @@ def _print_table(found: Grounding, *, sheet: Path, clip: Path | None) -> None:
     _write_sheet(found, output=sheet)
     console.print(f"sheet: {escape(str(sheet))}", soft_wrap=True)
     for made in _clips(found, output=clip):
-        console.print(escape(_cut_in_words(made)), soft_wrap=True)
+        console.print(escape(f"clip: {made.path}, {made.in_words}"), soft_wrap=True)
 
 
 def _table(found: Grounding) -> Table:
@@ -307,12 +308,3 @@ def _clips(found: Grounding, *, output: Path | None) -> "Iterator[Cut]":
     for number, span in enumerate(spans, 1):
         name = output.name if len(spans) == 1 else f"{output.stem}-{number}{output.suffix}"
         yield cut(found.video, span=span, output=output.with_name(name))
-
-
-def _cut_in_words(made: "Cut") -> str:
-    words = f"clip: {made.path}, {made.start_s:.2f} to {made.end_s:.2f} s of the video"
-    if made.lead_s >= ROUNDING_S:
-        words += f"; starts {made.lead_s:.2f} s early, at a key frame"
-    if made.missing_s >= ROUNDING_S:
-        words += f"; {made.missing_s:.2f} s of the answer are not in the video"
-    return words

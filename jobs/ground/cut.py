@@ -24,6 +24,7 @@ from common.errors import ConfigError, OutputError, VideoError
 from common.queue.disk import FULL, check_file, reason
 from common.video.index import index_frames
 from common.video.pyav_reader import VideoIndex, opened
+from jobs.ground.candidates import ROUNDING_S
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 """Containers whose clips start at time 0 and keep every frame's own time; avi and ts do not."""
@@ -54,6 +55,16 @@ class Cut:
         """How much of what was asked the video does not have."""
         before_s, after_s = self.start_s - self.wanted_s[0], self.wanted_s[1] - self.end_s
         return max(0.0, before_s) + max(0.0, after_s)
+
+    @property
+    def in_words(self) -> str:
+        """What of the video is in it, and how that differs from what was asked for."""
+        words = f"{self.start_s:.2f} to {self.end_s:.2f} s of the video"
+        if self.lead_s >= ROUNDING_S:
+            words += f"; starts {self.lead_s:.2f} s early, at a key frame"
+        if self.missing_s >= ROUNDING_S:
+            words += f"; {self.missing_s:.2f} s of the answer are not in the video"
+        return words
 
 
 class _Stamp(NamedTuple):

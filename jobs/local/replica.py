@@ -13,14 +13,16 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
 from pydantic import SecretStr
 
+from common import config
 from common.errors import ConfigError, EngineError
 from common.rest import direct
 from common.secrets import only as secrets_of_child
@@ -39,7 +41,8 @@ MAX_RESTARTS = 2
 more: a question that kills its engine would be asked for ever, and each try is a reload."""
 POLL_S = 0.5
 CUDA_DEVICE = Path("/dev/nvidiactl")
-KV_CACHE_BYTES_CPU = 2**30
+GPU_SHARE: float = config.Rollout.model_fields["gpu_memory_utilization"].default
+ON_CPU: Mapping[str, Any] = MappingProxyType({"kv_cache_bytes": 2**30})
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class LocalReplica:
             ChildError: it ended instead; carries the end of its log.
             EngineError: not within half an hour.
         """
-        asyncio.run(self._wait_until_ready())
+        asyncio.run(self.ready())
 
     async def watch(self) -> None:
         """Start it again when it dies; for ever.
@@ -68,7 +71,12 @@ class LocalReplica:
         """
         await self.children.watch()
 
-    async def _wait_until_ready(self) -> None:
+    async def ready(self) -> None:
+        """`wait_until_ready`, for who has an event loop.
+
+        Raises:
+            ChildError, EngineError: as there.
+        """
         deadline = time.monotonic() + READY_TIMEOUT_S
         async with direct.async_client() as client:
             while time.monotonic() < deadline:
@@ -85,18 +93,21 @@ class LocalReplica:
 
 
 @contextlib.contextmanager
-def started(checkpoint: Path, *, run_file: Path | None, folder: Path) -> Iterator[LocalReplica]:
+def started(
+    checkpoint: Path, *, run_file: Path | None, folder: Path, beside: int = 1
+) -> Iterator[LocalReplica]:
     """A replica that loads a checkpoint and opens any video; ended with its own children.
 
     Args:
         checkpoint: Hugging Face folder.
         run_file: TOML of a run, for `[shared]` and `[rollout]`; None makes one.
         folder: for its log and the made run file.
+        beside: how many such replicas share the memory of a GPU, where no run file says it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if run_file is None:
         run_file = folder / "run.toml"
-        run_file.write_text(run_toml(checkpoint), encoding="utf-8")
+        run_file.write_text(run_toml(checkpoint, beside=beside), encoding="utf-8")
     port, token = free_port(), secrets.token_hex(16)
     with Children(folder) as children:
         child = children.start(
@@ -107,8 +118,9 @@ def started(checkpoint: Path, *, run_file: Path | None, folder: Path) -> Iterato
         yield LocalReplica(f"http://127.0.0.1:{port}", SecretStr(token), children, child)
 
 
-def run_toml(checkpoint: Path) -> str:
-    """A run file for a checkpoint alone: sizes of SPEC A9, within what the checkpoint can hold.
+def run_toml(checkpoint: Path, *, beside: int = 1) -> str:
+    """A run file for a checkpoint alone: sizes of SPEC A9, within what the checkpoint can hold, and
+    of a GPU the share that is its own of `beside`.
 
     Raises:
         ConfigError: no config.json that can be read.
@@ -127,7 +139,7 @@ def run_toml(checkpoint: Path) -> str:
             "device": "cuda" if on_gpu else "cpu",
             "max_model_len": max_model_len,
             "max_num_batched_tokens": max_model_len,
-            **({} if on_gpu else {"kv_cache_bytes": KV_CACHE_BYTES_CPU}),
+            **({"gpu_memory_utilization": GPU_SHARE / beside} if on_gpu else ON_CPU),
         },
         # A run file has a learner's section; nothing of it is read here.
         "learner": {"rows": "none.jsonl", "run_dir": "none", "steps": 1},

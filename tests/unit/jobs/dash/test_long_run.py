@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.dash.curves import BUCKETS
+from jobs.dash.drawing.curves import BUCKETS
 from tests.fixtures.pages.browser import (
     CHROMIUM,
     PATIENCE_MS,

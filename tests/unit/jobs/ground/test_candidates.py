@@ -64,6 +64,16 @@ def test_one_answer_has_the_probability_of_the_tokens_of_its_block() -> None:
     assert (candidate.is_greedy, candidate.num_samples, candidate.agreement) == (True, 0, None)
 
 
+def test_tokens_spell_the_text_and_are_left_out_where_they_are_not_known() -> None:
+    made = answered("3 to 4", logprobs=(-1, -1, -1, -2, -2, -2))
+    (answer,) = grounded(made).answers
+    assert "".join(token.text for token in answer.tokens) == "3 to 4"
+    assert [token.logprob for token in answer.tokens] == [-1, -1, -1, -2, -2, -2]
+    (answer,) = grounded(made.model_copy(update={"token_ends": ()})).answers
+    assert answer.tokens == ()
+    assert answer.token_probability is not None
+
+
 def test_without_a_block_all_tokens_count() -> None:
     (candidate,) = grounded(answered("3 to 4", logprobs=(-1, -1, -1, -2, -2, -2))).candidates
     assert candidate.confidence == pytest.approx(math.exp(-1.5))

@@ -204,6 +204,7 @@ def test_json_is_one_document_with_everything(replica: Replica, video: Path, fol
     assert [answer["text"] for answer in document["answers"]] == [GREEDY, *SAMPLES]
     assert (document["num_unreadable"], document["policy_version"]) == (1, 7)
     assert (document["query"], document["duration_s"]) == (QUERY, 10.0)
+    assert "tokens" not in document["answers"][0]
     assert document["sheet"] == "s.png"
     (clip,) = document["clips"]
     assert (clip["path"], clip["start_s"], clip["lead_s"]) == ("c.mp4", 4.0, 0.5)

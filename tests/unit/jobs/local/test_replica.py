@@ -34,6 +34,18 @@ def test_the_made_run_file_fits_the_checkpoint(tmp_path: Path) -> None:
     assert run.shared.video.total_pixels == 2446 * 16**2
 
 
+def test_replicas_beside_each_other_share_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.local.replica.CUDA_DEVICE", tmp_path)
+    path = tmp_path / "run.toml"
+    shares = []
+    for beside in (1, 2):
+        path.write_text(run_toml(TINY, beside=beside))
+        shares.append(config.load(path, environ={}).rollout.gpu_memory_utilization)
+    assert shares == [0.85, 0.425]
+
+
 def test_a_large_checkpoint_is_asked_as_published(tmp_path: Path) -> None:
     large = checkpoint(
         tmp_path / "large",
