@@ -7,10 +7,12 @@
     GET /api/groups             a list of groups, filtered; /api/groups/one, /same, /strip
     GET /api/evaluations        what `tempsamp eval` left; /one, /compared
     GET /api/events             server-sent events while it grows
+    /api/playground, /clips     questions about a video (jobs/dash/playground/routes.py)
 
-It only reads. With tokens in the environment `/api/` wants one of any role; without, it answers
-requests that were sent to this machine by its own name alone, so that no page of another origin
-reaches it through a name that leads here.
+Of runs it only reads. With tokens in the environment `/api/` wants one of any role, the playground
+that of `generate`; without, it answers requests that were sent to this machine by its own name
+alone, so that no page of another origin reaches it through a name that leads here. What is more
+than a look is refused where a page of another origin sends it.
 """
 
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Query
 from fastapi.responses import Response, StreamingResponse
@@ -35,6 +38,7 @@ from common.secrets import Tokens
 from jobs.dash.advice import Advice, advice
 from jobs.dash.drawing.curves import BUCKETS, DrawnPanel, latest, panels
 from jobs.dash.groups import GroupView, Kind, Order, Place, Wanted, chosen, elsewhere, shown
+from jobs.dash.playground.routes import Playground, add_clips, add_playground
 from jobs.dash.site import ListedRun, OneRun, Site
 from jobs.dash.state import RunState, state_of
 from jobs.dash.watch import Live, events
@@ -45,6 +49,7 @@ POLICY = "; ".join(
         "script-src 'self'",
         "style-src 'self'",
         "img-src 'self' blob: data:",
+        "media-src 'self' blob:",
         "connect-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",
@@ -60,6 +65,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 NO_TOKENS = Tokens()
+LOOKS = ("GET", "HEAD")
 PAGE = 60
 """Groups in a part of the list."""
 
@@ -100,22 +106,32 @@ class Elsewhere(BaseModel):
     places: list[Place]
 
 
-def create_app(site: Site, *, tokens: Tokens = NO_TOKENS, live: bool = True) -> FastAPI:
+def create_app(
+    site: Site,
+    *,
+    tokens: Tokens = NO_TOKENS,
+    live: bool = True,
+    playground: Playground | None = None,
+) -> FastAPI:
     """The ASGI app.
 
     Args:
         site: what it looks at.
         tokens: that callers must show, any of them; none: nobody is asked for one.
         live: whether a run's services are asked how they are.
+        playground: who can be asked about videos, ended by its owner; None: a run's replicas alone.
     """
+    playground = Playground() if playground is None else playground
     api = FastAPI(title="tempsamp dash", version="1", docs_url=None, redoc_url=None)
     install_problem_handlers(api)
     if tokens.known():
-        api.add_middleware(BearerAuth, tokens=tokens)
+        api.add_middleware(BearerAuth, tokens=tokens, roles={"/api/playground": "generate"})
     _add_runs(api, site, live=live)
     _add_groups(api, site)
     _add_evaluations(api, site)
+    add_playground(api, site, playground)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    add_clips(app, playground)
     app.mount("/api", api)
     app.mount("/", StaticFiles(directory=page_folder(), html=True))
     app.add_middleware(_Careful, names_matter=not tokens.known())
@@ -301,18 +317,37 @@ class _Careful:
                 headers.setdefault("Cache-Control", "no-cache")
             await send(message)
 
-        if self._names_matter and not _is_local(scope):
-            problem = Problem(
-                421, "wanted a request to localhost or a loopback address, as no token is asked for"
-            )
+        problem = self._refusal(scope)
+        if problem is not None:
             await problem_response(problem)(scope, receive, with_headers)
         else:
             await self._app(scope, receive, with_headers)
 
+    def _refusal(self, scope: Scope) -> Problem | None:
+        if self._names_matter and not _is_local(scope):
+            return Problem(
+                421, "wanted a request to localhost or a loopback address, as no token is asked for"
+            )
+        if scope["method"] not in LOOKS and _is_of_another_origin(scope):
+            return Problem(403, "found a request of another origin's page, wanted one of our own")
+        return None
+
+
+def _header(scope: Scope, wanted: bytes) -> str | None:
+    """None unless it is there once."""
+    found = [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
+    return found[0] if len(found) == 1 else None
+
+
+def _is_of_another_origin(scope: Scope) -> bool:
+    """Browsers say where the page that asks comes from; who says nothing is none."""
+    if all(name != b"origin" for name, _ in scope["headers"]):
+        return False
+    return urlsplit(_header(scope, b"origin") or "").netloc != _header(scope, b"host")
+
 
 def _is_local(scope: Scope) -> bool:
-    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-    if len(hosts) != 1:
+    host = _header(scope, b"host")
+    if host is None:
         return False
-    host = hosts[0]
     return is_loopback(host[1:].partition("]")[0] if host[0:1] == "[" else host.partition(":")[0])

@@ -79,7 +79,7 @@ class Site:
         """Look for runs.
 
         Args:
-            root: folder of a run, or of runs; None: the runs that `redis_url` knows.
+            root: folder of a run, or of runs; None: the runs that `redis_url` knows, or none.
             redis_url: the runs' Redis, if it is not where their settings say.
 
         Raises:
@@ -94,8 +94,8 @@ class Site:
 
     def look(self) -> Sequence[OneRun]:
         """All of them, newest first; what is known of a run is kept."""
-        if self.root == NOWHERE and self._redis_url is not None:
-            found = registered_runs(self._redis_url)
+        if self.root == NOWHERE:
+            found = {} if self._redis_url is None else registered_runs(self._redis_url)
         else:
             found = find_runs(self.root, redis_url=self._redis_url)
         with self._lock:

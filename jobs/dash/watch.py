@@ -91,20 +91,21 @@ async def events(
     marks = folder.marks()
     said: str | None = None
     spoke_s = time.monotonic()
-    yield _event("hello", {"run": folder.name})
+    yield event("hello", {"run": folder.name})
     while True:
         if live and (now := (await watch.fleet()).model_dump_json()) != said:
             said, spoke_s = now, time.monotonic()
-            yield _event("fleet", json.loads(now))
+            yield event("fleet", json.loads(now))
         if (found := folder.marks()) != marks:
             marks, spoke_s = found, time.monotonic()
             steps = folder.metrics().steps
-            yield _event("changed", {"step": steps[-1] if steps else 0})
+            yield event("changed", {"step": steps[-1] if steps else 0})
         if time.monotonic() - spoke_s > BEAT_S:
             spoke_s = time.monotonic()
             yield ": still here\n\n"
         await asyncio.sleep(poll_s)
 
 
-def _event(name: str, content: object) -> str:
+def event(name: str, content: object) -> str:
+    """One server-sent event."""
     return f"event: {name}\ndata: {json.dumps(content)}\n\n"

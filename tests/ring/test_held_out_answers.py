@@ -1,21 +1,31 @@
-"""`HeldOut` against a real replica: vLLM, the shipped checkpoint, HTTP, a token."""
+"""`HeldOut` and the dash's playground against a real replica: vLLM, the shipped checkpoint, HTTP, a
+token."""
 
 import asyncio
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 from pydantic import SecretStr
 
+from common import config
 from common.errors import EngineError
+from common.rest.problems import MEDIA_TYPE
+from common.secrets import tokens
+from jobs.dash.app import create_app
+from jobs.dash.playground.routes import Playground
+from jobs.dash.site import Site
 from jobs.demo.figures import Evaluation, evaluation_of
 from jobs.evaluation.held_out import HeldOut
 from jobs.evaluation.journal import read_records
 from jobs.evaluation.settings import AnswerSampling
 from jobs.toy import clips
+from tests.fixtures.pages.run_folder import write_run
 from tests.ring.conftest import Ring
 
 NUM_CLIPS = 3
+HERE = "http://127.0.0.1"
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +93,53 @@ def test_a_wrong_token_ends_it_and_names_the_variable(
     asked = held_out(ring, rows, video_root=video_root, token="other")
     with pytest.raises(EngineError, match=r"401.*TEMPSAMP_TOKEN"):
         answered(ring, asked, out=tmp_path)
+
+
+async def test_a_run_s_policy_is_asked_about_its_videos(
+    ring: Ring, video_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ring.environ.items():
+        monkeypatch.setenv(name, value)
+    write_run(tmp_path / "run", steps=1, settings=json.loads(config.dump(ring.run())))
+    site = Site(tmp_path)
+    await site.run("run").watch.fleet()
+    token = ring.environ["TEMPSAMP_GENERATE_TOKEN"]
+    with Playground() as playground:
+        app = create_app(site, tokens=tokens(), live=False, playground=playground)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app),
+            base_url=HERE,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=120,
+        ) as dash:
+            (model,) = (await dash.get("/api/playground")).json()["models"]
+            video = sorted(video_root.rglob("*.mp4"))[0]  # noqa: ASYNC240 - one folder
+            name = {"name": str(video.relative_to(ring.folder))}
+            clip = (await dash.post("/api/playground/choose", json=name)).json()
+            question = {
+                "clip": clip["clip"],
+                "query": "the red circle is visible",
+                "models": [model["key"]],
+                "samples": 4,
+                "max_tokens": 18,
+            }
+            answer = await dash.post("/api/playground/ask", json=question)
+            uploaded = await dash.post(
+                "/api/playground/upload",
+                params={"name": "mine.mp4"},
+                content=video.read_bytes(),
+            )
+            elsewhere = {**question, "clip": uploaded.json()["clip"]}
+            refused = await dash.post("/api/playground/ask", json=elsewhere)
+    events = answer.text.split("\n\n")
+    (found,) = (json.loads(one.split("data: ", 1)[1]) for one in events if "found" in one[:12])
+    answers = found["grounding"]["answers"]
+    assert [one["is_greedy"] for one in answers] == [True, False, False, False, False]
+    for one in answers:
+        assert "".join(token["text"] for token in one["tokens"]) == one["text"]
+        assert all(token["logprob"] <= 0 for token in one["tokens"])
+        assert 0 < one["token_probability"] <= 1
+    assert found["asked"]["num_frames"] == 16  # as the run trains: one a second
+    assert found["versions"]["weights"] is not None
+    assert MEDIA_TYPE not in refused.headers["content-type"]
+    assert "opens videos below" in refused.text
