@@ -23,21 +23,29 @@ function address(path, parameters) {
   return `api/${path}?${query}`;
 }
 
-async function answer(path, parameters, signal) {
+const AWAY = "The dash does not answer. Is tempsamp dash still running?";
+
+/** What a status and a problem document say; `fields` are those of the request that are wrong. */
+function refusal(status, problem) {
+  if (status === 401) return new Refused("This dash asks for a token.");
+  const error = new Error(problem.detail || `The dash answered with status ${status}.`);
+  error.fields = (problem.errors || []).map(({ field }) => field);
+  return error;
+}
+
+async function answer(path, parameters, signal, sent = {}) {
   let response;
   try {
-    response = await fetch(address(path, parameters), { headers: headers(), signal });
+    response = await fetch(address(path, parameters), { ...sent, headers: { ...headers(), ...sent.headers }, signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The dash does not answer. Is tempsamp dash still running?");
+    throw new Error(AWAY);
   }
-  if (response.status === 401 || response.status === 403) throw new Refused("This dash asks for a token.");
-  if (!response.ok) {
-    const problem = await response.json().catch(() => ({}));
-    throw new Error(problem.detail || `The dash answered with status ${response.status}.`);
-  }
+  if (!response.ok) throw refusal(response.status, await response.json().catch(() => ({})));
   return response;
 }
+
+const posted = (body) => ({ method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
 
 /** JSON of a path below /api. */
 export async function ask(path, parameters = {}, signal = undefined) {
@@ -48,6 +56,37 @@ export async function ask(path, parameters = {}, signal = undefined) {
 export async function picture(path, parameters, signal = undefined) {
   const response = await answer(path, parameters, signal);
   return response.status === 204 ? null : URL.createObjectURL(await response.blob());
+}
+
+/** JSON of what is sent as JSON. */
+export async function tell(path, body, signal = undefined) {
+  return (await answer(path, {}, signal, posted(body))).json();
+}
+
+/** Server-sent events that answer what is sent, until their end. */
+export async function stream(path, body, { signal, on }) {
+  const response = await answer(path, {}, signal, posted(body));
+  try {
+    await read(response.body.pipeThrough(new TextDecoderStream()).getReader(), on);
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new Error(AWAY);
+  }
+}
+
+/** JSON of what answers a file; `progress(share)` while it is sent, which fetch does not tell. */
+export function send(path, parameters, file, { signal, progress }) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", address(path, parameters));
+    request.responseType = "json";
+    for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
+    request.upload.addEventListener("progress", (event) => event.total && progress(event.loaded / event.total));
+    request.addEventListener("load", () => (request.status === 200 ? resolve(request.response) : reject(refusal(request.status, request.response || {}))));
+    request.addEventListener("error", () => reject(new Error(AWAY)));
+    request.addEventListener("abort", () => reject(new DOMException("", "AbortError")));
+    signal.addEventListener("abort", () => request.abort(), { once: true });
+    request.send(file);
+  });
 }
 
 /** Server-sent events until `signal`; comes back by itself when the stream breaks. */

@@ -102,17 +102,17 @@ export class Group {
   }
 }
 
-const fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
+export const fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
 
 /** Each token on a ground the darker the less likely it was. */
-function tokens(answer) {
+export function tokens(answer) {
   return answer.tokens.map(({ text, logprob }) => h("span", {
     style: logprob === null ? {} : { "--surprise": Math.min(1, -logprob / 4).toFixed(2) },
     class: logprob === null ? "" : "token", title: logprob === null ? null : `p ${short(Math.exp(logprob), 3)}, ${logprob.toFixed(2)} nats`,
   }, text));
 }
 
-function likelihood(answer) {
+export function likelihood(answer) {
   const known = answer.tokens.filter(({ logprob }) => logprob !== null);
   if (!known.length) return "Written from the row: nobody sampled it, so it has no log-probabilities of an engine.";
   const least = known.reduce((a, b) => (b.logprob < a.logprob ? b : a));

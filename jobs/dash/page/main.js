@@ -5,17 +5,20 @@ import { empty, failed, fill, h, loading } from "./dom.js";
 import { Evaluations } from "./evaluation.js";
 import { Groups } from "./groups.js";
 import { Overview } from "./overview.js";
+import { Playground } from "./playground.js";
 
-const PAGES = { overview: Overview, groups: Groups, evaluation: Evaluations };
+const PAGES = { overview: Overview, groups: Groups, evaluation: Evaluations, playground: Playground };
+const STAYS = ["groups", "playground"];
 const CALM_MS = 900;
 const LOOK_MS = 30_000;
+const SOON_MS = 5_000;
 
 class App {
   constructor() {
     this.main = document.getElementById("main");
     this.select = document.getElementById("run");
     this.live = document.getElementById("live");
-    this.select.addEventListener("change", () => { location.hash = this.addressOf(this.name === "groups" ? "groups" : "overview", { run: this.select.value }); });
+    this.select.addEventListener("change", () => { location.hash = this.addressOf(STAYS.includes(this.name) ? this.name : "overview", { run: this.select.value }); });
     document.getElementById("theme").addEventListener("click", turnTheme);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => dispatchEvent(new Event("tempsamp-theme")));
     addEventListener("hashchange", () => this.go());
@@ -35,20 +38,16 @@ class App {
       this.refused(error) || fill(this.main, failed(error, () => this.start()));
       return;
     }
-    if (!this.runs.length) {
-      fill(this.main, empty("No run here yet", "A run folder (learner.run_dir) appears here once its learner has begun; this page looks again by itself."));
-      setTimeout(() => this.start(), 5000);
-      return;
-    }
     this.listRuns();
     clearInterval(this.looking);
-    this.looking = setInterval(() => this.lookAgain(), LOOK_MS);
+    this.looking = setInterval(() => this.lookAgain(), this.runs.length ? LOOK_MS : SOON_MS);
     this.go();
   }
 
   listRuns() {
     fill(this.select, this.runs.map((run) => h("option", { value: run.name }, run.name)));
     this.select.disabled = this.runs.length < 2;
+    this.select.parentElement.hidden = !this.runs.length;
     if (this.run) this.select.value = this.run;
   }
 
@@ -58,34 +57,50 @@ class App {
     if (!found?.length) return;
     const names = (runs) => runs.map((run) => run.name).sort().join("\n");
     const changed = names(found) !== names(this.runs);
+    const first = !this.runs.length;
     this.runs = found;
     if (changed) this.listRuns();
+    if (first && this.name !== "playground") this.go();
   }
 
   /** Show what the address says. */
   go() {
-    if (!this.runs?.length) return;
+    if (!this.runs) return;
     const [, name, query] = /^#\/(\w+)\??(.*)$/.exec(location.hash) || [];
     const parameters = new URLSearchParams(query);
-    const run = this.runs.some((one) => one.name === parameters.get("run")) ? parameters.get("run") : this.runs[0].name;
-    const page = name in PAGES ? name : "overview";
+    const run = this.runs.some((one) => one.name === parameters.get("run")) ? parameters.get("run") : this.runs[0]?.name;
+    const page = name in PAGES ? name : run ? "overview" : "playground";
     const same = this.page && page === this.name && run === this.run;
     this.parameters = parameters;
     [this.name, this.run] = [page, run];
     this.bar();
-    if (same && this.page.turn) this.page.turn(parameters);
+    if (!run && page !== "playground") this.nothing();
+    else if (same && this.page.turn) this.page.turn(parameters);
     else if (!same) this.open(page, parameters);
   }
 
-  open(page, parameters) {
+  /** Where a run should be shown and there is none. */
+  nothing() {
+    this.leave();
+    fill(this.main, empty("No run here yet", "A run folder (learner.run_dir) appears here once its learner has begun; this page looks again by itself.",
+      h("a", { href: this.addressOf("playground", {}) }, "Ask a model about a video")));
+  }
+
+  leave() {
     this.stopped.abort();
     this.page?.end();
+    this.page = null;
     this.stopped = new AbortController();
+  }
+
+  open(page, parameters) {
+    this.leave();
     const { signal } = this.stopped;
     this.page = new PAGES[page](this, parameters);
     fill(this.main, this.page.element);
     scrollTo(0, 0);
     this.page.load(signal);
+    if (!this.run) return;
     this.phase(this.runs.find((run) => run.name === this.run).phase, false);
     const grow = calmly(() => (this.page.grow ? this.page.grow(signal) : this.page.load(signal)), signal);
     listen({ run: this.run }, {
@@ -102,7 +117,7 @@ class App {
 
   bar() {
     this.select.value = this.run;
-    document.title = `${this.run} · tempsamp dash`;
+    document.title = `${this.run ? `${this.run} · ` : ""}tempsamp dash`;
     for (const link of document.querySelectorAll("#tabs a")) {
       link.href = this.addressOf(link.dataset.page, { run: this.run });
       if (link.dataset.page === this.name) link.setAttribute("aria-current", "page");

@@ -90,12 +90,12 @@ function spoken(answer) {
   return `${who}: ${words(answer.spans, answer.marks_s)}, reward ${short(answer.reward)}, advantage ${signed(answer.advantage)}`;
 }
 
-function ticks(length) {
+export function ticks(length) {
   const step = STEPS_S.find((candidate) => length / candidate <= MOST_INTERVALS) ?? STEPS_S.at(-1);
   return Array.from({ length: Math.floor(length / step + 1e-9) + 1 }, (_, n) => n * step);
 }
 
-function clock(time, length) {
+export function clock(time, length) {
   if (length >= 120) return `${Math.floor(time / 60)}:${String(Math.round(time % 60)).padStart(2, "0")}`;
   return time === 0 ? "0" : `${Number(time.toFixed(1))} s`;
 }

@@ -7,7 +7,7 @@ docs/dash.md starts. No console error, nothing that axe finds, no text that beco
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,25 +18,29 @@ from common.rest.fleet_api import LearnerReport, ProblemReport, ReplicaReport
 from jobs.dash.watch import Live
 from jobs.fleet.services import Fleet, Replica
 from jobs.toy.clips import write_some
-from tests.fixtures.pages.browser import CHROMIUM, serving
+from tests.fixtures.pages.browser import serving
+from tests.fixtures.pages.browsing import (
+    PATIENCE_MS,
+    Open,
+    Picture,
+    chromium,
+    fits,
+    pages,
+    photographer,
+)
 from tests.fixtures.pages.documents import example
 from tests.fixtures.pages.run_folder import answer, kept_group, write_groups, write_run
 from tests.fixtures.wire import replica_status
 
 pytest.importorskip("playwright", reason="playwright is not installed (the dev lock has it)")
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 ROOT = Path(__file__).resolve().parents[4]
 RECORDED = ROOT / "tests/golden/dash"
-if CHROMIUM is None:
-    pytest.skip("no Chromium on this machine (chromium, google-chrome)", allow_module_level=True)
-PATIENCE_MS = 30_000
 EVIL = "<img src=x onerror=alert(1)> & <b>bold</b>"
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 STEPS = 60
 LIVE_FROM = 40
-expect.set_options(timeout=PATIENCE_MS)
 
 
 @dataclass
@@ -68,59 +72,25 @@ def dash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dash]:
     hostile = answer(EVIL, reward=0.1, advantage=-0.5, spans=())
     write_run(runs / "hostile", steps=10, changed=lambda _n: {"learner/wait_s": 9.0})
     write_groups(runs / "hostile", [kept_group(hostile, hostile, query=EVIL)])
-    words = example("dash").commands[1]
-    with serving(words, cwd=folder) as url:
+    with serving(example("dash").commands[1], cwd=folder) as url:
         yield Dash(url, runs)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-Open = Callable[..., Page]
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Open]:
-    """Opens pages of a context of its own; afterwards no console has had an error."""
-    said: list[str] = []
-    contexts = []
-
-    def open_page(address: str, *, scheme: str = "light", narrow: bool = False) -> Page:
-        context = browser.new_context(
-            viewport=NARROW if narrow else WIDE,  # type: ignore[arg-type]
-            color_scheme=scheme,  # type: ignore[arg-type]
-            reduced_motion="reduce",
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(PATIENCE_MS)
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: said.append(f"dialog: {dialog.message}"))
-        page.goto(address)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert said == []
+    with pages(browser) as open_page:
+        yield open_page
 
 
 @pytest.fixture
-def picture(request: pytest.FixtureRequest) -> Callable[[Page, str], None]:
-    """Writes docs/images/dash-NAME.png where `--screenshots` asks for it."""
-
-    def take(page: Page, name: str) -> None:
-        if request.config.getoption("--screenshots"):
-            page.wait_for_timeout(500)
-            page.screenshot(path=ROOT / f"docs/images/dash-{name}.png")
-
-    return take
+def picture(request: pytest.FixtureRequest) -> Picture:
+    return photographer(request)
 
 
 def sentence(page: Page) -> Locator:
@@ -131,9 +101,7 @@ def rows(page: Page) -> Locator:
     return page.locator("ol.list > li > a")
 
 
-def test_a_run_is_seen_at_one_glance(
-    dash: Dash, opened: Open, picture: Callable[[Page, str], None]
-) -> None:
+def test_a_run_is_seen_at_one_glance(dash: Dash, opened: Open, picture: Picture) -> None:
     page = opened(dash.address("overview", run="tempsamp"))
     expect(sentence(page)).to_have_text(
         re.compile(
@@ -211,7 +179,7 @@ def test_services_are_shown_with_what_went_wrong_last(dash: Dash, opened: Open) 
 
 
 def test_a_group_is_found_opened_and_set_beside_another(
-    dash: Dash, opened: Open, picture: Callable[[Page, str], None]
+    dash: Dash, opened: Open, picture: Picture
 ) -> None:
     page = opened(dash.address("groups", run="tempsamp", first_step=STEPS))
     expect(page.locator(".count")).to_have_text("8 of 104 groups")
@@ -258,9 +226,7 @@ def test_filters_narrow_the_list_and_stand_in_the_address(dash: Dash, opened: Op
     expect(page.locator(".list")).to_contain_text("None fits")
 
 
-def test_two_evaluations_are_compared(
-    dash: Dash, opened: Open, picture: Callable[[Page, str], None]
-) -> None:
+def test_two_evaluations_are_compared(dash: Dash, opened: Open, picture: Picture) -> None:
     page = opened(dash.address("evaluation", run="tempsamp"))
     names = [f"tempsamp/validation/version-{version:06d}" for version in (0, STEPS)]
     button = page.get_by_role("button", name="Compare two")
@@ -308,7 +274,7 @@ def test_axe_finds_nothing(dash: Dash, opened: Open, scheme: str) -> None:
 
 
 def test_a_phone_shows_everything_without_scrolling_sideways(
-    dash: Dash, opened: Open, picture: Callable[[Page, str], None]
+    dash: Dash, opened: Open, picture: Picture
 ) -> None:
     page = opened(dash.address("overview", run="tempsamp"), narrow=True, scheme="dark")
     expect(sentence(page)).to_be_visible()
@@ -325,10 +291,6 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
     page.goto(dash.address("evaluation", run="tempsamp"))
     expect(page.locator("tbody tr")).to_have_count(6)
     assert fits(page)
-
-
-def fits(page: Page) -> bool:
-    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
 
 def test_the_scheme_is_the_system_s_until_another_is_chosen(dash: Dash, opened: Open) -> None:
