@@ -5,7 +5,8 @@ import { empty, failed, fill, h, loading, plural, short } from "./dom.js";
 import { fact, likelihood, tokens } from "./group.js";
 import { facts, megabytes, Player, said } from "./player.js";
 
-const FIELDS = ["query", "mode", "samples", "seed", "max_tokens", "model", "beside"];
+const FIELDS = ["query", "mode", "samples", "start_s", "end_s", "seed", "max_tokens", "model", "beside"];
+const TOO_LONG = /max_clip_pixels|max_clip_frames|max_prompt_tokens|context.{0,10}length/;
 const KINDS = ["first", "second"];
 const TYPING_MS = 250;
 const SECOND_MS = 1000;
@@ -20,9 +21,14 @@ export class Playground {
     this.state = h("div", { class: "asking", role: "status" });
     this.results = h("div", { class: "results" });
     this.models = [];
-    this.element = h("div", { class: "playground", ondragover: (event) => this.over(event, true), ondragleave: (event) => this.over(event, false), ondrop: (event) => this.drop(event) },
+    this.element = h("div", { class: "playground" },
       h("h1", { class: "hidden" }, "Playground"), this.stage, this.form(parameters), this.results);
     fill(this.stage, loading("Models are looked for", 2));
+    // Anywhere: a browser leaves the page for a file that is dropped beside it.
+    const { signal } = this.stopped;
+    addEventListener("dragover", (event) => this.over(event, true), { signal });
+    addEventListener("dragleave", (event) => this.over(event, false), { signal });
+    addEventListener("drop", (event) => this.drop(event), { signal });
   }
 
   form(parameters) {
@@ -44,6 +50,7 @@ export class Playground {
       this.model = h("label", {}, h("span", {}, "Ask"), h("select", { name: "model", onchange: () => { this.fillBeside(); note(); } })),
       this.beside = h("label", { hidden: true }, h("span", {}, "Beside it"), h("select", { name: "beside", onchange: note })),
       h("details", { class: "more" }, h("summary", {}, h("b", {}, "More")), h("div", { class: "choices" },
+        field("start_s", "From, s", "number", "", { min: 0, step: "any", placeholder: "its start" }), field("end_s", "To, s", "number", "", { min: 0, step: "any", placeholder: "its end" }),
         field("seed", "Seed", "number", "0", { min: 0 }), field("max_tokens", "Longest answer, tokens", "number", "", { min: 1, placeholder: "the model's" }))),
       this.problem, h("div", { class: "choices" }, this.ask, this.cancel), this.state);
     this.chosen = { model: value("model"), beside: value("beside") };
@@ -123,7 +130,7 @@ export class Playground {
   drop(event) {
     this.over(event, false);
     const [file] = event.dataTransfer.files;
-    if (file) this.upload(file);
+    if (file && this.offer) this.upload(file);
   }
 
   async upload(file) {
@@ -205,10 +212,10 @@ export class Playground {
 
   async submit() {
     if (this.ask.disabled) return;
-    const { query, samples = "1", seed = "0", max_tokens, model, beside, mode } = { ...Object.fromEntries(new FormData(this.fields)), ...this.said() };
+    const { query, samples = "1", seed = "0", max_tokens, start_s, end_s, model, beside, mode } = { ...Object.fromEntries(new FormData(this.fields)), ...this.said() };
     const names = [model ?? this.model.lastChild.value, beside].filter(Boolean);
     const number = (text) => (text === "" ? 0 : Number(text));
-    const question = { run: this.app.run ?? "", clip: this.clip.clip, query, mode: mode ?? "answer", samples: number(samples), seed: number(seed), max_tokens: max_tokens ? number(max_tokens) : null, models: names };
+    const question = { run: this.app.run ?? "", clip: this.clip.clip, query, mode: mode ?? "answer", samples: number(samples), seed: number(seed), max_tokens: max_tokens ? number(max_tokens) : null, start_s: number(start_s), end_s: end_s ? number(end_s) : null, models: names };
     const asked = this.asked = new AbortController();
     this.query = query;
     this.found = [];
@@ -278,7 +285,7 @@ export class Playground {
     for (const input of this.fields.querySelectorAll("[name]")) {
       const wrong = fields.includes(input.name);
       input.toggleAttribute("aria-invalid", false);
-      if (wrong) { input.setAttribute("aria-invalid", "true"); input.setAttribute("aria-describedby", "problem"); input.focus(); }
+      if (wrong) { input.closest("details")?.setAttribute("open", ""); input.setAttribute("aria-invalid", "true"); input.setAttribute("aria-describedby", "problem"); input.focus(); }
     }
   }
 
@@ -324,10 +331,11 @@ export class Playground {
       candidate.spans.map((span) => {
         const which = candidate.spans.length > 1 ? said([span]) : "";
         const name = (verb) => `${verb} ${label}${which && `: ${which}`}`;
-        const loop = h("button", { type: "button", class: "plain", "aria-pressed": "false", "aria-label": name("Loop"), onclick: () => this.player.loop(span) }, "Loop");
+        const outside = span[0] >= this.clip.duration_s || span[1] <= 0;
+        const loop = h("button", { type: "button", class: "plain", disabled: outside, "aria-pressed": "false", "aria-label": name("Loop"), onclick: () => this.player.loop(span) }, "Loop");
         this.loops.push([span, loop]);
         return h("div", { class: "does" }, which && h("span", {}, which),
-          h("button", { type: "button", class: "plain", "aria-label": name("Jump to"), onclick: () => this.player.jump(span) }, "Jump"), loop,
+          h("button", { type: "button", class: "plain", disabled: outside, "aria-label": name("Jump to"), onclick: () => this.player.jump(span) }, "Jump"), loop,
           h("button", { type: "button", class: "plain", "aria-label": name("Export clip of"), onclick: (event) => this.exportClip(span, note, event.currentTarget) }, "Export clip"));
       }), note];
   }
@@ -348,7 +356,7 @@ export class Playground {
   failure({ model, says }, names) {
     const [line, ...log] = says.split("\n");
     return h("section", { class: "model", "aria-label": this.nameOf(model) }, names.length > 1 && h("h3", {}, this.nameOf(model)),
-      h("div", { class: "card fault", role: "alert" }, h("h3", {}, "No answer"), h("p", {}, line),
+      h("div", { class: "card fault", role: "alert" }, h("h3", {}, "No answer"), h("p", {}, line), TOO_LONG.test(says) && h("p", { class: "note" }, "Ask about a part of it: From and To, below More."),
         log.length > 0 && h("details", {}, h("summary", {}, h("b", {}, "Its log")), h("pre", { tabindex: 0 }, log.join("\n"))),
         h("button", { type: "button", class: "plain", onclick: () => this.submit() }, "Ask again")));
   }

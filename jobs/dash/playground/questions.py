@@ -19,13 +19,13 @@ from pydantic import BaseModel, ConfigDict
 
 from common.answers.spans import Span
 from common.errors import ConfigError, TempSampError, VideoError, last_words
-from common.messages import Mode
+from common.messages import Mode, Window
 from common.prompts import chat_messages, grounding_problem
 from common.rest.problems import FieldError, Problem
 from jobs.dash.playground.clips import Clip
 from jobs.dash.playground.models import VERSION, ListedModel, Model
 from jobs.ground.asking import Settings, sample_video
-from jobs.ground.candidates import Grounding
+from jobs.ground.candidates import Answer, Candidate, Grounding
 
 MOST_SAMPLES = 256
 MOST_TOKENS = 65_536
@@ -41,7 +41,7 @@ Event = tuple[EventName, dict[str, Any]]
 class Question(BaseModel):
     """What the page asks; `check` has the bounds."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     run: str = ""
     clip: str
@@ -52,6 +52,10 @@ class Question(BaseModel):
     seed: int = 0
     max_tokens: int | None = None
     """Longest answer; None: the model's."""
+    start_s: float = 0.0
+    """Of the part that is asked about; spans count from the start of the video all the same."""
+    end_s: float | None = None
+    """None: to its end."""
     models: list[str]
 
     def check(self) -> None:
@@ -78,6 +82,10 @@ class Question(BaseModel):
             ("max_tokens", f"longest answer: found {self.max_tokens} tokens, wanted 1 or more"): (
                 self.max_tokens is not None and not 1 <= self.max_tokens <= MOST_TOKENS
             ),
+            ("start_s", f"from: found {self.start_s:g} s, wanted 0 or more"): self.start_s < 0,
+            ("end_s", f"to: found {self.end_s} s, wanted more than from, {self.start_s:g} s"): (
+                self.end_s is not None and not self.start_s < self.end_s
+            ),
             ("models", f"models: found {len(self.models)}, wanted 1 or {MOST_MODELS}"): (
                 not 1 <= len(set(self.models)) == len(self.models) <= MOST_MODELS
             ),
@@ -92,6 +100,12 @@ class Question(BaseModel):
             return [f"query: {error}"]
         return []
 
+    @property
+    def window(self) -> Window | None:
+        """The part that is asked about; None: all of it."""
+        whole = self.start_s == 0 and self.end_s is None
+        return None if whole else (self.start_s, self.end_s)
+
     def settings(self, model: Model) -> Settings:
         """How one model is asked."""
         changed = {"seed": self.seed} | (
@@ -102,7 +116,7 @@ class Question(BaseModel):
             num_samples=0 if self.samples == 1 else self.samples,
             sampling=model.sampling.model_copy(update=changed),
             video=model.frames,
-            window=None,
+            window=self.window,
         )
 
 
@@ -117,6 +131,9 @@ class Asked(BaseModel):
     video: str
     video_sha256: str
     duration_s: float
+    """Of what was asked about."""
+    window_s: Window | None
+    """Part of the video that it was; None: all."""
     num_frames: int
     """That the model saw."""
     frame_hw: tuple[int, int]
@@ -182,7 +199,8 @@ async def _found(question: Question, clip: Clip, model: Model, tell: Any) -> Fou
     settings = question.settings(model)
     tell(f"reading {clip.name}")
     ref = await asyncio.to_thread(sample_video, clip.path, settings=settings)
-    grounding = await model.ask(ref, query=question.query, settings=settings, tell=tell)
+    answers = await model.ask(ref, query=question.query, settings=settings, tell=tell)
+    grounding = _shown(answers, clip)
     asked = Asked(
         query=question.query,
         mode=question.mode,
@@ -192,6 +210,7 @@ async def _found(question: Question, clip: Clip, model: Model, tell: Any) -> Fou
         video=clip.name,
         video_sha256=ref.sha256,
         duration_s=ref.duration_s,
+        window_s=ref.window_s,
         num_frames=len(ref.frame_indices),
         frame_hw=ref.frame_hw,
         prompt=grounding_problem(question.query, mode=question.mode),
@@ -199,7 +218,7 @@ async def _found(question: Question, clip: Clip, model: Model, tell: Any) -> Fou
     return Found(
         model=model.listed(),
         asked=asked,
-        grounding=_shown(grounding, clip),
+        grounding=grounding,
         versions={
             "tempsamp": VERSION,
             "weights": grounding.policy_version,
@@ -211,12 +230,19 @@ async def _found(question: Question, clip: Clip, model: Model, tell: Any) -> Fou
 
 
 def _shown(grounding: Grounding, clip: Clip) -> Grounding:
-    """Without where an upload lies, and with no more tokens than a page can show."""
+    """Without where an upload lies, spans from the start of the file, and no more tokens than a
+    page can show."""
+
+    def spans(one: Answer | Candidate) -> dict[str, Any]:
+        return {"spans": tuple(grounding.in_file(one.spans))}
+
     answers = tuple(
-        answer.model_copy(update={"tokens": answer.tokens[:MOST_SHOWN_TOKENS]})
-        for answer in grounding.answers
+        one.model_copy(update={**spans(one), "tokens": one.tokens[:MOST_SHOWN_TOKENS]})
+        for one in grounding.answers
     )
-    return grounding.model_copy(update={"video": clip.name, "answers": answers})
+    candidates = tuple(one.model_copy(update=spans(one)) for one in grounding.candidates)
+    changed = {"video": clip.name, "window_s": None, "answers": answers, "candidates": candidates}
+    return grounding.model_copy(update=changed)
 
 
 def _said(error: Exception, clip: Clip) -> str:

@@ -372,6 +372,23 @@ async def test_samples_thought_and_length_are_those_asked_for(
     assert events[-2][1]["grounding"]["num_unreadable"] == 1
 
 
+async def test_a_part_is_asked_about_and_spans_count_from_the_start_of_the_video(
+    playground: Playground, content: bytes
+) -> None:
+    model = Stand()
+    playground.add(model)
+    async with client(playground) as dash:
+        clip = await uploaded(dash, content)
+        events = await asked(dash, clip=clip["clip"], start_s=1.5, end_s=3.5)
+        late = await asked(dash, clip=clip["clip"], start_s=30)
+    found = events[-2][1]
+    assert found["spans"] == [[[2.5, 4.0]]]
+    assert found["grounding"]["answers"][0]["spans"] == [[2.5, 4.0]]
+    assert (found["asked"]["window_s"], found["asked"]["duration_s"]) == ([1.5, 3.5], 2.0)
+    assert model.clips[0].window_s == (1.5, 3.5)
+    assert "wanted 30.00 s to the end of it" in late[-2][1]["says"]
+
+
 async def test_two_models_answer_the_same_question_and_one_may_fail(
     playground: Playground, content: bytes
 ) -> None:
@@ -424,6 +441,8 @@ async def test_what_goes_wrong_is_the_line_that_ground_ends_with(
         ({"samples": "3"}, "samples", "valid integer"),
         ({"seed": -1}, "seed", "seed: found -1"),
         ({"max_tokens": 0}, "max_tokens", "longest answer: found 0 tokens"),
+        ({"start_s": -1}, "start_s", "from: found -1 s, wanted 0 or more"),
+        ({"start_s": 2, "end_s": 2}, "end_s", "to: found 2.0 s, wanted more than from, 2 s"),
         ({"mode": "sing"}, "mode", "'answer' or 'think'"),
         ({"models": []}, "models", "models: found 0, wanted 1 or 2"),
         ({"models": ["a", "a"]}, "models", "models: found 2"),
