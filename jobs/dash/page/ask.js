@@ -108,7 +108,9 @@ async function read(reader, on) {
   for (let text = ""; ;) {
     const { value, done } = await reader.read();
     if (done) return;
-    const events = (text + value).split("\n\n");
+    text += value;
+    if (!value.includes("\n")) continue;  // megabytes of one event come in many pieces
+    const events = text.split("\n\n");
     text = events.pop();
     for (const event of events) {
       const name = /^event: (.*)$/m.exec(event);

@@ -47,8 +47,8 @@ export class Playground {
           type: "button", data: { mode: kind }, "aria-pressed": String(kind === mode), onclick: (event) => { this.press(event.currentTarget); note(); },
         }, label))),
         field("samples", "Samples", "number", "1", { min: 1, inputmode: "numeric" })),
-      this.model = h("label", {}, h("span", {}, "Ask"), h("select", { name: "model", onchange: () => { this.fillBeside(); note(); } })),
-      this.beside = h("label", { hidden: true }, h("span", {}, "Beside it"), h("select", { name: "beside", onchange: note })),
+      this.model = h("label", {}, h("span", {}, "Ask"), h("select", { name: "model", onchange: (event) => { this.chosen.model = event.target.value; this.fillBeside(); note(); } })),
+      this.beside = h("label", { hidden: true }, h("span", {}, "Beside it"), h("select", { name: "beside", onchange: (event) => { this.chosen.beside = event.target.value; note(); } })),
       h("details", { class: "more" }, h("summary", {}, h("b", {}, "More")), h("div", { class: "choices" },
         field("start_s", "From, s", "number", "", { min: 0, step: "any", placeholder: "its start" }), field("end_s", "To, s", "number", "", { min: 0, step: "any", placeholder: "its end" }),
         field("seed", "Seed", "number", "0", { min: 0 }), field("max_tokens", "Longest answer, tokens", "number", "", { min: 1, placeholder: "the model's" }))),
@@ -66,10 +66,11 @@ export class Playground {
       this.app.refused(error) || (this.clip === null && fill(this.stage, failed(error, () => this.load(signal))));
       return;
     }
-    const keys = (models) => models.map((model) => model.key + model.name).join("\n");
+    const keys = (models) => models.map(({ key }) => key).join();
     const changed = keys(this.offer.models) !== keys(this.models);
     this.models = this.offer.models;
     if (changed) this.fillModels();
+    else this.rename();
     if (!this.clip && !this.stage.querySelector(".drop, .coming")) this.showDrop();
     this.ready();
   }
@@ -78,18 +79,21 @@ export class Playground {
     if (name === "fleet") this.load(this.stopped.signal);
   }
 
+  /** What was chosen stays so, also while it is away. */
   fillModels() {
-    const { model } = this.chosen;
-    fill(this.model.lastChild, this.models.map(({ key, name }) => h("option", { value: key, selected: key === model }, name)));
+    fill(this.model.lastChild, this.models.map(({ key, name }) => h("option", { value: key, selected: key === this.chosen.model }, name)));
     this.fillBeside();
   }
 
   fillBeside() {
-    const select = this.beside.lastChild;
-    const before = select.value || this.chosen.beside;
     const others = this.models.filter(({ key }) => key !== this.model.lastChild.value);
     this.beside.hidden = others.length === 0;
-    fill(select, h("option", { value: "" }, "nothing"), others.map(({ key, name }) => h("option", { value: key, selected: key === before }, name)));
+    fill(this.beside.lastChild, h("option", { value: "" }, "nothing"), others.map(({ key, name }) => h("option", { value: key, selected: key === this.chosen.beside }, name)));
+  }
+
+  /** A run's replica has new weights: an open list stays open. */
+  rename() {
+    for (const option of this.fields.querySelectorAll("select option")) if (option.value) option.textContent = this.nameOf(option.value);
   }
 
   /** Where a video is dropped or chosen; and what is missing, if nobody can be asked. */
@@ -154,7 +158,7 @@ export class Playground {
     await this.take(bar, h("span", { role: "status" }, `Reading ${name}`), (signal) => tell("playground/choose", { run: this.app.run ?? "", name }, signal), (clip) => clip.address);
   }
 
-  /** A clip on its way in: a bar, a way to give up, then the player. */
+  /** A clip on its way in, then the player. */
   async take(bar, words, bring, urlOf) {
     this.close();
     const coming = this.coming = new AbortController();
@@ -188,9 +192,7 @@ export class Playground {
     this.player.end();
     if (this.url) URL.revokeObjectURL(this.url);
     this.url = this.clip = null;
-    fill(this.results);
-    fill(this.state);
-    fill(this.problem);
+    for (const box of [this.results, this.state, this.problem]) fill(box);
   }
 
   press(button) {
@@ -312,7 +314,7 @@ export class Playground {
     const { grounding, versions } = found;
     const letter = this.letter(found, names);
     const best = grounding.candidates[0];
-    const weights = versions.served_model ? "" : `weights ${versions.weights}`;
+    const weights = versions.checkpoint_sha256 ? `checkpoint ${versions.checkpoint_sha256.slice(0, 12)}` : !versions.served_model && `weights ${versions.weights}`;
     return h("section", { class: `model ${KINDS[names.indexOf(found.model.key)]}`, "aria-label": found.model.name },
       h("h3", {}, h("i", { class: "key" }), letter && h("span", {}, letter), found.model.name),
       h("p", { class: "lead", role: "status" }, best ? `${said(best.spans)}, confidence ${percent(best.confidence)}.` : "No answer could be read as a span."),
@@ -346,9 +348,11 @@ export class Playground {
 
   answer(answer, n) {
     const known = answer.tokens.length > 0;
-    return h("details", { class: "card answer" },
+    const text = h("div", { class: "tokens", role: "group", "aria-label": "Text", tabindex: 0 });
+    // Hundreds of answers have hundreds of tokens each: those that are looked at become elements.
+    return h("details", { class: "card answer", ontoggle: () => text.firstChild || fill(text, known ? tokens(answer) : answer.text || "(nothing)") },
       h("summary", {}, h("b", {}, answer.is_greedy ? "Greedy answer" : `Sample ${n}`), h("span", { class: "spans" }, answer.spans.length ? said(answer.spans) : "not readable"), h("span", { class: "figure" }, percent(answer.token_probability))),
-      h("div", { class: "tokens", role: "group", "aria-label": "Text", tabindex: 0 }, known ? tokens(answer) : answer.text || "(nothing)"),
+      text,
       h("p", { class: "note" }, known ? likelihood(answer) : "The server does not say how probable each token was."),
       h("dl", { class: "facts" }, fact("probability of its tokens", percent(answer.token_probability)), fact("tokens", known ? String(answer.tokens.length) : "–"), answer.notes.length > 0 && fact("remarks", answer.notes.join("; "))));
   }
@@ -376,7 +380,8 @@ export class Playground {
   }
 
   exportJson() {
-    const document_ = { asked: this.found[0].asked, answers: this.found.map(({ model, asked, ...rest }) => ({ model: { name: model.name, kind: model.kind }, frames: { num_frames: asked.num_frames, frame_hw: asked.frame_hw }, ...rest })), failed: this.failures.map(({ model, says }) => ({ model: this.nameOf(model), says })) };
+    const { num_frames, frame_hw, max_tokens, ...asked } = this.found[0].asked;
+    const document_ = { asked, answers: this.found.map(({ model, asked: { num_frames, frame_hw, max_tokens }, ...rest }) => ({ model: { name: model.name, kind: model.kind }, sees: { num_frames, frame_hw }, max_tokens, ...rest })), failed: this.failures.map(({ model, says }) => ({ model: this.nameOf(model), says })) };
     const url = URL.createObjectURL(new Blob([JSON.stringify(document_, null, 1)], { type: "application/json" }));
     save(url, `${this.clip.name.replace(/.*\//, "").replace(/\.\w+$/, "")}-answers.json`);
     setTimeout(() => URL.revokeObjectURL(url), SECOND_MS);

@@ -258,11 +258,14 @@ def foreign(server: Endpoint, *, key: str, frames_as: FramesAs) -> Served:
     )
 
 
-def of_run(run: config.Run | None, fleet: Fleet | None) -> Served | None:
+def of_run(
+    run: config.Run | None, fleet: Fleet | None, *, roots: Sequence[Path] | None
+) -> Served | None:
     """The replica of a run with the newest weights, those it starts from if its learner has not
     come yet; None where none answers.
 
-    One of them: while a run learns, two may serve different weights.
+    One of them: while a run learns, two may serve different weights. `roots`: below which it opens
+    videos, if that is known.
     """
     if run is None or fleet is None:
         return None
@@ -284,7 +287,7 @@ def of_run(run: config.Run | None, fleet: Fleet | None) -> Served | None:
         token=run.shared.tokens.of("generate"),
         frames=run.shared.video.sampling,
         sampling=run.shared.sampling,
-        roots=run.shared.video.roots,
+        roots=roots,
     )
 
 

@@ -11,6 +11,7 @@ Whoever listens may leave: then nobody is waited for any more. Neighbours: `.rou
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ from jobs.dash.playground.clips import Clip
 from jobs.dash.playground.models import VERSION, ListedModel, Model
 from jobs.ground.asking import Settings, sample_video
 from jobs.ground.candidates import Answer, Candidate, Grounding
+
+logger = logging.getLogger(__name__)
 
 MOST_SAMPLES = 256
 MOST_TOKENS = 65_536
@@ -188,7 +191,8 @@ async def _ask(
         found = await _found(question, clip, model, tell)
     except (TempSampError, ConfigError, httpx.HTTPError, OSError) as error:
         events.put_nowait(("failed", {"model": listed.key, "says": _said(error, clip)}))
-    except Exception as error:  # noqa: BLE001 - the page is told, whatever it is
+    except Exception as error:
+        logger.exception("question not answered", extra={"model": listed.name})
         events.put_nowait(("failed", {"model": listed.key, "says": last_words(error)[0].strip()}))
     else:
         events.put_nowait(("found", found.model_dump(mode="json")))

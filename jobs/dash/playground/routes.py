@@ -282,7 +282,7 @@ def _run_of(site: Site, name: str) -> OneRun | None:
 def _replicas(one: OneRun | None) -> list[Model]:
     if one is None:
         return []
-    replica = of_run(one.folder.run(), one.watch.seen.fleet)
+    replica = of_run(one.folder.run(), one.watch.seen.fleet, roots=_roots(one) or None)
     return [] if replica is None else [replica]
 
 

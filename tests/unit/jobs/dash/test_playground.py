@@ -614,12 +614,13 @@ async def test_a_run_s_newest_replica_can_be_asked_about_its_own_videos(
     )
     folder = RunFolder(runs / "one", "one")
     fleet = Fleet(run_id="a", replicas=replicas)
-    chosen = of_run(folder.run(), fleet)
+    chosen = of_run(folder.run(), fleet, roots=None)
     assert chosen is not None
     assert (chosen.url, chosen.name) == ("http://new", "run a: new, version 7")
     assert chosen.frames == VideoSampling()
-    assert of_run(folder.run(), Fleet(run_id="a", replicas=replicas[2:])) is None
-    assert of_run(folder.run(), None) is None
+    chosen.refuse(Path("/anywhere"))  # it says so itself
+    assert of_run(folder.run(), Fleet(run_id="a", replicas=replicas[2:]), roots=None) is None
+    assert of_run(folder.run(), None, roots=None) is None
     site = Site(runs)
     site.run("one").watch._seen = Live(fleet=fleet)
     app = create_app(site, live=False, playground=playground)

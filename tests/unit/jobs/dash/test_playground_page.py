@@ -213,7 +213,7 @@ def test_a_dropped_clip_is_asked_about_looped_and_exported(
     )
     loop = page.get_by_role("button", name="Loop A1", exact=True)
     loop.click()
-    until(page, "starts >= 3")
+    until(page, "starts >= 2")
     assert 1.8 <= page.evaluate("document.querySelector('video').currentTime") <= 10.2
     expect(loop).to_have_attribute("aria-pressed", "true")
     loop.click()
@@ -236,6 +236,7 @@ def test_a_dropped_clip_is_asked_about_looped_and_exported(
     assert document["asked"]["query"] == QUERY
     assert [one["versions"]["weights"] for one in document["answers"]] == [STEPS, STEPS]
     assert document["answers"][0]["spans"][0] == [[2.0, 9.5]]
+    assert document["answers"][0]["max_tokens"] == 512
     best = document["answers"][0]["grounding"]["answers"][1]
     assert {"text", "logprob"} == set(best["tokens"][0])
 
