@@ -22,12 +22,13 @@ from common.rest.fleet_api import ReplicaReport
 from common.secrets import Tokens
 from common.video.sampling import VideoSampling
 from jobs.asking.answers import Reply, of_replica
+from jobs.asking.openai.endpoint import Endpoint
 from jobs.asking.refusals import Refused
 from jobs.dash.app import create_app
 from jobs.dash.command import command
 from jobs.dash.folder import RunFolder
 from jobs.dash.playground.clips import MEGABYTE, safe_name
-from jobs.dash.playground.models import ListedModel, Local, Tell, of_run
+from jobs.dash.playground.models import ListedModel, Local, Tell, endpoint, foreign, of_run
 from jobs.dash.playground.questions import Question, answered
 from jobs.dash.playground.routes import Playground
 from jobs.dash.site import Site
@@ -38,7 +39,8 @@ from jobs.ground.candidates import Grounding, ground
 from jobs.local.processes import ChildError
 from tests.fixtures.clips import make_clip
 from tests.fixtures.pages.run_folder import SETTINGS, write_run
-from tests.fixtures.replicas.stand_in_replica import generated
+from tests.fixtures.replicas.stand_in_replica import generated, unused_url
+from tests.fixtures.servers import chat_server
 from tests.fixtures.wire import replica_status
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -588,6 +590,37 @@ async def test_the_playground_wants_the_token_that_answers_want(
             if status == 200:
                 address = answer.json()["address"]
         assert (await dash.get(f"/{address}")).status_code == 200, "a player sends no token"
+
+
+async def test_somebody_else_s_server_is_asked_with_pictures_and_says_what_it_can(
+    playground: Playground, content: bytes
+) -> None:
+    with chat_server.serving(lambda _: GREEDY) as server:
+        opened = Endpoint(server.url, model="a/b", frames_as="images", wants_logprobs=True)
+        playground.add(foreign(opened, key="a", frames_as="images"))
+        async with client(playground) as dash:
+            clip = await uploaded(dash, content)
+            found = (await asked(dash, clip=clip["clip"], samples=2))[-2][1]
+            server.answer = lambda _: chat_server.problem(400, "at most 4 images are taken")
+            refused = (await asked(dash, clip=clip["clip"]))[-2]
+    assert found["model"]["name"] == f"a/b at {server.url}"
+    assert found["versions"]["served_model"] == "a/b"
+    assert found["versions"]["weights"] is None
+    assert [one["tokens"][0]["logprob"] for one in found["grounding"]["answers"]] == [-0.25] * 3
+    assert refused[0] == "failed"
+    assert "at most 4 images are taken" in refused[1]["says"]
+
+
+async def test_an_endpoint_that_is_gone_is_told_while_its_asker_watches(
+    playground: Playground, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.dash.playground.models.RETRY_S", 0.1)
+    playground.add(endpoint(unused_url(), key="a"))
+    async with client(playground) as dash:
+        clip = await uploaded(dash, content)
+        failed = (await asked(dash, clip=clip["clip"]))[-2]
+    assert failed[0] == "failed"
+    assert failed[1]["says"].startswith("nobody answered within 0 s: ConnectError")
 
 
 def report_of(status: ReplicaStatus) -> ReplicaReport:
