@@ -52,6 +52,15 @@ class Settings:
     """Which frames the model sees."""
     window: Window | None
     """Of which part of the video; None is all of it."""
+    wording: tuple[str, str] | None = None
+    """What stands before and after the query; None: our own words."""
+
+    def problem(self, query: str) -> str:
+        """The whole instruction."""
+        if self.wording is None:
+            return grounding_problem(query, mode=self.mode)
+        before, after = self.wording
+        return f"{before}{query}{after}"
 
 
 class Ask(Protocol):
@@ -91,7 +100,7 @@ async def ask(
     """
     question = GenerateRequest(
         clip=clip,
-        messages=chat_messages(grounding_problem(query, mode=settings.mode)),
+        messages=chat_messages(settings.problem(query)),
         sampling=settings.sampling.model_copy(update={"temperature": 0.0, "top_p": 1.0}),
     )
     requests = [question]

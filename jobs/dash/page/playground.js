@@ -319,7 +319,7 @@ export class Playground {
       h("h3", {}, h("i", { class: "key" }), letter && h("span", {}, letter), found.model.name),
       h("p", { class: "lead", role: "status" }, best ? `${said(best.spans)}, confidence ${percent(best.confidence)}.` : "No answer could be read as a span."),
       h("p", { class: "note" }, best && `Confidence: ${grounding.confidence_is}. `, grounding.num_unreadable > 0 && `${grounding.num_unreadable} of ${plural(grounding.answers.length, "answer")} could not be read. `,
-        [plural(found.asked.num_frames, "frame"), `${found.asked.frame_hw[1]} x ${found.asked.frame_hw[0]}`, weights].filter(Boolean).join(", ")),
+        [plural(found.asked.num_frames, "frame"), `${found.asked.frame_hw[1]} x ${found.asked.frame_hw[0]}`, weights, found.asked.in_words_of === "run" && "asked in the words of its run"].filter(Boolean).join(", ")),
       h("ol", { class: "found", "aria-label": "Spans" }, grounding.candidates.map((candidate, n) => h("li", { class: "card" }, this.candidate(candidate, letter + (n + 1), grounding)))),
       h("section", { class: "said", "aria-label": `Answers of ${found.model.name}` }, grounding.answers.map((answer, n) => this.answer(answer, n))));
   }
@@ -380,8 +380,8 @@ export class Playground {
   }
 
   exportJson() {
-    const { num_frames, frame_hw, max_tokens, ...asked } = this.found[0].asked;
-    const document_ = { asked, answers: this.found.map(({ model, asked: { num_frames, frame_hw, max_tokens }, ...rest }) => ({ model: { name: model.name, kind: model.kind }, sees: { num_frames, frame_hw }, max_tokens, ...rest })), failed: this.failures.map(({ model, says }) => ({ model: this.nameOf(model), says })) };
+    const { num_frames, frame_hw, max_tokens, prompt, in_words_of, ...asked } = this.found[0].asked;
+    const document_ = { asked, answers: this.found.map(({ model, asked: { num_frames, frame_hw, max_tokens, prompt, in_words_of }, ...rest }) => ({ model: { name: model.name, kind: model.kind }, sees: { num_frames, frame_hw }, prompt, in_words_of, max_tokens, ...rest })), failed: this.failures.map(({ model, says }) => ({ model: this.nameOf(model), says })) };
     const url = URL.createObjectURL(new Blob([JSON.stringify(document_, null, 1)], { type: "application/json" }));
     save(url, `${this.clip.name.replace(/.*\//, "").replace(/\.\w+$/, "")}-answers.json`);
     setTimeout(() => URL.revokeObjectURL(url), SECOND_MS);

@@ -33,6 +33,7 @@ from jobs.asking.replicas import Asker
 from jobs.asking.replicas import ask as ask_replica
 from jobs.dash.folder import RunFolder
 from jobs.dash.playground.loading import Loaded
+from jobs.dash.playground.wording import Wording, wording_of
 from jobs.evaluation.settings import checkpoint_digest
 from jobs.fleet.services import Fleet
 from jobs.ground.asking import Settings, ask, watched
@@ -80,6 +81,10 @@ class Model(Protocol):
     def sampling(self) -> Sampling:
         """Of samples, where a question does not say."""
 
+    @property
+    def wording(self) -> Wording | None:
+        """What it was trained to be asked; None: our own words."""
+
     def refuse(self, path: Path) -> None:
         """Refuse a video that it cannot see, before it is asked.
 
@@ -113,6 +118,8 @@ class Served:
     served_model: str | None = None
     roots: Sequence[Path] | None = None
     """Below which it opens videos; None: not known, it says so itself."""
+    wording: Wording | None = None
+    """As `Model.wording`."""
 
     def listed(self) -> ListedModel:
         """As `Model.listed`."""
@@ -167,9 +174,10 @@ class Local:
         self._model = model
         self._key = key
         settings = fetched(model, knob="--model", say=lambda _: None, with_weights=False)
-        trained = _trained_by(settings.path)
-        self.frames = sampling_of(settings.path) if trained is None else trained.video.sampling
-        self.sampling = Sampling(max_tokens=MAX_TOKENS) if trained is None else trained.sampling
+        run = _trained_by(settings.path)
+        self.frames = sampling_of(settings.path) if run is None else run.shared.video.sampling
+        self.sampling = Sampling(max_tokens=MAX_TOKENS) if run is None else run.shared.sampling
+        self.wording = None if run is None else wording_of(run.learner.rows)
         self._commit = settings.commit
         self._digest: str | None = None
         self._loaded = Loaded(self._fetch, folder=folder, beside=beside)
@@ -223,11 +231,12 @@ class Local:
         return path
 
 
-def _trained_by(checkpoint: Path) -> config.Shared | None:
+def _trained_by(checkpoint: Path) -> config.Run | None:
     """Settings of the run in whose folder a checkpoint lies: it is asked as it was trained."""
     folder = checkpoint.resolve().parent.parent
-    run = RunFolder(folder.parent, folder.parent.name).run() if folder.name == CHECKPOINTS else None
-    return None if run is None else run.shared
+    return (
+        RunFolder(folder.parent, folder.parent.name).run() if folder.name == CHECKPOINTS else None
+    )
 
 
 def endpoint(url: str, *, key: str) -> Served:
@@ -288,6 +297,7 @@ def of_run(
         frames=run.shared.video.sampling,
         sampling=run.shared.sampling,
         roots=roots,
+        wording=wording_of(run.learner.rows),
     )
 
 

@@ -120,6 +120,7 @@ class Question(BaseModel):
             sampling=model.sampling.model_copy(update=changed),
             video=model.frames,
             window=self.window,
+            wording=model.wording if self.mode == "answer" else None,
         )
 
 
@@ -141,6 +142,8 @@ class Asked(BaseModel):
     """That the model saw."""
     frame_hw: tuple[int, int]
     prompt: str
+    in_words_of: Literal["ground", "run"]
+    """Whose instruction that is."""
 
 
 class Found(BaseModel):
@@ -217,7 +220,8 @@ async def _found(question: Question, clip: Clip, model: Model, tell: Any) -> Fou
         window_s=ref.window_s,
         num_frames=len(ref.frame_indices),
         frame_hw=ref.frame_hw,
-        prompt=grounding_problem(question.query, mode=question.mode),
+        prompt=settings.problem(question.query),
+        in_words_of="ground" if settings.wording is None else "run",
     )
     return Found(
         model=model.listed(),

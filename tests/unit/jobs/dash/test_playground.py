@@ -31,6 +31,7 @@ from jobs.dash.playground.clips import MEGABYTE, safe_name
 from jobs.dash.playground.models import ListedModel, Local, Tell, endpoint, foreign, of_run
 from jobs.dash.playground.questions import Question, answered
 from jobs.dash.playground.routes import Playground
+from jobs.dash.playground.wording import wording_of
 from jobs.dash.site import Site
 from jobs.dash.watch import Live
 from jobs.fleet.services import Fleet, Replica
@@ -64,6 +65,7 @@ class Stand:
     cancelled: bool = False
     frames: VideoSampling = FRAMES
     sampling: Sampling = SAMPLING
+    wording: tuple[str, str] | None = None
 
     def listed(self) -> ListedModel:
         return ListedModel(key=self.key, name=f"model {self.key}", kind="replica", state="ready")
@@ -682,8 +684,51 @@ def test_a_checkpoint_of_a_run_is_asked_as_it_was_trained(tmp_path: Path) -> Non
     own.mkdir()
     for path in TINY.iterdir():
         (own / path.name).symlink_to(path)
-    assert Local(str(own), key="a", folder=no_folder, beside=1).frames.fps == 1.0
-    assert Local(str(TINY), key="a", folder=no_folder, beside=1).frames.fps == 2.0
+    rows = tmp_path / "rows.jsonl"
+    document = json.loads((run / "config.json").read_text())
+    document["learner"]["rows"] = str(rows)
+    (run / "config.json").write_text(json.dumps(document))
+    row = {"problem": '<video>When is "a dog" there?', "query": "a dog", "videos": ["a.mp4"]}
+    rows.write_text(json.dumps(row) + "\n")
+    trained = Local(str(own), key="a", folder=no_folder, beside=1)
+    assert (trained.frames.fps, trained.wording) == (1.0, ('<video>When is "', '" there?'))
+    other = Local(str(TINY), key="a", folder=no_folder, beside=1)
+    assert (other.frames.fps, other.wording) == (2.0, None)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"query": "a dog", "videos": ["a.mp4"]},
+        {"problem": "<video>Find it.", "query": "a dog", "videos": ["a.mp4"]},
+        {"problem": "<video>a dog, a dog", "query": "a dog", "videos": ["a.mp4"]},
+        {"problem": "When is a dog there?", "query": "a dog", "videos": ["a.mp4"]},
+        {"problem": 5},
+    ],
+)
+def test_rows_without_words_of_their_own_are_asked_in_ours(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    assert wording_of(rows) is None
+    rows.write_text(json.dumps(row))
+    assert wording_of(rows) is None
+
+
+async def test_words_of_a_run_are_asked_with_and_thoughts_in_ours(
+    playground: Playground, content: bytes
+) -> None:
+    model = Stand(wording=("<video>When is it that ", " is seen?"))
+    playground.add(model)
+    async with client(playground) as dash:
+        clip = await uploaded(dash, content)
+        said = [
+            (await asked(dash, clip=clip["clip"], mode=mode))[-2][1]["asked"]
+            for mode in ("answer", "think")
+        ]
+    assert [one["in_words_of"] for one in said] == ["run", "ground"]
+    assert said[0]["prompt"] == "<video>When is it that a dog is seen?"
+    assert "<think>" in said[1]["prompt"]
 
 
 @pytest.mark.parametrize(
