@@ -4,6 +4,11 @@ from pathlib import Path
 
 import pytest
 
+# What a failed assertion of a helper found is shown as a test's own would be. Before any import.
+pytest.register_assert_rewrite(
+    *(f"tests.{folder.name}" for folder in Path(__file__).parent.iterdir() if folder.is_dir())
+)
+
 pytest_plugins = [
     "tests.fixtures.servers.places",
     "tests.fixtures.servers.redis_server",
