@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.fixtures.servers.places",
     "tests.fixtures.servers.redis_server",
     "tests.fixtures.scorers.scorer_packages",
+    "tests.fixtures.learner.warm",
 ]
 
 RING = Path(__file__).parent / "ring"

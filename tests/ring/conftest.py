@@ -23,6 +23,9 @@ from common.queue.broker import Broker
 from common.secrets import VARIABLES
 from jobs.local.processes import Child, Children
 from jobs.local.redis import LocalRedis, free_port, start_redis
+from tests.fixtures.learner.recorded_learner import RecordedRing
+from tests.fixtures.learner.warm import Warm
+from tests.fixtures.servers.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 300.0
@@ -154,6 +157,15 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
             yield ring
     finally:
         redis.stop()
+
+
+@pytest.fixture
+def recorded_ring(
+    redis_server: RedisServer, warm: Warm, run_id: str, tmp_path: Path
+) -> Iterator[RecordedRing]:
+    """Of one test; no vLLM."""
+    with RecordedRing(redis_server, run_id=run_id, folder=tmp_path, warm=warm) as ring:
+        yield ring
 
 
 def _wait_until_ready(url: str, children: Children) -> None:

@@ -1,21 +1,18 @@
 """A learner that trains adapters, on recorded groups: killed, resumed, refused. Real Redis."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures.learner.recorded_learner import RecordedRing
-from tests.fixtures.servers.redis_server import RedisServer
 
 pytestmark = pytest.mark.timeout(600)
 ADAPTERS = {"lora.rank": 4, "loss.kl_coef": 0.01}
 
 
 @pytest.fixture
-def ring(redis_server: RedisServer, run_id: str, tmp_path: Path) -> Iterator[RecordedRing]:
-    with RecordedRing(redis_server, run_id=run_id, folder=tmp_path) as ring:
-        yield ring
+def ring(recorded_ring: RecordedRing) -> RecordedRing:
+    return recorded_ring
 
 
 @pytest.mark.chaos

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from common.queue.ledger import FILE, read_ledger
 from jobs.audit.findings import audit
 from tests.fixtures.learner.recorded_learner import NUM_ROWS, RecordedRing
-from tests.fixtures.servers.redis_server import RedisServer
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -30,9 +28,8 @@ CURRICULUM = {
 
 
 @pytest.fixture
-def ring(redis_server: RedisServer, run_id: str, tmp_path: Path) -> Iterator[RecordedRing]:
-    with RecordedRing(redis_server, run_id=run_id, folder=tmp_path) as ring:
-        yield ring
+def ring(recorded_ring: RecordedRing) -> RecordedRing:
+    return recorded_ring
 
 
 def phases(run_dir: Path) -> list[float]:

@@ -1,7 +1,6 @@
 """What is minimised, in a learner on recorded groups. Real Redis and ranks, no vLLM."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
-def ring(redis_server: RedisServer, run_id: str, tmp_path: Path) -> Iterator[RecordedRing]:
-    with RecordedRing(redis_server, run_id=run_id, folder=tmp_path) as ring:
-        yield ring
+def ring(recorded_ring: RecordedRing) -> RecordedRing:
+    return recorded_ring
 
 
 def steps_of(ring: RecordedRing) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from common.errors import CheckpointError, ConfigError
 from services.learner.watching.dump import StepRecord
 from services.learner.watching.replay import Quantity, replay
 from tests.fixtures.learner.recorded_learner import RecordedRing
+from tests.fixtures.learner.warm import Warm
 from tests.fixtures.servers.places import no_room
 from tests.fixtures.servers.redis_server import RedisServer
 
@@ -26,11 +27,11 @@ ROOT = Path(__file__).resolve().parents[4]
 
 @pytest.fixture(scope="module")
 def run(
-    redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+    redis_server: RedisServer, warm: Warm, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RecordedRing]:
     """Four steps on two ranks, of which the second and the fourth are dumped."""
     folder = tmp_path_factory.mktemp("replay")
-    with RecordedRing(redis_server, run_id="replay", folder=folder) as ring:
+    with RecordedRing(redis_server, run_id="replay", folder=folder, warm=warm) as ring:
         dumps = {"dump_steps.every": 2, "dump_steps.keep": 1}
         ring.start(ranks=2, steps=4, checkpoint_every=3, **dumps).finish()
         yield ring
