@@ -9,7 +9,9 @@ import torch
 
 from services.learner.parallel import Ranks, start_ranks
 from tests.fixtures.learner.groups import write_clip
+from tests.fixtures.learner.ranks import RunRanks
 from tests.fixtures.learner.tiny_models import Architecture, write_tiny_model
+from tests.fixtures.learner.warm import Warm
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -41,3 +43,9 @@ def ranks() -> Iterator[Ranks]:
     ranks = start_ranks("cpu", timeout_s=30)
     yield ranks
     ranks.close()
+
+
+@pytest.fixture(scope="session")
+def run_ranks(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> RunRanks:
+    """Runs several ranks of a module."""
+    return RunRanks(warm, tmp_path_factory.mktemp("ranks") / "ranks.log")

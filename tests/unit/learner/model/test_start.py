@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from services.learner.model import start
 from services.learner.parallel import Ranks
-from tests.fixtures.learner.ranks import run_ranks
+from tests.fixtures.learner.ranks import RunRanks
 from tests.fixtures.learner.start_rank import assert_starts_as_loaded
 from tests.fixtures.learner.tiny_models import ARCHITECTURES, Architecture
 
@@ -45,7 +45,7 @@ def models(tiny_model: ModelFolder, tmp_path_factory: pytest.TempPathFactory) ->
     return [*(tiny_model(architecture) for architecture in ARCHITECTURES), tied]
 
 
-def test_two_ranks_start_as_a_direct_load(models: list[Path]) -> None:
+def test_two_ranks_start_as_a_direct_load(models: list[Path], run_ranks: RunRanks) -> None:
     run_ranks(2, "tests.fixtures.learner.start_rank", *map(str, models), timeout_s=DEADLINE_S)
 
 

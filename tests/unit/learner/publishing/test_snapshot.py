@@ -17,7 +17,7 @@ from common.weights.layout import Layout, describe, num_bytes
 from services.learner.parallel import Ranks
 from services.learner.publishing import shards
 from services.learner.publishing.snapshot import Snapshot
-from tests.fixtures.learner.ranks import run_ranks
+from tests.fixtures.learner.ranks import RunRanks
 from tests.fixtures.learner.tiny_models import Architecture
 
 ROOT = Path(__file__).parents[4]
@@ -25,7 +25,7 @@ DEADLINE_S = 150
 
 
 def test_shards_of_three_ranks_are_put_together(
-    tiny_model: Callable[[Architecture], Path],
+    tiny_model: Callable[[Architecture], Path], run_ranks: RunRanks
 ) -> None:
     """Tied heads, Qwen3.5's convolutions, decay and time-step parameters, and merged adapters."""
     models = (str(tiny_model(name)) for name in ("qwen3_vl", "qwen3_5", "qwen2_5_vl"))

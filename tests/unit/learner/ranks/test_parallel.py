@@ -22,7 +22,7 @@ from services.learner.model.policy import load_policy
 from services.learner.parallel import Ranks, shard_model, start_ranks
 from tests.fixtures.learner.groups import clip_ref, limits, scored_group
 from tests.fixtures.learner.learner_rank import Case, case_gradients, write_cases
-from tests.fixtures.learner.ranks import as_ranks, run_ranks
+from tests.fixtures.learner.ranks import RunRanks, as_ranks
 from tests.fixtures.learner.tiny_models import Architecture, tied_copy
 
 ROOT = Path(__file__).parents[4]
@@ -83,17 +83,14 @@ def cases(
 
 
 @pytest.fixture(scope="module")
-def two_ranks(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_ranks(
+    cases: dict[str, Case], run_ranks: RunRanks, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Folder with the gradients that two ranks wrote."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    return gradients_of(2, "learner_rank", list(cases.values()), folder=folder)
-
-
-def gradients_of(count: int, fixture: str, cases: list[Case], *, folder: Path) -> Path:
-    """Folder with what `count` ranks of a fixture wrote."""
-    write_cases(folder, cases)
-    module = f"tests.fixtures.learner.{fixture}"
-    run_ranks(count, module, str(folder), timeout_s=DEADLINE_S)
+    write_cases(folder, list(cases.values()))
+    module = "tests.fixtures.learner.learner_rank"
+    run_ranks(2, module, str(folder), timeout_s=DEADLINE_S)
     return folder
 
 
@@ -105,11 +102,12 @@ def test_two_ranks_equal_one_in_loss_and_gradients(
 
 
 def test_two_copies_of_two_ranks_equal_one_and_publish_whole_weights(
-    cases: dict[str, Case], tmp_path: Path
+    cases: dict[str, Case], run_ranks: RunRanks, tmp_path: Path
 ) -> None:
     """HSDP: three groups for four ranks, so one of them is idle."""
     chosen = [cases["frozen_tower"], cases["tied"]]
-    gradients_of(4, "copies_rank", chosen, folder=tmp_path)
+    write_cases(tmp_path, chosen)
+    run_ranks(4, "tests.fixtures.learner.copies_rank", str(tmp_path), timeout_s=DEADLINE_S)
     for case in chosen:
         assert_as_one_process(case, tmp_path)
 

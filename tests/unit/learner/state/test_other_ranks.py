@@ -16,7 +16,7 @@ from services.learner.state.checkpoint import Checkpoints
 from tests.fixtures.learner.checkpoint_rank import run_state
 from tests.fixtures.learner.groups import clip_ref, scored_group
 from tests.fixtures.learner.learner_rank import Case, write_cases
-from tests.fixtures.learner.ranks import run_ranks
+from tests.fixtures.learner.ranks import RunRanks
 from tests.fixtures.learner.tiny_models import Architecture
 
 ROOT = Path(__file__).parents[4]
@@ -24,7 +24,7 @@ DEADLINE_S = 120
 ModelFolder = Callable[[Architecture], Path]
 
 
-def trained_on(folder: Path, mode: str, count: int) -> Path:
+def trained_on(run_ranks: RunRanks, folder: Path, mode: str, count: int) -> Path:
     """The weights after the second step."""
     module = "tests.fixtures.learner.checkpoint_rank"
     run_ranks(count, module, str(folder), mode, timeout_s=DEADLINE_S)
@@ -33,6 +33,7 @@ def trained_on(folder: Path, mode: str, count: int) -> Path:
 
 @pytest.fixture(scope="module")
 def saved(
+    run_ranks: RunRanks,
     tiny_model: ModelFolder,
     clip_paths: tuple[Path, Path],
     tmp_path_factory: pytest.TempPathFactory,
@@ -54,7 +55,7 @@ def saved(
         "saved", str(model), freeze_vision=True, gradient_checkpointing=False, groups=groups
     )
     write_cases(folder, [case])
-    trained_on(folder, "save", 2)
+    trained_on(run_ranks, folder, "save", 2)
     return folder
 
 
@@ -62,10 +63,10 @@ def saved(
     ("count", "gap"), [(1, 1e-6), (2, 0.0), pytest.param(4, 1e-6, marks=pytest.mark.chaos)]
 )
 def test_a_checkpoint_of_two_ranks_goes_on_at_other_numbers(
-    count: int, gap: float, saved: Path
+    count: int, gap: float, saved: Path, run_ranks: RunRanks
 ) -> None:
     wanted = load_file(saved / "after-save-2.safetensors")
-    found = load_file(trained_on(saved, "restore", count))
+    found = load_file(trained_on(run_ranks, saved, "restore", count))
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert (found[name] - value).abs().max().item() <= gap, name
