@@ -1,9 +1,10 @@
 """`tempsamp`: one tree, light until a command runs, and a shell can complete it."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,23 @@ import tempsamp
 ROOT = Path(__file__).resolve().parents[2]
 TEMPSAMP = Path(sys.executable).with_name("tempsamp")
 HEAVY = ("torch", "vllm", "transformers", "matplotlib", "scipy", "fastapi", "av", "decord")
-HELP = """
-import sys, tempsamp
-sys.argv = ["tempsamp", *sys.argv[1:], "--help"]
-try:
-    tempsamp.main()
-except SystemExit as end:
-    heavy = [name for name in {heavy} if name in sys.modules]
-    sys.stderr.write(" ".join(heavy))
-    sys.exit(end.code)
+FORKS = """
+import json, os, sys, tempsamp
+import common.config, httpx, rich.console, typer.rich_utils
+folder, heavy, calls = sys.argv[1], *map(json.loads, sys.argv[2:])
+for number, (words, environ) in enumerate(calls):
+    if os.fork() == 0:
+        for descriptor, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{folder}/{number}.{name}", os.O_CREAT | os.O_WRONLY), descriptor)
+        os.environ.update(environ)
+        sys.argv = ["tempsamp", *words]
+        try:
+            tempsamp.main()
+        finally:
+            sys.stderr.write(" ".join(name for name in heavy if name in sys.modules))
+    os.wait()
 """
+"""Python that runs commands, each in a fork of its own; what most of them import is shared."""
 
 
 def paths(command: Any, *names: str) -> Iterator[tuple[str, ...]]:
@@ -75,55 +83,88 @@ def test_every_command_is_in_the_tree() -> None:
     }
 
 
+Written = tuple[str, str]
+"""On standard output, and on standard error, where heavy modules are named that were imported."""
+
+
+def written(
+    folder: Path, calls: Sequence[tuple[Sequence[str], Mapping[str, str]]]
+) -> list[Written]:
+    """What each of some commands writes; `calls`: words and what is added to the environment."""
+    given = [str(folder), json.dumps(HEAVY), json.dumps(calls)]
+    subprocess.run([sys.executable, "-c", FORKS, *given], cwd=ROOT, check=True, timeout=120)
+    files = [
+        [folder / f"{number}.{name}" for name in ("out", "err")] for number in range(len(calls))
+    ]
+    return [(out.read_text(), err.read_text()) for out, err in files]
+
+
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Written]:
+    """Path → what `--help` writes."""
+    calls = [((*names, "--help"), {}) for names in PATHS]
+    return dict(zip(PATHS, written(tmp_path_factory.mktemp("help"), calls), strict=True))
+
+
 @pytest.mark.parametrize("names", PATHS, ids=" ".join)
-def test_help_needs_nothing_heavy(names: tuple[str, ...]) -> None:
-    shown = subprocess.run(
-        [sys.executable, "-c", HELP.format(heavy=HEAVY), *names],
+def test_help_needs_nothing_heavy(
+    names: tuple[str, ...], helps: dict[tuple[str, ...], Written]
+) -> None:
+    text, errors = helps[names]
+    assert f"Usage: {' '.join(('tempsamp', *names))}" in text
+    assert errors == ""
+
+
+COMPLETED = [
+    ("tempsamp da", ["dash", "data"]),
+    ("tempsamp status --js", ["--json"]),
+    ("tempsamp drain --no-w", ["--no-wait"]),
+    ("tempsamp data con", ["convert"]),
+    ("tempsamp data convert --inp", ["--input"]),
+    ("tempsamp eval sc", ["score"]),
+    ("tempsamp eval --bench-d", ["--bench-dir"]),
+    ("tempsamp eval --mode mixed_o", ["mixed_oracle"]),
+    ("tempsamp eval score --part", ["--partial"]),
+    ("tempsamp rollout serve --conf", ["--config"]),
+    ("tempsamp plan --learner", ["--learner-gpus"]),
+    ("tempsamp reframe che", ["check"]),
+    ("tempsamp reframe center --vid", ["--video-dir"]),
+]
+"""A line that is typed → what bash offers for its last word."""
+
+
+def asks(line: str) -> dict[str, str]:
+    """The environment in which bash asks how a line may go on."""
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    return {"_TEMPSAMP_COMPLETE": "complete_bash", **asked}
+
+
+@pytest.fixture(scope="module")
+def completions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
+    """Line → what is offered."""
+    lines = [line for line, _ in COMPLETED]
+    texts = written(tmp_path_factory.mktemp("completed"), [((), asks(line)) for line in lines])
+    return dict(zip(lines, texts, strict=True))
+
+
+@pytest.mark.parametrize(("line", "offered"), COMPLETED)
+def test_shell_completes(line: str, offered: list[str], completions: dict[str, Written]) -> None:
+    text, errors = completions[line]
+    assert text.split() == offered
+    assert errors == ""
+
+
+def test_the_installed_command_completes() -> None:
+    answer = subprocess.run(
+        [TEMPSAMP],
+        env={**os.environ, **asks("tempsamp da")},
         cwd=ROOT,
         capture_output=True,
         text=True,
-        check=True,
         timeout=60,
+        check=False,
     )
-    assert f"Usage: {' '.join(('tempsamp', *names))}" in shown.stdout
-    assert shown.stderr == ""
-
-
-def completed(line: str) -> list[str]:
-    """What bash offers for the last word of a line."""
-    environ = {
-        **os.environ,
-        "_TEMPSAMP_COMPLETE": "complete_bash",
-        "COMP_WORDS": line,
-        "COMP_CWORD": str(len(line.split(" ")) - 1),
-    }
-    answer = subprocess.run(
-        [TEMPSAMP], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert answer.stderr == ""
-    return answer.stdout.split()
-
-
-@pytest.mark.parametrize(
-    ("line", "offered"),
-    [
-        ("tempsamp da", ["dash", "data"]),
-        ("tempsamp status --js", ["--json"]),
-        ("tempsamp drain --no-w", ["--no-wait"]),
-        ("tempsamp data con", ["convert"]),
-        ("tempsamp data convert --inp", ["--input"]),
-        ("tempsamp eval sc", ["score"]),
-        ("tempsamp eval --bench-d", ["--bench-dir"]),
-        ("tempsamp eval --mode mixed_o", ["mixed_oracle"]),
-        ("tempsamp eval score --part", ["--partial"]),
-        ("tempsamp rollout serve --conf", ["--config"]),
-        ("tempsamp plan --learner", ["--learner-gpus"]),
-        ("tempsamp reframe che", ["check"]),
-        ("tempsamp reframe center --vid", ["--video-dir"]),
-    ],
-)
-def test_shell_completes(line: str, offered: list[str]) -> None:
-    assert completed(line) == offered
+    assert (answer.stdout.split(), answer.stderr) == (["dash", "data"], "")
 
 
 def test_completion_can_be_installed(tmp_path: Path) -> None:
