@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
 from common import torchvision_cpu
 from common.video.frames import load_frames, sample_clip
@@ -74,11 +74,12 @@ def test_the_script_makes_a_checkpoint_that_transformers_loads(tmp_path: Path) -
     sizes = (
         "--warm-clips 4 --validation-clips 2 --vision-steps 2 --first-evaluation 2 --start-miou 0"
     )
-    command = [sys.executable, "-m", "jobs.toy.make_model", "--out", str(out)]
-    command += ["--clips", str(tmp_path / "clips"), *sizes.split()]
-    ran = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 0, ran.stderr
-    assert "start rule was met at language step 2" in ran.stdout
+    app = typer.Typer()
+    app.command()(make_model.main)
+    words = ["--out", str(out), "--clips", str(tmp_path / "clips"), *sizes.split()]
+    ran = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    assert "start rule was met at language step 2" in ran.output
 
     processor, model, loading = load(out)
     assert not any(loading.values())
