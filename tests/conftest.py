@@ -1,6 +1,9 @@
 """Fixtures every test may ask for, and the order of the files."""
 
+import functools
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +40,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if slow:
         items[:] = [item for item in items if item not in slow]
         config.hook.pytest_deselected(items=slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes that share files, one takes all that share a ring: it starts once."""
+    if config.option.dist != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadFilesAndRing(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return str(RING) if shares_a_ring(config.rootpath / file) else file
+
+    return LoadFilesAndRing(config, log)
+
+
+@functools.cache
+def shares_a_ring(file: Path) -> bool:
+    """Whether its tests ask for the ring of `tests/ring/conftest.py`, which takes 30 s to start."""
+    wanted = r"^from tests\.ring\.conftest import .*\bRing\b"
+    return re.search(wanted, file.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
