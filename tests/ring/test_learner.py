@@ -19,6 +19,7 @@ from common.prompts import grounding_problem
 from jobs.evaluation.scoring.score import score_file
 from jobs.toy import clips
 from tests.fixtures.deploy.scraping import Watched
+from tests.fixtures.learner.warm import Fork, Warm
 from tests.fixtures.secrecy import leaks, shown_by
 from tests.ring.conftest import ROOT, Ring
 
@@ -69,18 +70,21 @@ class LearnerProcess:
         *,
         resume: bool = False,
         ranks: int = 1,
+        warm: Warm | None = None,
         **changed: object,
     ) -> None:
-        """Start it."""
+        """Start it, or have it forked where its start is not what a test is about."""
         self.log = Path(str(changed["learner__run_dir"])).with_suffix(".log")
-        command = [sys.executable, "-m", "tempsamp", "learner", *ring.arguments(**changed)]
-        command += ["--ranks", str(ranks)]
+        words = ["-m", "tempsamp", "learner", *ring.arguments(**changed), "--ranks", str(ranks)]
+        words += ["--resume"] if resume else []
+        environ = {**os.environ, **ring.environ}
+        self.process: Fork | subprocess.Popen[bytes]
+        if warm is not None:
+            self.process = warm.start(words, log=self.log, environ=environ)
+            return
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*command, "--resume"] if resume else command,
-                env={**os.environ, **ring.environ},
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                [sys.executable, *words], env=environ, stdout=output, stderr=subprocess.STDOUT
             )
 
     def finish(self) -> None:
@@ -131,7 +135,9 @@ def run_dir(ring: Ring, request: pytest.FixtureRequest) -> Path:
     return ring.folder / request.node.name
 
 
-def test_one_step_on_real_footage_with_bad_rows_beside(ring: Ring, run_dir: Path) -> None:
+def test_one_step_on_real_footage_with_bad_rows_beside(
+    ring: Ring, run_dir: Path, warm: Warm
+) -> None:
     found = footage()
     assert set(found) == {"bikes", "bigbuckbunny"}
     broken = ring.folder / "broken.mp4"
@@ -155,6 +161,7 @@ def test_one_step_on_real_footage_with_bad_rows_beside(ring: Ring, run_dir: Path
     )
     learner = LearnerProcess(
         ring,
+        warm=warm,
         learner__run_dir=str(run_dir),
         learner__rows=str(rows),
         learner__steps=8,
@@ -188,7 +195,9 @@ def test_one_step_on_real_footage_with_bad_rows_beside(ring: Ring, run_dir: Path
 
 
 @pytest.mark.skipif(not CHARADES.exists(), reason="shared/data/videos is not here")
-def test_one_step_on_a_charades_clip_with_its_real_queries(ring: Ring, run_dir: Path) -> None:
+def test_one_step_on_a_charades_clip_with_its_real_queries(
+    ring: Ring, run_dir: Path, warm: Warm
+) -> None:
     rows = ring.folder / "charades.jsonl"
     lines = [line.split("##") for line in CHARADES_TEST.read_text().splitlines()]
     queries = [(head.split(), text) for head, text in lines if head.startswith("3MSZA")]
@@ -199,6 +208,7 @@ def test_one_step_on_a_charades_clip_with_its_real_queries(ring: Ring, run_dir: 
     )
     learner = LearnerProcess(
         ring,
+        warm=warm,
         learner__run_dir=str(run_dir),
         learner__rows=str(rows),
         learner__steps=1,
@@ -248,27 +258,6 @@ def test_killed_learner_resumes_to_bit_identical_weights(ring: Ring, run_dir: Pa
     assert steps[-1]["intake/groups_taken"] == 24, "nothing is trained on twice"
     assert [line["policy_version"] for line in validations(run_dir)] == [0, 3, 6]
 
-    third = LearnerProcess(ring, **settings)
-    assert third.process.wait(LEARNER_TIMEOUT_S) == 2
-    assert "--resume" in third.log.read_text()
-
-
-def test_sigterm_checkpoints_and_ends_cleanly(ring: Ring, run_dir: Path) -> None:
-    clips.write_split(ring.folder / "clips", "train", num_clips=24)
-    learner = LearnerProcess(
-        ring,
-        learner__run_dir=str(run_dir),
-        learner__rows=str(ring.folder / "clips/train/rows.jsonl"),
-        shared__video__roots=[str(ring.folder / "clips")],
-        learner__steps=1000,
-        learner__groups_per_step=4,
-    )
-    learner.wait_for_version(1)
-    learner.process.send_signal(signal.SIGTERM)
-    learner.finish()
-    last = max(learner.published)
-    assert (run_dir / f"checkpoints/step-{last:06d}/run_state.json").exists()
-
 
 @pytest.mark.chaos
 def test_sigterm_to_the_launcher_of_two_ranks_checkpoints(ring: Ring, run_dir: Path) -> None:
@@ -291,22 +280,24 @@ def test_sigterm_to_the_launcher_of_two_ranks_checkpoints(ring: Ring, run_dir: P
 
 
 def test_both_sides_train_from_the_cache_when_the_videos_are_gone(
-    ring: Ring, run_dir: Path
+    ring: Ring, run_dir: Path, warm: Warm
 ) -> None:
     """Equal log-probabilities mean equal frames: there is nothing left to decode."""
     folder = ring.folder / "cached"
     clips.write_split(folder, "train", num_clips=8)
     rows = folder / "train/rows.jsonl"
-    preprocess = [sys.executable, "-m", "tempsamp", "data", "preprocess", "--workers", "1"]
+    preprocess = ["-m", "tempsamp", "data", "preprocess", "--workers", "1"]
     places = ["--input", rows, "--cache", ring.folder / "cache", "--video-root", folder]
     config = ["--config", ROOT / "deploy/configs/demo.toml"]
-    subprocess.run([*preprocess, *map(str, [*places, *config])], check=True, capture_output=True)
+    words, log = [*preprocess, *map(str, [*places, *config])], ring.folder / "preprocess.log"
+    assert warm.start(words, log=log, environ=os.environ).wait() == 0, log.read_text()
     for video in folder.rglob("*.mp4"):
         video.unlink()
 
     hits = cache_hits(ring)
     learner = LearnerProcess(
         ring,
+        warm=warm,
         shared__video__roots=[str(folder)],
         shared__video__cache_mode="strict",
         learner__run_dir=str(run_dir),
