@@ -19,7 +19,8 @@ from tests.ring.conftest import ROOT
 RUN = "pytest-demo"
 RUN_DIR = ROOT / "runs" / RUN
 TIMEOUT_S = 400.0
-STEPS = 30
+STEPS = 24
+"""Some twenty pass until the last process is killed."""
 QUERIES = 24
 """Eight clips: enough for every figure of the summary."""
 WORDS = {
