@@ -1,4 +1,4 @@
-"""`tempsamp eval` from checkpoint to summary: its own vLLM replica, real footage, nothing faked."""
+"""`tempsamp eval` from checkpoint to summary: vLLM replicas, real footage, nothing faked."""
 
 import json
 import os
@@ -25,6 +25,7 @@ from jobs.toy import clips
 from tests.fixtures.learner.exported import Export, Judge, adapted_export
 from tests.fixtures.pages.documents import example, run_script
 from tests.fixtures.servers import hub as hubs
+from tests.ring.conftest import Ring
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -54,10 +55,11 @@ def arguments(out: Path, *, bench: str, video_root: Path, **more: str) -> list[s
     return [text for key, value in settings.items() for text in (f"--{key}", value)]
 
 
-def evaluate(*options: str) -> str:
+def evaluate(ring: Ring, *options: str) -> str:
     app = typer.Typer()
     app.command()(command)
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, list(options), catch_exceptions=False)
+    runner = CliRunner(env={**ring.environ, "COLUMNS": "200"})
+    result = runner.invoke(app, list(options), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -68,15 +70,20 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(not FOOTAGE.is_file(), reason="no Charades footage beside the repository")
-def test_real_footage_is_answered_once_and_other_settings_are_refused(tmp_path: Path) -> None:
-    videos = tmp_path / "videos"
-    videos.mkdir()
-    os.symlink(FOOTAGE, videos / "3MSZA.mp4")
+def test_real_footage_is_answered_once_and_other_settings_are_refused(
+    ring: Ring, tmp_path: Path
+) -> None:
+    """By the replica of the session; one of its own is started in the test below."""
+    video_root = ring.folder / "charades"
+    (video_root / "videos").mkdir(parents=True)
+    os.symlink(FOOTAGE, video_root / "videos/3MSZA.mp4")
+    (replica,) = ring.wait_for_replicas()
     options = [
-        *arguments(tmp_path / "out", bench="charades-sta", video_root=tmp_path),
+        *arguments(tmp_path / "out", bench="charades-sta", video_root=video_root),
         *("--bench-dir", str(DATA / "charades_sta"), "--allow-missing"),
+        *("--endpoint", replica.url),
     ]
-    shown = evaluate(*options)
+    shown = evaluate(ring, *options)
     folder = tmp_path / "out" / "charades-sta"
     found = summary(folder)
     records = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
@@ -89,13 +96,10 @@ def test_real_footage_is_answered_once_and_other_settings_are_refused(tmp_path: 
     assert protocols["timezero"]["scored"] == 4
     assert "timezero (official)" in shown
 
-    log = tmp_path / "out" / "replica" / "replica.log"
-    started = log.stat().st_mtime_ns
-    assert "every question is answered already" in evaluate(*options)
-    assert log.stat().st_mtime_ns == started
+    evaluate(ring, *options)
     assert summary(folder) == found
     with pytest.raises(ConfigError, match=r"sampling\.max_tokens\.answer: found 18, wanted 24"):
-        evaluate(*options, "--max-tokens", "24")
+        evaluate(ring, *options, "--max-tokens", "24")
 
 
 def write_footage_rows(path: Path) -> None:
@@ -125,12 +129,18 @@ def test_both_selectors_are_compared_on_a_model_of_a_hub_and_any_footage_is_aske
     export = adapted_export(TINY, folder=tmp_path / "learner", alpha=ALPHA)
     with hubs.serving() as hub:
         commit = hub.add("tiny/qwen3vl", hubs.files_of(export.folder))
+        asks = f"{example('eval').script.rstrip()} {more}\n"
         shown = run_script(
-            f"{example('eval').script.rstrip()} {more}\n{example('compare').script}",
+            f"{asks}{example('compare').script}",
             cwd=tmp_path,
             environ=hub.environ(tmp_path / "home"),
             timeout_s=REPLICA_TIMEOUT_S,
         )
+        started = (tmp_path / "runs/doc/replica/replica.log").stat().st_mtime_ns
+        environ = hub.environ(tmp_path / "home")
+        again = run_script(asks, cwd=tmp_path, environ=environ, timeout_s=REPLICA_TIMEOUT_S)
+        assert "every question is answered already" in again
+        assert (tmp_path / "runs/doc/replica/replica.log").stat().st_mtime_ns == started
         assert hub.gets("model.safetensors") == 1
     assert f"of commit {commit} from {hub.url}" in shown
     assert "| tiny/qwen3vl, " in (tmp_path / "runs/doc/tables.md").read_text()
