@@ -1,12 +1,14 @@
 """A step of a real learner is dumped; its replay agrees, and names whatever was planted."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -17,23 +19,26 @@ from torch import Tensor
 from common.errors import CheckpointError, ConfigError
 from services.learner.watching.dump import StepRecord
 from services.learner.watching.replay import Quantity, replay
-from tests.fixtures.learner.recorded_learner import RecordedRing
-from tests.fixtures.learner.warm import Warm
+from tests.fixtures.learner.ranks import RunRanks
+from tests.fixtures.learner.recorded_learner import LEARNER, RecordedRing
 from tests.fixtures.servers.places import no_room
 from tests.fixtures.servers.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[4]
+DEADLINE_S = 180.0
 
 
 @pytest.fixture(scope="module")
 def run(
-    redis_server: RedisServer, warm: Warm, tmp_path_factory: pytest.TempPathFactory
+    redis_server: RedisServer, run_ranks: RunRanks, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RecordedRing]:
     """Four steps on two ranks, of which the second and the fourth are dumped."""
     folder = tmp_path_factory.mktemp("replay")
-    with RecordedRing(redis_server, run_id="replay", folder=folder, warm=warm) as ring:
+    with RecordedRing(redis_server, run_id="replay", folder=folder) as ring:
         dumps = {"dump_steps.every": 2, "dump_steps.keep": 1}
-        ring.start(ranks=2, steps=4, checkpoint_every=3, **dumps).finish()
+        run_file = ring.run_file(steps=4, checkpoint_every=3, **dumps)
+        with mock.patch.dict(os.environ, TEMPSAMP_REDIS_PASSWORD=redis_server.password):
+            run_ranks(2, LEARNER, str(run_file), timeout_s=DEADLINE_S)
         yield ring
 
 
