@@ -24,6 +24,7 @@ from jobs.asking.openai.options import (
     check_options,
     opened,
 )
+from jobs.dash.playground import MOST_UPLOAD_MB
 
 if TYPE_CHECKING:
     from jobs.dash.playground.routes import Playground
@@ -73,7 +74,7 @@ def command(
     max_upload_mb: Annotated[
         int,
         typer.Option(min=1, help="Of videos that the playground keeps until the dash ends, MB."),
-    ] = 2_000,
+    ] = MOST_UPLOAD_MB,
 ) -> None:
     """Show runs while they learn, and afterwards: curves, groups, evaluations; ask models."""
     known = tokens()

@@ -30,13 +30,13 @@ from starlette.types import Receive, Scope, Send
 
 from common.errors import ConfigError, EngineError, OutputError, TempSampError, VideoError
 from common.rest.problems import Problem, install_problem_handlers, read_json
+from jobs.dash.playground import MOST_UPLOAD_MB
 from jobs.dash.playground.clips import MEGABYTE, Clip, Clips, listed
 from jobs.dash.playground.models import ListedModel, Local, Model, check_models, found, of_run
 from jobs.dash.playground.questions import MOST_SAMPLES, Event, Question, answered
 from jobs.dash.site import OneRun, Site
 from jobs.dash.watch import event
 
-MOST_UPLOAD_MB = 2_000
 MOST_BODY_BYTES = 65_536
 """Of what is no video."""
 OPAQUE = "application/octet-stream"
