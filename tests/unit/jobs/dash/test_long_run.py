@@ -35,8 +35,10 @@ if CHROMIUM is None:
 STEPS = {"short": 100, "long": 10_000}
 GROUPS_EVERY = {"short": 1, "long": 25}
 REPEATS = 3
-NOISE = 3.0
+NOISE = 4.0
 """By which a measurement may be off on a busy machine."""
+TWO_FRAMES_MS = 34.0
+"""One that is missed now and then has nothing to do with a run's length."""
 expect = Expect()
 """Of this file alone: whoever sets the timeout of playwright's own sets that of all files."""
 expect.set_options(timeout=PATIENCE_MS)
@@ -95,7 +97,7 @@ def test_a_long_run_scrolls_like_a_short_one(openings: dict[str, list[Opening]])
             sorted(one.gaps_ms)[int(0.95 * len(one.gaps_ms))] for one in openings[name]
         )
 
-    assert worst("long") < NOISE * worst("short")
+    assert worst("long") < NOISE * max(worst("short"), TWO_FRAMES_MS)
     long, short = (
         statistics.median(sum(one.long_ms) for one in openings[name]) for name in ("long", "short")
     )
