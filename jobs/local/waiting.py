@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from common import logs
-from jobs.local.terminal import steps_in_words
+from jobs.local.terminal import duration, steps_in_words
 
 
 @contextlib.contextmanager
@@ -24,7 +24,7 @@ def waiting(console: Console, what: str) -> Iterator[None]:
         return
 
     def say_again(seconds: float) -> None:
-        _print(console, f"still {what}, for {seconds:.0f} s")
+        _print(console, f"still {what}, for {duration(seconds)}")
 
     _print(console, what)
     with logs.speaking(say_again, every_s=logs.SAY_EVERY_S):
