@@ -21,6 +21,8 @@ RUN_DIR = ROOT / "runs" / RUN
 TIMEOUT_S = 400.0
 STEPS = 24
 """Some twenty pass until the last process is killed."""
+GROUPS_PER_STEP = 4
+"""Half of the regime's: what is killed is the same, and a step takes half as long."""
 QUERIES = 24
 """Eight clips: enough for every figure of the summary."""
 WORDS = {
@@ -62,7 +64,9 @@ def start_demo(*arguments: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "tempsamp", "demo", "--run", RUN]
     evaluated = ["--eval-split", "validation", "--eval-queries", str(QUERIES), "--evaluate-best"]
     # A regime that shows the demo's clips; it validates more often than the demo, but not here.
-    regime = ["--regime", "noisy", "--set", "learner.validation.every=50"]
+    settings = {"learner.validation.every": 50, "learner.groups_per_step": GROUPS_PER_STEP}
+    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    regime = ["--regime", "noisy", *sets]
     demo = subprocess.Popen(
         [*command, *evaluated, *regime, *arguments],
         cwd=ROOT,
@@ -174,7 +178,7 @@ def test_demo_survives_kills_of_all_its_processes_and_ctrl_c_and_leaves_a_report
     subprocess.run(audit, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     summary = json.loads((RUN_DIR / "summary.json").read_text())
     assert summary["steps"] == STEPS
-    assert summary["groups_trained"] == 8 * STEPS
+    assert summary["groups_trained"] == GROUPS_PER_STEP * STEPS
     assert summary["restarts"] == 3
     assert summary["eval_queries"] == QUERIES
     assert summary["failed_queries_end"] == 0
