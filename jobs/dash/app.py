@@ -41,7 +41,7 @@ from jobs.dash.groups import GroupView, Kind, Order, Place, Wanted, chosen, else
 from jobs.dash.playground.routes import Playground, add_clips, add_playground
 from jobs.dash.site import ListedRun, OneRun, Site
 from jobs.dash.state import RunState, state_of
-from jobs.dash.watch import Live, events
+from jobs.dash.watch import Ending, Live, events
 
 POLICY = "; ".join(
     (
@@ -112,6 +112,7 @@ def create_app(
     tokens: Tokens = NO_TOKENS,
     live: bool = True,
     playground: Playground | None = None,
+    ending: Ending | None = None,
 ) -> FastAPI:
     """The ASGI app.
 
@@ -120,16 +121,18 @@ def create_app(
         tokens: that callers must show, any of them; none: nobody is asked for one.
         live: whether a run's services are asked how they are.
         playground: who can be asked about videos, ended by its owner; None: a run's replicas alone.
+        ending: its owner says when, and open streams end.
     """
+    ending = ending or Ending()
     playground = Playground() if playground is None else playground
     api = FastAPI(title="tempsamp dash", version="1", docs_url=None, redoc_url=None)
     install_problem_handlers(api)
     if tokens.known():
         api.add_middleware(BearerAuth, tokens=tokens, roles={"/api/playground": "generate"})
-    _add_runs(api, site, live=live)
+    _add_runs(api, site, live=live, ending=ending)
     _add_groups(api, site)
     _add_evaluations(api, site)
-    add_playground(api, site, playground)
+    add_playground(api, site, playground, ending)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     add_clips(app, playground)
     app.mount("/api", api)
@@ -143,7 +146,7 @@ def page_folder() -> Path:
     return Path(str(resources.files("jobs.dash").joinpath("page")))
 
 
-def _add_runs(api: FastAPI, site: Site, *, live: bool) -> None:
+def _add_runs(api: FastAPI, site: Site, *, live: bool, ending: Ending) -> None:
     @api.get("/runs")
     def runs() -> list[ListedRun]:
         with _missing_is_404():
@@ -171,7 +174,7 @@ def _add_runs(api: FastAPI, site: Site, *, live: bool) -> None:
     async def stream(name: RunName = "") -> StreamingResponse:
         run = _run(site, name)
         return StreamingResponse(
-            events(run.folder, run.watch, live=live),
+            ending.until(events(run.folder, run.watch, live=live)),
             media_type="text/event-stream",
             headers={"X-Accel-Buffering": "no"},
         )

@@ -87,7 +87,9 @@ def command(
     from jobs.dash.app import create_app
     from jobs.dash.playground.routes import Playground
     from jobs.dash.site import Site
+    from jobs.dash.watch import Ending
 
+    ending = Ending()
     playground = Playground(most_upload_mb=max_upload_mb)
     _add_models(playground, model or [], endpoint or [])
     if openai is not None and sent_as is not None:
@@ -103,12 +105,13 @@ def command(
         asks = ", which asks for a token" if known.known() else ""
         typer.echo(f"{serving.url_of(listening, host)}{asks}  (Ctrl-C ends it)")
         config = serving.configured(
-            create_app(site, tokens=known, playground=playground),
+            create_app(site, tokens=known, playground=playground, ending=ending),
             connections=Connections(serving.room_for(CONNECTIONS), body_s=UPLOAD_S),
             drain_s=DRAIN_S,
         )
         try:
-            serving.serve(config, listening, end_s=END_S + MODEL_END_S * playground.num_local)
+            end_s = END_S + MODEL_END_S * playground.num_local
+            serving.serve(config, listening, end_s=end_s, on_stop=ending.now)
         except KeyboardInterrupt:
             raise typer.Exit(128 + signal.SIGINT) from None
 

@@ -2,6 +2,7 @@
 
     Watch(folder).fleet() -> `jobs.fleet.services.look`, asked once for all who look
     events(folder, watch) -> server-sent events: `changed`, `fleet`
+    Ending().until(stream) -> the stream, no longer than the dash
 
 A finished run has no services; who does not answer is asked again ever more rarely.
 """
@@ -104,6 +105,42 @@ async def events(
             spoke_s = time.monotonic()
             yield ": still here\n\n"
         await asyncio.sleep(poll_s)
+
+
+class Ending:
+    """That the dash ends: streams end with it, by themselves, and are not cut off."""
+
+    def __init__(self) -> None:
+        self._steps: set[asyncio.Task[str | None]] = set()
+        self._has_come = False
+
+    def now(self) -> None:
+        """In the loop's thread."""
+        self._has_come = True
+        for step in self._steps:
+            step.cancel()
+
+    async def until(self, stream: AsyncIterator[str]) -> AsyncIterator[str]:
+        """The stream, to its end or this one."""
+        while not self._has_come:
+            step = asyncio.create_task(_next(stream))
+            self._steps.add(step)
+            try:
+                found = await step
+            except asyncio.CancelledError:
+                if self._has_come:
+                    return
+                step.cancel()  # the caller left
+                raise
+            finally:
+                self._steps.discard(step)
+            if found is None:
+                return
+            yield found
+
+
+async def _next(stream: AsyncIterator[str]) -> str | None:
+    return await anext(stream, None)
 
 
 def event(name: str, content: object) -> str:

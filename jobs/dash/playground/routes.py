@@ -35,7 +35,7 @@ from jobs.dash.playground.clips import MEGABYTE, Clip, Clips, listed
 from jobs.dash.playground.models import ListedModel, Local, Model, check_models, found, of_run
 from jobs.dash.playground.questions import MOST_SAMPLES, Event, Question, answered
 from jobs.dash.site import OneRun, Site
-from jobs.dash.watch import event
+from jobs.dash.watch import Ending, event
 
 MOST_BODY_BYTES = 65_536
 """Of what is no video."""
@@ -146,11 +146,17 @@ class Playground:
 class Streamed(StreamingResponse):
     """Server-sent events; what they come from ends when the caller leaves."""
 
-    def __init__(self, events: AsyncIterator[Event], clip: contextlib.AbstractContextManager[Clip]):
+    def __init__(
+        self,
+        events: AsyncIterator[Event],
+        clip: contextlib.AbstractContextManager[Clip],
+        *,
+        ending: Ending,
+    ) -> None:
         self._events = events
         self._clip = clip
         super().__init__(
-            (event(name, content) async for name, content in events),
+            ending.until(event(name, content) async for name, content in events),
             media_type="text/event-stream",
             headers={"X-Accel-Buffering": "no"},
         )
@@ -162,7 +168,7 @@ class Streamed(StreamingResponse):
                 await super().__call__(scope, receive, send)
 
 
-def add_playground(api: FastAPI, site: Site, playground: Playground) -> None:
+def add_playground(api: FastAPI, site: Site, playground: Playground, ending: Ending) -> None:
     """Put its routes below /api."""
     _add_clips(api, site, playground.clips)
 
@@ -190,7 +196,9 @@ def add_playground(api: FastAPI, site: Site, playground: Playground) -> None:
             models = [found([*playground.models, *replicas], key) for key in question.models]
         clip = playground.clips.get(question.clip)
         return Streamed(
-            answered(question, clip=clip, models=models), playground.clips.using(question.clip)
+            answered(question, clip=clip, models=models),
+            playground.clips.using(question.clip),
+            ending=ending,
         )
 
 

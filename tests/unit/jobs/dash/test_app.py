@@ -18,7 +18,7 @@ from jobs.dash.app import POLICY, create_app, page_folder
 from jobs.dash.command import refuse_open
 from jobs.dash.folder import RunFolder
 from jobs.dash.site import Site
-from jobs.dash.watch import Live, Watch, events
+from jobs.dash.watch import Ending, Live, Watch, events
 from jobs.evaluation.scoring.matching import match, own_questions
 from jobs.evaluation.scoring.predictions import read_predictions
 from jobs.evaluation.scoring.score import score_matched
@@ -274,6 +274,49 @@ async def test_a_registered_replica_is_shown_with_why_it_does_not_answer(
     (found,) = live.fleet.replicas
     assert (found.status.replica, found.report) == ("replica-a", None)
     assert "ConnectError" in str(found.unreachable)
+
+
+async def test_a_stream_ends_with_the_dash_and_what_it_came_from_too() -> None:
+    ending, came = Ending(), asyncio.Event()
+    ended: list[str] = []
+
+    async def endless() -> AsyncIterator[str]:
+        try:
+            yield "first"
+            came.set()
+            await asyncio.sleep(60)
+        finally:
+            ended.append("the work behind it")
+
+    async def read() -> list[str]:
+        return [found async for found in ending.until(endless())]
+
+    reading = asyncio.create_task(read())
+    await came.wait()
+    ending.now()
+    assert await asyncio.wait_for(reading, 5) == ["first"]
+    assert ended == ["the work behind it"]
+    assert [found async for found in ending.until(endless())] == [], "nor does one begin"
+
+
+async def test_a_stream_ends_when_it_is_over_or_its_caller_left() -> None:
+    ending, came = Ending(), asyncio.Event()
+
+    async def short() -> AsyncIterator[str]:
+        yield "a"
+        yield "b"
+
+    async def waits() -> AsyncIterator[str]:
+        came.set()
+        await asyncio.sleep(60)
+        yield "never"
+
+    assert [found async for found in ending.until(short())] == ["a", "b"]
+    reading = asyncio.create_task(anext(ending.until(waits())))
+    await came.wait()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
 
 
 async def test_runs_of_a_redis_need_no_folder(
