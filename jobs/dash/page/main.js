@@ -38,6 +38,8 @@ class App {
       this.refused(error) || fill(this.main, failed(error, () => this.start()));
       return;
     }
+    // Who started a dash over no run yet waits for one, unless it was started with somebody to ask.
+    this.asks = !this.runs.length && await ask("playground").then((offer) => offer.models.length > 0, () => false);
     this.listRuns();
     clearInterval(this.looking);
     this.looking = setInterval(() => this.lookAgain(), this.runs.length ? LOOK_MS : SOON_MS);
@@ -69,7 +71,7 @@ class App {
     const [, name, query] = /^#\/(\w+)\??(.*)$/.exec(location.hash) || [];
     const parameters = new URLSearchParams(query);
     const run = this.runs.some((one) => one.name === parameters.get("run")) ? parameters.get("run") : this.runs[0]?.name;
-    const page = name in PAGES ? name : run ? "overview" : "playground";
+    const page = name in PAGES ? name : run || !this.asks ? "overview" : "playground";
     const same = this.page && page === this.name && run === this.run;
     this.parameters = parameters;
     [this.name, this.run] = [page, run];

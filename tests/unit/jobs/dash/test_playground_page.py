@@ -381,7 +381,7 @@ def test_without_a_model_it_says_how_to_have_one(place: Place, opened: Open) -> 
     offer = {"models": [], "most_upload_mb": 3, "most_samples": 256, "roots": [], "silent": None}
     page.route("**/api/playground?*", lambda route: route.fulfill(json=offer))
     page.route("**/api/runs*", lambda route: route.fulfill(json=[]))
-    page.goto(place.url)
+    page.goto(f"{place.url}/#/playground")
     nobody = page.get_by_role("region", name="Nobody to ask")
     expect(nobody).to_contain_text("tempsamp dash RUN --model FOLDER")
     expect(page.get_by_role("button", name="Ask", exact=True)).to_be_disabled()
