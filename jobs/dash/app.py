@@ -2,6 +2,7 @@
 
     GET /                       the page (jobs/dash/page), nothing from elsewhere
     GET /api/runs               the runs below the folder
+    GET /api/home               whether it was started with somebody to ask
     GET /api/overview           one in a sentence, what to look at, its services
     GET /api/curves             its panels, decimated; ?low=&high= steps
     GET /api/groups             a list of groups, filtered; /api/groups/one, /same, /strip
@@ -85,6 +86,13 @@ class Overview(BaseModel):
     unreadable_lines: int
 
 
+class Home(BaseModel):
+    """What a dash over no run yet begins with."""
+
+    asks: bool
+    """Whether the playground has a model or an endpoint: not the replicas of a run."""
+
+
 class GroupList(BaseModel):
     """A part of the list of groups."""
 
@@ -133,6 +141,11 @@ def create_app(
     _add_groups(api, site)
     _add_evaluations(api, site)
     add_playground(api, site, playground, ending)
+
+    @api.get("/home")
+    def home() -> Home:
+        return Home(asks=bool(playground.models))
+
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     add_clips(app, playground)
     app.mount("/api", api)

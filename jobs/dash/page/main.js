@@ -39,7 +39,7 @@ class App {
       return;
     }
     // Who started a dash over no run yet waits for one, unless it was started with somebody to ask.
-    this.asks = !this.runs.length && await ask("playground").then((offer) => offer.models.length > 0, () => false);
+    this.asks = !this.runs.length && await ask("home").then((home) => home.asks, () => false);
     this.listRuns();
     clearInterval(this.looking);
     this.looking = setInterval(() => this.lookAgain(), this.runs.length ? LOOK_MS : SOON_MS);

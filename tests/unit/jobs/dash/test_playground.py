@@ -337,6 +337,13 @@ async def test_without_a_run_there_are_no_videos_to_choose(playground: Playgroun
     assert "found no video root" in answer.json()["detail"]
 
 
+async def test_it_says_whether_it_was_started_with_somebody_to_ask(playground: Playground) -> None:
+    async with client(playground) as dash:
+        assert (await dash.get("/api/home")).json() == {"asks": False}
+        playground.add(Stand())
+        assert (await dash.get("/api/home")).json() == {"asks": True}
+
+
 async def test_a_greedy_answer_comes_with_its_tokens_and_versions(
     playground: Playground, content: bytes
 ) -> None:
