@@ -1,6 +1,7 @@
 """Fixtures every test may ask for, and the order of the files."""
 
 import functools
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 pytest.register_assert_rewrite(
     *(f"tests.{folder.name}" for folder in Path(__file__).parent.iterdir() if folder.is_dir())
 )
+
+# xdist sets it in its workers, and then what they print is wrapped as on a terminal.
+os.environ.pop("COLUMNS", None)
 
 pytest_plugins = [
     "tests.fixtures.servers.places",

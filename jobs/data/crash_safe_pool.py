@@ -79,7 +79,9 @@ def _until_broken(
             while waiting and len(running) < AHEAD * workers:
                 task = waiting.popleft()
                 running[pool.schedule(work, args=(task,), timeout=timeout_s)] = task
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            done = wait(running, return_when=FIRST_COMPLETED).done
+            # Several at once come in the order they were begun: a set has none.
+            for future in [future for future in running if future in done]:
                 result = _result(future, timeout_s=timeout_s)
                 yield running.pop(future), result
     finally:
