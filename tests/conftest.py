@@ -3,15 +3,16 @@
 import functools
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-# What a failed assertion of a helper found is shown as a test's own would be. Before any import.
-pytest.register_assert_rewrite(
-    *(f"tests.{folder.name}" for folder in Path(__file__).parent.iterdir() if folder.is_dir())
-)
+# What a failed assertion of a helper found is shown as a test's own would be. Before any import: a
+# plugin of the command line (tests/compose) has brought its folder already.
+PACKAGES = {f"tests.{path.name}" for path in Path(__file__).parent.iterdir() if path.is_dir()}
+pytest.register_assert_rewrite(*(PACKAGES - sys.modules.keys()))
 
 # xdist sets it in its workers, and then what they print is wrapped as on a terminal.
 os.environ.pop("COLUMNS", None)
