@@ -24,7 +24,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Query
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.datastructures import MutableHeaders
 from starlette.staticfiles import StaticFiles
@@ -42,7 +42,7 @@ from jobs.dash.groups import GroupView, Kind, Order, Place, Wanted, chosen, else
 from jobs.dash.playground.routes import Playground, add_clips, add_playground
 from jobs.dash.site import ListedRun, OneRun, Site
 from jobs.dash.state import RunState, state_of
-from jobs.dash.watch import Ending, Live, events
+from jobs.dash.watch import Ending, EventStream, Live, events
 
 POLICY = "; ".join(
     (
@@ -184,13 +184,9 @@ def _add_runs(api: FastAPI, site: Site, *, live: bool, ending: Ending) -> None:
         )
 
     @api.get("/events")
-    async def stream(name: RunName = "") -> StreamingResponse:
+    async def stream(name: RunName = "") -> EventStream:
         run = _run(site, name)
-        return StreamingResponse(
-            ending.until(events(run.folder, run.watch, live=live)),
-            media_type="text/event-stream",
-            headers={"X-Accel-Buffering": "no"},
-        )
+        return EventStream(events(run.folder, run.watch, live=live), ending=ending)
 
 
 def _overview(run: OneRun, said: Live) -> Overview:

@@ -2,7 +2,7 @@
 
     Watch(folder).fleet() -> `jobs.fleet.services.look`, asked once for all who look
     events(folder, watch) -> server-sent events: `changed`, `fleet`
-    Ending().until(stream) -> the stream, no longer than the dash
+    EventStream(events, ending) -> an answer, no longer than the dash
 
 A finished run has no services; who does not answer is asked again ever more rarely.
 """
@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator
 
 from pydantic import BaseModel
+from starlette.responses import StreamingResponse
 
 from common.errors import ConfigError, TempSampError
 from jobs.dash.folder import RunFolder
@@ -130,13 +131,23 @@ class Ending:
             except asyncio.CancelledError:
                 if self._has_come:
                     return
-                step.cancel()  # the caller left
-                raise
+                raise  # the caller left
             finally:
                 self._steps.discard(step)
             if found is None:
                 return
             yield found
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, no longer than the dash."""
+
+    def __init__(self, events: AsyncIterator[str], *, ending: Ending) -> None:
+        super().__init__(
+            ending.until(events),
+            media_type="text/event-stream",
+            headers={"X-Accel-Buffering": "no"},
+        )
 
 
 async def _next(stream: AsyncIterator[str]) -> str | None:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from rich.console import Console
 from rich.table import Table
 
 from tests.bench.reward import machine
 from tests.bench.spread import Spread, rounded
-from tests.fixtures.pages.browser import CHROMIUM, Opening, serving, timed
+from tests.fixtures.pages.browser import Opening, chromium, running, timed
 from tests.fixtures.pages.long_run import write_long_run
 
 STEPS = (100, 10_000)
@@ -66,10 +66,9 @@ class Report:
 def measure(repeats: int) -> Report:
     """Write the runs, then start a dash a page, run and repeat."""
     load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         for steps in STEPS:
             write_long_run(Path(folder) / "runs" / str(steps), steps=steps)
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         figures = [
             _figures(page, steps, list(_openings(browser, Path(folder), page, steps, repeats)))
             for page in PAGES
@@ -83,7 +82,7 @@ def _openings(
 ) -> Iterator[list[Opening]]:
     """Of each dash."""
     for _ in range(repeats):
-        with serving(["tempsamp", "dash", f"runs/{steps}"], cwd=folder) as url:
+        with running(["tempsamp", "dash", f"runs/{steps}"], cwd=folder) as url:
             address = f"{url}/#/{page}"
             yield [timed(browser, address, page_name=page) for _ in range(1 + LATER)]
 

@@ -10,12 +10,12 @@ import pytest
 
 from jobs.local.redis import free_port
 from jobs.toy import clips
-from tests.fixtures.pages.browser import CHROMIUM, serving
+from tests.fixtures.pages.browser import CHROMIUM, chromium, running
 from tests.ring.conftest import Ring
 from tests.ring.test_learner import LearnerProcess
 
 pytest.importorskip("playwright", reason="playwright is not installed (the dev lock has it)")
-from playwright.sync_api import Expect, Page, sync_playwright
+from playwright.sync_api import Expect, Page
 
 if CHROMIUM is None:
     pytest.skip("no Chromium on this machine (chromium, google-chrome)", allow_module_level=True)
@@ -43,8 +43,7 @@ def page(ring: Ring, folder: Path) -> Iterator[Page]:
     """The dash over them, with the ring's secrets; its console has no error to the end."""
     said: list[str] = []
     words = ["tempsamp", "dash", str(folder)]
-    with serving(words, cwd=folder, environ=ring.environ) as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with running(words, cwd=folder, environ=ring.environ) as url, chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
         page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: said.append(f"error: {error}"))
@@ -54,7 +53,6 @@ def page(ring: Ring, folder: Path) -> Iterator[Page]:
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         page.get_by_role("button", name="Open").click()
         yield page
-        browser.close()
     assert said == []
 
 

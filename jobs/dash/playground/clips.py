@@ -60,9 +60,9 @@ class Clip:
     """Questions, cuts and uploads that are at work on it."""
     strip: bytes | None = field(default=None, repr=False)
 
-    def named(self, error: Exception) -> str:
-        """What an error says, with the name that its user knows."""
-        return str(error).replace(str(self.path), self.name)
+    def named(self, said: str) -> str:
+        """The same words, with the name that its user knows."""
+        return said.replace(str(self.path), self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +248,7 @@ class Clips:
         try:
             found = await asyncio.to_thread(probe, clip.path)
         except VideoError as error:
-            raise VideoError(clip.named(error)) from error
+            raise VideoError(clip.named(str(error))) from error
         clip.duration_s = found.duration_s
         clip.width_px, clip.height_px = found.width_px, found.height_px
         return clip

@@ -19,7 +19,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict
 
 from common.answers.spans import Span
-from common.errors import ConfigError, TempSampError, VideoError, last_words
+from common.errors import ConfigError, TempSampError, last_words
 from common.messages import Mode, Window
 from common.prompts import chat_messages, grounding_problem
 from common.rest.problems import FieldError, Problem
@@ -255,6 +255,5 @@ def _shown(grounding: Grounding, clip: Clip) -> Grounding:
 
 def _said(error: Exception, clip: Clip) -> str:
     """As a command says it, without its name."""
-    if isinstance(error, TempSampError | ConfigError | VideoError):
-        return clip.named(error)
-    return clip.named(Exception(last_words(error)[0].strip()))
+    is_ours = isinstance(error, TempSampError | ConfigError)
+    return clip.named(str(error) if is_ours else last_words(error)[0].strip())

@@ -24,7 +24,7 @@ from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import FastAPI, Query, Request
-from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.types import Receive, Scope, Send
 
@@ -35,7 +35,7 @@ from jobs.dash.playground.clips import MEGABYTE, Clip, Clips, listed
 from jobs.dash.playground.models import ListedModel, Local, Model, check_models, found, of_run
 from jobs.dash.playground.questions import MOST_SAMPLES, Event, Question, answered
 from jobs.dash.site import OneRun, Site
-from jobs.dash.watch import Ending, event
+from jobs.dash.watch import Ending, EventStream, event
 
 MOST_BODY_BYTES = 65_536
 """Of what is no video."""
@@ -143,8 +143,8 @@ class Playground:
             self.clips.close()
 
 
-class Streamed(StreamingResponse):
-    """Server-sent events; what they come from ends when the caller leaves."""
+class Streamed(EventStream):
+    """Events of a question; what they come from ends when the caller leaves."""
 
     def __init__(
         self,
@@ -155,11 +155,7 @@ class Streamed(StreamingResponse):
     ) -> None:
         self._events = events
         self._clip = clip
-        super().__init__(
-            ending.until(event(name, content) async for name, content in events),
-            media_type="text/event-stream",
-            headers={"X-Accel-Buffering": "no"},
-        )
+        super().__init__((event(name, content) async for name, content in events), ending=ending)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As any response."""
@@ -314,7 +310,7 @@ def _refusals(clip: Clip | None = None) -> Iterator[None]:
     try:
         yield
     except (VideoError, ConfigError, EngineError) as error:
-        raise Problem(422, str(error) if clip is None else clip.named(error)) from error
+        raise Problem(422, str(error) if clip is None else clip.named(str(error))) from error
     except OutputError as error:
         raise Problem(507, str(error)) from error
     except TempSampError as error:

@@ -18,15 +18,12 @@ from common.rest.fleet_api import LearnerReport, ProblemReport, ReplicaReport
 from jobs.dash.watch import Live
 from jobs.fleet.services import Fleet, Replica
 from jobs.toy.clips import write_some
-from tests.fixtures.pages.browser import serving
+from tests.fixtures.pages.browser import running
 from tests.fixtures.pages.browsing import (
     PATIENCE_MS,
     Open,
     Picture,
-    chromium,
     fits,
-    pages,
-    photographer,
 )
 from tests.fixtures.pages.documents import example
 from tests.fixtures.pages.run_folder import answer, kept_group, write_groups, write_run
@@ -72,25 +69,8 @@ def dash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dash]:
     hostile = answer(EVIL, reward=0.1, advantage=-0.5, spans=())
     write_run(runs / "hostile", steps=10, changed=lambda _n: {"learner/wait_s": 9.0})
     write_groups(runs / "hostile", [kept_group(hostile, hostile, query=EVIL)])
-    with serving(example("dash").commands[1], cwd=folder) as url:
+    with running(example("dash").commands[1], cwd=folder) as url:
         yield Dash(url, runs)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture
-def opened(browser: Browser) -> Iterator[Open]:
-    with pages(browser) as open_page:
-        yield open_page
-
-
-@pytest.fixture
-def picture(request: pytest.FixtureRequest) -> Picture:
-    return photographer(request)
 
 
 def sentence(page: Page) -> Locator:

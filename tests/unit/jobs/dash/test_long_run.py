@@ -17,8 +17,8 @@ from tests.fixtures.pages.browser import (
     PATIENCE_MS,
     Opening,
     forget,
+    running,
     seen,
-    serving,
     timed,
     wait_until_drawn,
     wait_until_draws,
@@ -28,7 +28,7 @@ from tests.fixtures.pages.long_run import lines, write_long_run
 from tests.fixtures.pages.run_folder import kept_group, write_groups
 
 pytest.importorskip("playwright", reason="playwright is not installed (the dev lock has it)")
-from playwright.sync_api import Browser, Expect, Page, sync_playwright
+from playwright.sync_api import Browser, Expect, Page
 
 if CHROMIUM is None:
     pytest.skip("no Chromium on this machine (chromium, google-chrome)", allow_module_level=True)
@@ -57,16 +57,8 @@ def dash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dash]:
     runs = tmp_path_factory.mktemp("long") / "runs"
     for name, steps in STEPS.items():
         write_long_run(runs / name, steps=steps, groups_every=GROUPS_EVERY[name])
-    with serving(["tempsamp", "dash", "runs"], cwd=runs.parent) as url:
+    with running(["tempsamp", "dash", "runs"], cwd=runs.parent) as url:
         yield Dash(url, runs)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module", params=["overview", "groups"])
@@ -176,7 +168,7 @@ def test_a_step_more_moves_figures_and_draws_no_curve(dash: Dash, browser: Brows
 
 def test_groups_are_counted_while_the_newest_are_read(dash: Dash, browser: Browser) -> None:
     page = watched(browser.new_page(), page_name="groups")
-    with serving(["tempsamp", "dash", "runs"], cwd=dash.runs.parent) as url:
+    with running(["tempsamp", "dash", "runs"], cwd=dash.runs.parent) as url:
         page.goto(f"{url}/#/groups?run=long")
         wait_until_drawn(page)
         expect(page.locator(".count")).to_have_text("3,200 groups")

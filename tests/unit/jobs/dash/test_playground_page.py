@@ -19,15 +19,12 @@ import pytest
 from common.messages import GeneratedAnswer, GenerateRequest, Sample, VersionSpan
 from common.queue.kept_groups import KeptAnswer, KeptGroup, kept_steps, read_groups
 from jobs.toy.clips import write_some
-from tests.fixtures.pages.browser import serving as running
+from tests.fixtures.pages.browser import running
 from tests.fixtures.pages.browsing import (
     PATIENCE_MS,
     Open,
     Picture,
-    chromium,
     fits,
-    pages,
-    photographer,
 )
 from tests.fixtures.pages.documents import example
 from tests.fixtures.pages.run_folder import SETTINGS, write_run
@@ -119,18 +116,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             yield Place(url, first, second, video, folder)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture
-def opened(browser: Browser) -> Iterator[Open]:
-    with pages(browser) as open_page:
-        yield open_page
-
-
 @pytest.fixture
 def loud(browser: Browser) -> Iterator[Page]:
     """Apart from `opened`: a browser prints every refusal to its console."""
@@ -138,11 +123,6 @@ def loud(browser: Browser) -> Iterator[Page]:
     page.set_default_timeout(PATIENCE_MS)
     yield page
     page.close()
-
-
-@pytest.fixture
-def picture(request: pytest.FixtureRequest) -> Picture:
-    return photographer(request)
 
 
 def give(page: Page, video: Path) -> None:
