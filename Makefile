@@ -21,8 +21,8 @@ STEPS ?=
 RUN ?=
 RESUME ?=
 
-# Of `make compare`; empty: only the page, all methods of the regime, seeds 0 to 4. REGIME also says what `make demo` trains on,
-# and START whose start checkpoint `make tiny-model` makes.
+# Of `make compare`; empty: only the page, all methods of the regime, seeds 0 to 4. REGIME also says what `make demo` trains
+# on (there is `hybrid` too), and START whose start checkpoint `make tiny-model` makes.
 REGIME ?=
 METHODS ?=
 SEEDS ?=

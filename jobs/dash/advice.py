@@ -121,6 +121,18 @@ def _learning(
             "group are nearly alike.",
             knob=f"{more}learner.loss.clip_high, learner.loss.kl_coef, learner.optimizer.lr",
         )
+    injected = metrics.of("reward/injected_reward")
+    if np.isnan(injected[-RECENT:]).all() and _injects(learner, shared):
+        yield Advice(
+            name="nothing_injected",
+            level="warning",
+            title="Nothing is injected",
+            text=f"None of the last {len(injected[-RECENT:])} steps holds a true answer. In think "
+            'mode "splice" puts it behind the thought of the best answer; without a closed thought '
+            "there is nothing to splice onto.",
+            knob="shared.scoring.think_injection, learner.phases (thoughts are unlearned in a long "
+            "one of answers), shared.scoring.format_weight",
+        )
     groups = learner.get("groups_per_step")
     if not groups:
         return
@@ -147,6 +159,13 @@ def _learning(
             knob="shared.strategy, shared.scoring.alpha1 and alpha2 (shaping), "
             "learner.advantage.downscale or anchor",
         )
+
+
+def _injects(learner: Mapping[str, Any], shared: Mapping[str, Any]) -> bool:
+    """Whether true answers are due in every phase."""
+    strategy = shared.get("strategy", "none")
+    phases = learner.get("phases") or ({},)
+    return all((phase.get("strategy") or strategy) != "none" for phase in phases)
 
 
 def _answers(

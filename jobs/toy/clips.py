@@ -135,6 +135,11 @@ class Event:
         """The row's answer, one decimal."""
         return grounding_answer(self.spans_s, decimals=1)
 
+    @property
+    def thought(self) -> str:
+        """What a model that thinks writes first: where the middle is, to the second."""
+        return f"around {sum(self.span_s) / 2:.0f} seconds"
+
     def is_visible(self, times_s: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """[F]: at which of these times."""
         seen_F = np.zeros(len(times_s), dtype=np.bool_)

@@ -12,7 +12,7 @@ tokens, S query tokens, R answer tokens, F frames, X = T*V visual tokens, H hidd
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,8 @@ from torch.nn import functional
 from common import prompts
 from common.answers.reading import read_spans
 from common.answers.spans import Span, union_iou
+from common.answers.tags import thought_of
+from common.messages import Mode
 from common.video.frames import load_frames, processor_metadata, sample_clip
 from jobs.toy.clips import (
     DEMO,
@@ -47,6 +49,8 @@ SCHEDULE_STEPS = 500
 MIDDLE_LAYER = 1
 MAX_ANSWER_TOKENS = {1: 20, 3: 48}
 """By the largest number of spans."""
+MAX_THOUGHT_TOKENS = 20
+"""Beside the answer's."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +86,17 @@ class SharedPrefix:
         self.positions_3L = positions[:, 0, :length]
         self.next_position = int(positions[0, 0, length])
 
-    def query_ids(self, event: Event) -> list[int]:
+    def query_ids(self, event: Event, mode: Mode = "answer") -> list[int]:
         """The prompt after the clip, up to where the answer starts."""
-        chat = chat_text(self.processor, query=event.query, options=self.options)
+        chat = chat_text(self.processor, query=event.query, options=self.options, mode=mode)
         text = chat.partition("<|video_pad|>")[2]
         return list(self.processor.tokenizer(text)["input_ids"])
 
-    def answer_ids(self, event: Event) -> list[int]:
-        """The true answer and the end of the turn."""
-        return list(self.processor.tokenizer(event.answer + "<|im_end|>")["input_ids"])
+    def answer_ids(self, event: Event, mode: Mode = "answer") -> list[int]:
+        """The true answer, after its thought if one is asked for, and the end of the turn."""
+        thought = f"<think> {event.thought} </think>" if mode == "think" else ""
+        text = f"{thought}{event.answer}<|im_end|>"
+        return list(self.processor.tokenizer(text)["input_ids"])
 
     def read_clips(self, features_N2XH: Tensor, *, copies: int) -> Any:
         """A cache of N*copies prefixes, each clip's copies in a row; gradients flow through it."""
@@ -141,10 +147,21 @@ class WarmUp:
     """Model, auxiliary heads and optimizer of the supervised warm-up; `step()` does one update."""
 
     def __init__(
-        self, reader: SharedPrefix, data: ClipTensors, features: list[Tensor], *, seed: int
+        self,
+        reader: SharedPrefix,
+        data: ClipTensors,
+        features: list[Tensor],
+        *,
+        seed: int,
+        modes: Sequence[Mode] = ("answer",),
     ) -> None:
-        """`features`: of the training clips, one tensor [N, 2, X, H] per channel permutation."""
-        self.reader, self.data, self.features = reader, data, features
+        """Everything drawn depends on the seed.
+
+        Args:
+            features: of the training clips, one tensor [N, 2, X, H] per channel permutation.
+            modes: of the updates, in turn.
+        """
+        self.reader, self.data, self.features, self.modes = reader, data, features, modes
         self.rng = np.random.default_rng(seed)
         torch.manual_seed(seed)
         model, frames = reader.model, data.visible_NFC.shape[1]
@@ -156,9 +173,8 @@ class WarmUp:
         )
         self.num_steps = 0
         red = Event(color="red", shape="circle", start_s=0, end_s=1)
-        self.color_at = reader.query_ids(red).index(
-            reader.processor.tokenizer.convert_tokens_to_ids("\u0120red")
-        )
+        red_id = reader.processor.tokenizer.convert_tokens_to_ids("\u0120red")
+        self.color_at = {mode: reader.query_ids(red, mode).index(red_id) for mode in modes}
 
     def step(self) -> float:
         """One update; returns the answer loss in nats per token."""
@@ -166,14 +182,15 @@ class WarmUp:
         set_learning_rate(
             self.optimizer, peak=LEARNING_RATE, step=self.num_steps, steps=SCHEDULE_STEPS
         )
-        answer_loss, auxiliary_loss = self._losses(self._draw())
+        mode = self.modes[self.num_steps % len(self.modes)]
+        answer_loss, auxiliary_loss = self._losses(self._draw(mode), mode)
         self.optimizer.zero_grad()
         torch.autograd.backward(answer_loss + auxiliary_loss)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         return answer_loss.item()
 
-    def _draw(self) -> Batch:
+    def _draw(self, mode: Mode) -> Batch:
         clip_ids = self.rng.integers(0, len(self.data.events), BATCH_CLIPS)
         orders = self.rng.integers(0, len(PERMUTATIONS), BATCH_CLIPS)
         features = [self.features[k][n] for n, k in zip(clip_ids, orders, strict=True)]
@@ -181,8 +198,8 @@ class WarmUp:
         for n, k in zip(clip_ids, orders, strict=True):
             for event in self.data.events[n]:
                 seen = replace(event, color=recolored(event.color, PERMUTATIONS[k]))
-                queries.append(self.reader.query_ids(seen))
-                answers.append(self.reader.answer_ids(event))
+                queries.append(self.reader.query_ids(seen, mode))
+                answers.append(self.reader.answer_ids(event, mode))
                 visible.append(self.data.visible_NFC[n, :, COLOR_NAMES.index(event.color)])
         width = max(map(len, answers))
         padded = [ids + [-1] * (width - len(ids)) for ids in answers]
@@ -195,7 +212,7 @@ class WarmUp:
             torch.stack(visible),
         )
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _losses(self, batch: Batch, mode: Mode) -> tuple[Tensor, Tensor]:
         """Cross-entropy per answer token; that of the heads on the queried shape's visibility."""
         reader, query_length = self.reader, batch.query_BS.shape[1]
         cache = reader.read_clips(batch.features_N2XH, copies=SHAPES_PER_CLIP)
@@ -207,7 +224,7 @@ class WarmUp:
         answer_loss = functional.cross_entropy(
             logits[batch.answer_mask_BR], batch.answer_BR[batch.answer_mask_BR]
         )
-        seen_from = [middle[0][:, self.color_at], last[0][:, query_length - 1]]
+        seen_from = [middle[0][:, self.color_at[mode]], last[0][:, query_length - 1]]
         auxiliary = [
             functional.binary_cross_entropy_with_logits(head(x), batch.visible_BF)
             for head, x in zip(self.heads, seen_from, strict=True)
@@ -231,9 +248,16 @@ def layer_outputs(*layers: nn.Module) -> Iterator[tuple[list[Tensor], ...]]:
 
 
 @torch.no_grad()
-def evaluate(reader: SharedPrefix, features_N2XH: Tensor, events: Events) -> Evaluation:
-    """Greedy answers to every query, scored against the queried shape and against the others."""
-    texts = _greedy(reader, features_N2XH, events)
+def evaluate(
+    reader: SharedPrefix, features_N2XH: Tensor, events: Events, *, mode: Mode = "answer"
+) -> Evaluation:
+    """Greedy answers to every query, scored against the queried shape and against the others.
+
+    Where a thought is asked for, an answer without one scores 0.
+    """
+    texts = _greedy(reader, features_N2XH, events, mode)
+    if mode == "think":
+        texts = [text if thought_of(text) else "" for text in texts]
     k = SHAPES_PER_CLIP
     answers = tuple(tuple(texts[n * k : (n + 1) * k]) for n in range(len(events)))
     iou_NQE = np.array(
@@ -268,9 +292,14 @@ def best_constant(events: Events, *, duration_s: float = DEMO.duration_s) -> tup
     return max(scored, key=lambda pair: pair[1])
 
 
-def chat_text(processor: Any, *, query: str, options: ClipOptions = DEMO) -> str:
+def chat_text(
+    processor: Any, *, query: str, options: ClipOptions = DEMO, mode: Mode = "answer"
+) -> str:
     """The demo prompt of a query in the chat template, its clip still one `<|video_pad|>`."""
-    messages = prompts.chat_messages(options.problem.format(query=query))
+    asked = options.problem.format(query=query)
+    if mode == "think":  # as `common.rows` asks
+        asked = prompts.grounding_problem(query, mode=mode)
+    messages = prompts.chat_messages(asked)
     turns = [message.model_dump() for message in messages]
     text: str = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     return text
@@ -291,11 +320,12 @@ def prompt_inputs(processor: Any, path: Path, *, query: str, options: ClipOption
     )
 
 
-def _greedy(reader: SharedPrefix, features_N2XH: Tensor, events: Events) -> list[str]:
+def _greedy(reader: SharedPrefix, features_N2XH: Tensor, events: Events, mode: Mode) -> list[str]:
     cache = reader.read_clips(features_N2XH, copies=SHAPES_PER_CLIP)
-    tokens = torch.tensor([reader.query_ids(event) for clip in events for event in clip])
+    tokens = torch.tensor([reader.query_ids(event, mode) for clip in events for event in clip])
     offset, answer = 0, []
-    for _ in range(MAX_ANSWER_TOKENS[reader.options.most_spans]):
+    most = MAX_ANSWER_TOKENS[reader.options.most_spans]
+    for _ in range(most + (MAX_THOUGHT_TOKENS if mode == "think" else 0)):
         hidden = reader.read_text(cache, tokens, offset=offset)
         offset += tokens.shape[1]
         tokens = reader.model.lm_head(hidden[:, -1:]).argmax(-1)

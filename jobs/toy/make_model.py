@@ -13,7 +13,8 @@ measured.
 
 `--start NAME` makes the start of a regime (`jobs.toy.regimes`) from the shipped checkpoint instead:
 its tower, tokenizer and language model, warmed up on that regime's clips by the same rule, but from
-step 5 on and with the regime's own mIoU. They are made where they are first needed (`runs/starts`)
+step 5 on and with the regime's own mIoU (`hybrid`: also on prompts that ask for a thought, and by
+the mIoU of answers after one). They are made where they are first needed (`runs/starts`)
 and not shipped: each is as large as the one that is.
 """
 
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from common import torchvision_cpu
 from common.answers.spans import Span
+from common.messages import Mode
 from jobs.toy import clips
 from jobs.toy.language import (
     SCHEDULE_STEPS,
@@ -66,6 +68,13 @@ class Recipe:
     start_miou: float = 0.40
     """The first evaluation that reaches this validation mIoU gives the checkpoint."""
     max_language_steps: int = SCHEDULE_STEPS
+    thinks: bool = False
+    """Whether every other update asks for a thought, and evaluations do."""
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Of the language updates, in turn; evaluations ask in the last."""
+        return ("answer", "think") if self.thinks else ("answer",)
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,7 @@ def make_start(out: Path, *, regime: Regime, clips_folder: Path, report: Report)
         vision_steps=0,
         first_evaluation=EVALUATE_EVERY,
         start_miou=regime.start.start_miou,
+        thinks=regime.start.thinks,
     )
     processor = AutoProcessor.from_pretrained(SHIPPED)
     model = AutoModelForImageTextToText.from_pretrained(SHIPPED)
@@ -163,7 +173,7 @@ def _finish(
     train_features = [features(tower, warm, permutation=order) for order in PERMUTATIONS]
     report("cached the features of the frozen tower")
     outcome = _warm_up(
-        WarmUp(reader, warm, train_features, seed=recipe.seed),
+        WarmUp(reader, warm, train_features, seed=recipe.seed, modes=recipe.modes),
         held_out=features(tower, validation, permutation=PERMUTATIONS[0]),
         events=validation.events,
         recipe=recipe,
@@ -247,7 +257,7 @@ def _warm_up(
         loss = warm_up.step()
         if step < recipe.first_evaluation or (step - recipe.first_evaluation) % EVALUATE_EVERY:
             continue
-        measured = evaluate(warm_up.reader, held_out, events)
+        measured = evaluate(warm_up.reader, held_out, events, mode=recipe.modes[-1])
         history.append({"step": step} | _summary(measured))
         report(f"language step {step}: loss {loss:.3f}, validation {_summary(measured)}")
         if measured.miou >= recipe.start_miou:

@@ -1,8 +1,9 @@
-"""Regimes: what a comparison of methods is made on. Name → clips, training rows, start checkpoint.
+"""Regimes: what the demo trains on. Name → clips, training rows, start checkpoint.
 
 `write_split` writes what a run reads; `deploy/configs/regimes/<name>.toml` is its run file,
-docs/compare.md has the rule of each, written before its results. Clips of equal options are shared:
-`few` and `noisy` have rows of their own over the demo's clips.
+docs/compare.md has the rule of each in which methods are compared, written before its results;
+`hybrid` is not compared, it shows answers and thoughts in one run. Clips of equal options are
+shared: `few` and `noisy` have rows of their own over the demo's clips.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,11 +33,13 @@ class StartRecipe:
     validation_clips: int
     start_miou: float
     """The first evaluation that reaches this validation mIoU gives the checkpoint."""
+    thinks: bool = False
+    """Whether every other update asks for a thought before the answer, and evaluations do."""
 
 
 @dataclass(frozen=True)
 class Regime:
-    """One setting in which methods are compared."""
+    """One setting of the demo."""
 
     name: str
     options: ClipOptions = DEMO
@@ -87,6 +90,10 @@ REGIMES: Mapping[str, Regime] = {
             "several",
             options=ClipOptions(max_span_s=3.5, most_spans=3),
             start=StartRecipe(warm_clips=256, validation_clips=48, start_miou=0.30),
+        ),
+        Regime(
+            "hybrid",
+            start=StartRecipe(warm_clips=256, validation_clips=48, start_miou=0.40, thinks=True),
         ),
     )
 }

@@ -126,8 +126,8 @@ def all_settings(
     Raises:
         ConfigError: unknown regime or method, or a seed or method twice.
     """
-    if regime not in REGIMES:
-        raise ConfigError(f"REGIME: found {regime!r}, wanted one of {', '.join(REGIMES)}")
+    if regime not in rules.METHODS:
+        raise ConfigError(f"REGIME: found {regime!r}, wanted one of {', '.join(rules.METHODS)}")
     for method in methods:
         if method not in rules.METHODS[regime]:
             wanted = ", ".join(rules.METHODS[regime])

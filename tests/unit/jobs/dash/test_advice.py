@@ -1,5 +1,6 @@
 """Each thing that goes wrong is said, names a knob that exists, and a healthy run is left alone."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,6 +59,10 @@ def stale(step: int) -> Figures:
     return {"intake/groups_stale": 4.0 * step}
 
 
+def nothing_injected_late(step: int) -> Figures:
+    return {"reward/injected_reward": math.nan} if step > 70 else {}
+
+
 FAULTS: dict[str, tuple[Callable[[int], Figures], str]] = {
     "entropy_collapse": (entropy, ".06 nats a token after .4"),
     "all_tied": (constant(advantage__groups_tied=6.0), "In 75 % of the groups every answer"),
@@ -66,6 +71,7 @@ FAULTS: dict[str, tuple[Callable[[int], Figures], str]] = {
         "In 75 % of the groups no policy answer",
     ),
     "format": (a_format_that_falls, "The policy's format reward is .70 after .95"),
+    "nothing_injected": (nothing_injected_late, "None of the last 20 steps holds a true answer"),
     "waiting": (constant(learner__wait_s=9.0), "83 % of its time"),
     "unscored": (constant(reward__unscored_fraction=0.2), "20 % of them"),
     "truncated": (constant(advantage__samples_truncated=16.0), "50 % of the answers end"),
@@ -100,6 +106,12 @@ def test_injection_is_advised_only_where_there_is_none(tmp_path: Path) -> None:
     settings = {**SETTINGS, "shared": {**SETTINGS["shared"], "strategy": "none"}}
     found = advice(run.metrics(), run.validation(), settings=settings, fleet=None)
     assert "shared.strategy" in found[0].knob
+
+
+def test_a_run_that_is_not_to_inject_in_a_phase_is_not_told_so(tmp_path: Path) -> None:
+    phases = [{"mode": "answer", "steps": 50}, {"mode": "answer", "strategy": "none"}]
+    assert said(tmp_path, nothing_injected_late, phases=phases) == {}
+    assert set(said(tmp_path, nothing_injected_late, phases=phases[:1])) == {"nothing_injected"}
 
 
 def test_answers_that_can_no_longer_be_read_are_said(tmp_path: Path) -> None:

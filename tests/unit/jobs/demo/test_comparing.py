@@ -233,7 +233,7 @@ def test_the_plot_has_a_column_a_method_and_a_dot_a_run() -> None:
 
 
 def test_every_regime_has_rule_run_file_and_methods_that_exist() -> None:
-    assert rules.METHODS.keys() == REGIMES.keys()
+    assert rules.METHODS.keys() == REGIMES.keys() - {"hybrid"}
     for name, methods in rules.METHODS.items():
         assert len(rules.rule(name)) > 100
         assert set(methods) <= rules.METHOD_SETTINGS.keys()
@@ -250,6 +250,10 @@ DIFFERENT = {
     "several": {
         *("learner.validation.every", "learner.validation.limit", "shared.model"),
         "shared.sampling.max_tokens",
+    },
+    "hybrid": {
+        *("learner.validation.every", "learner.validation.limit", "learner.validation.mode"),
+        *("learner.phases", "shared.model", "shared.sampling.max_tokens"),
     },
 }
 PLACES = {"shared.run_id", "learner.rows", "learner.run_dir"}
@@ -292,6 +296,11 @@ def test_runs_follow_the_rule_seed_by_seed() -> None:
     assert words[words.index("--regime") + 1] == "noisy"
     assert {"--no-report", "--evaluate-best"} <= set(words)
     assert found[0].run == "compare-noisy-grpo-200-0"
+
+
+def test_what_has_no_rule_is_not_compared() -> None:
+    with pytest.raises(ConfigError, match=r"REGIME: found 'hybrid', wanted one of full, few, "):
+        all_settings("hybrid", ["grpo"], seeds=[0])
 
 
 def test_a_digest_is_of_what_decides_the_result() -> None:

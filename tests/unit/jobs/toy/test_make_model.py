@@ -14,10 +14,13 @@ import typer
 from typer.testing import CliRunner
 
 from common import torchvision_cpu
+from common.messages import TextPart
+from common.rows import TrainerRow
 from common.video.frames import load_frames, sample_clip
 from jobs.toy import clips, language, make_model, vision
 from jobs.toy.clips import Event
 from jobs.toy.regimes import REGIMES, StartRecipe
+from services.reward.scorers.formatting import has_format
 
 REPO = Path(__file__).parents[4]
 SHIPPED = REPO / "deploy" / "tiny-qwen3vl"
@@ -113,6 +116,38 @@ def test_a_regime_s_start_is_the_shipped_one_warmed_up_on_its_clips(tmp_path: Pa
     assert "1.5 to 4.8, 9.0 to 12.5" in asked
     assert json.loads((out / "recipe.json").read_text())["recipe"]["vision_steps"] == 0
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_a_start_that_thinks_learns_both_and_is_measured_by_answers_after_a_thought(
+    tmp_path: Path,
+) -> None:
+    hybrid = replace(REGIMES["hybrid"], start=StartRecipe(2, 2, start_miou=0.0, thinks=True))
+    out, folder = tmp_path / "start", tmp_path / "clips"
+    make_model.make_start(out, regime=hybrid, clips_folder=folder, report=lambda _: None)
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert recipe["recipe"]["thinks"] is True
+    assert recipe["validation"]["miou"] == 0.0, "five updates teach no thoughts yet"
+
+
+def test_a_true_answer_with_its_thought_is_what_the_format_reward_wants(
+    shipped: tuple[Any, Any], clips_folder: Path
+) -> None:
+    processor, model = shipped
+    reader = language.SharedPrefix(model, processor, clips_folder / "validation/00000.mp4")
+    event = Event("red", "circle", 3.5, 12.0)
+    ids = reader.answer_ids(event, "think")
+    assert len(ids) <= language.MAX_ANSWER_TOKENS[1] + language.MAX_THOUGHT_TOKENS
+    text = processor.tokenizer.decode(ids, skip_special_tokens=True)
+    assert text == "<think> around 8 seconds </think><answer> 3.5 to 12.0 </answer>"
+    assert has_format(text, mode="think", rule="strict", readable=True)
+    line = (clips_folder / "validation/rows.jsonl").read_text().splitlines()[0]
+    row = TrainerRow.parse(line).check(row_id="0", video_root=clips_folder)
+    (message,) = row.messages("think")
+    asked = processor.tokenizer.decode(
+        reader.query_ids(clips.scene_events("validation", 0)[0], "think")
+    )
+    assert isinstance(message.content[1], TextPart)
+    assert message.content[1].text in asked, "as the learner asks"
 
 
 def test_a_recipe_that_never_reaches_the_start_says_how_far_it_came(

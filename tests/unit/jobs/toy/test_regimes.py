@@ -46,7 +46,9 @@ def test_rows_say_what_the_clips_of_their_regime_show(name: str, tmp_path: Path)
 def test_full_few_and_noisy_show_the_same_clips(tmp_path: Path) -> None:
     data = tmp_path / "data"
     assert {REGIMES[name].video_root(data) for name in ("full", "few", "noisy")} == {data}
-    assert len({REGIMES[name].rows(data, "train") for name in REGIMES}) == len(REGIMES)
+    own = REGIMES.keys() - {"hybrid"}
+    assert len({REGIMES[name].rows(data, "train") for name in own}) == len(own)
+    assert REGIMES["hybrid"].rows(data, "train") == REGIMES["full"].rows(data, "train")
     full = rows_of(data, "full", "train", num_clips=16)
     assert rows_of(data, "few", "train", num_clips=16) == full
     assert REGIMES["few"].train_clips == 16
