@@ -17,6 +17,7 @@ from rich.table import Table
 from common.errors import ConfigError
 from common.queue.ledger import FILE, RunLine, read_ledger
 from jobs.audit.findings import Audit, Epoch, audit
+from jobs.local import terminal
 
 LISTED = 20
 """Rows a list shows."""
@@ -79,7 +80,7 @@ def _rows(path: Path) -> tuple[list[str], str]:
 
 
 def _show(found: Audit, *, limit: int | None) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal.console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     has_pool = bool(found.left_out or any(epoch.left_out for epoch in found.epochs))
     names = ["epoch", "", "rows", "trained", "given up", "rejected", "in flight", "to come"]
@@ -131,6 +132,6 @@ def _list(console: Console, title: str, items: list[str], limit: int | None) -> 
         return
     console.print(f"{title}:")
     for item in items[:limit]:
-        console.print(f"  row {item}", markup=False)
+        console.print(f"  row {item}", markup=False, soft_wrap=True)
     if limit is not None and len(items) > limit:
         console.print(f"  and {len(items) - limit} more (--all)")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from common.errors import ConfigError
 from jobs.audit.command import audited
@@ -25,6 +24,7 @@ from jobs.chaos.schedule import strikes
 from jobs.chaos.storm import Storm, StormError
 from jobs.chaos.verdict import FILE, is_well, table, verdict
 from jobs.demo.summary import SUMMARY_FILE, machine
+from jobs.local import terminal
 from jobs.local.processes import interruptible
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ STEPS = 1_000_000
 CHECKPOINT_EVERY = 10
 """The demo's 50 would have a learner that is killed every half a minute do most steps again."""
 
-console = Console(highlight=False, soft_wrap=True)
+console = terminal.console()
 
 
 def command(

@@ -323,7 +323,7 @@ def fill_in_terminal(
     except KeyboardInterrupt:
         console.print("stopped: finished entries are kept, run it again to go on")
         raise typer.Exit(INTERRUPTED) from None
-    Console().print(table_of(report))
+    terminal.console().print(table_of(report))
     _raise_what_is_not_written(report, console=console)
     raise typer.Exit(1 if report.failures else 0)
 

@@ -94,8 +94,6 @@ def command(
     Records that cannot be rows are listed in OUTPUT.rejected.jsonl. Exit code 0 if a row was
     written.
     """
-    from rich.console import Console
-
     from common.queue.disk import check_file
     from common.video.names import with_nearest
     from jobs.data.annotations.durations import read_durations
@@ -104,6 +102,7 @@ def command(
     from jobs.data.annotations.sniff import sniff
     from jobs.data.annotations.trainer_rows import RowRules
     from jobs.data.convert import Bounds, Conversion, Sampling, convert
+    from jobs.local import terminal
 
     check_file(output, knob="--output")
     name = sniff(source) if schema is None else schema_named(schema)
@@ -136,7 +135,7 @@ def command(
         strict=strict,
     )
     report = convert(source, output=output, conversion=conversion)
-    console = Console()
+    console = terminal.console()
     console.print(table_of(report, title=f"{source.name} ({name}) to {output.name}"))
     if duration_source is not None and report.without_duration:
         console.print(

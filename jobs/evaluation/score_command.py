@@ -28,9 +28,8 @@ def command(
     output: Annotated[Path | None, typer.Option("--json", help="Also write it here.")] = None,
 ) -> None:
     """Score a prediction file under every protocol, without a model."""
-    from rich.console import Console
-
     from jobs.evaluation.showing.tables import tables_of
+    from jobs.local import terminal
 
     if output is not None:
         check_file(output, knob="--json")
@@ -38,7 +37,7 @@ def command(
         score = score_file(predictions, bench=bench, gt=gt, partial=partial)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
-    console = Console()
+    console = terminal.console()
     for table in tables_of(score, mode=score.mode):
         console.print(table)
     for name, near in score.unknown_nearest.items():

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -51,7 +50,7 @@ MAX_LANES = 8
 SHOWN_CHARS = 200
 """Of an unreadable answer in the terminal; --json has all of it."""
 
-console = Console()
+console = terminal.console()
 progress = terminal.console(stderr=True)
 
 

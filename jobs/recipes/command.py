@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from common import config
 from common.model.architecture import architecture_of
+from jobs.local import terminal
 from jobs.recipes.plan import Plan, misfits, plan, rows
 from jobs.recipes.times import Fleet
 
@@ -72,4 +72,4 @@ def _show(made: Plan) -> None:
             figure.part if figure.part != last else "", figure.name, figure.value, figure.how
         )
         last = figure.part
-    Console().print(table)
+    terminal.console().print(table)

@@ -36,7 +36,7 @@ def command(
     out: Annotated[Path, typer.Option(help="Submission (JSONL).")],
 ) -> None:
     """Write the centred crop of every frame, from headers alone."""
-    from rich.console import Console
+    from jobs.local import terminal
 
     wanted = read_index(index)
     check_folder(video_dir)
@@ -52,7 +52,7 @@ def command(
         else:
             lines.append(of(one, boxes=every_frame(header, ratio=one.ratio)))
     write_submission(out, lines=lines)
-    console = Console()
+    console = terminal.console()
     frames = sum(len(line.boxes) for line in lines)
     console.print(f"{out}: {len(lines)} videos, {frames} frames", soft_wrap=True)
     for problem in unread:

@@ -238,7 +238,7 @@ def command(
     ] = None,
 ) -> None:
     """List what is wrong with a submission; exit code 1 if anything is."""
-    from rich.console import Console
+    from jobs.local import terminal
 
     wanted = read_index(index)
     headers = None
@@ -249,7 +249,7 @@ def command(
         text = submission.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{submission}: {error}, wanted lines of a submission") from error
-    console = Console()
+    console = terminal.console()
     found = list(violations(text, index=wanted, headers=headers))
     for one in found:
         console.print(f"{submission}: {one}", markup=False, highlight=False, soft_wrap=True)

@@ -135,13 +135,13 @@ def command(
     """Score a submission against known boxes, by figures of our own."""
     from dataclasses import asdict
 
-    from rich.console import Console
+    from jobs.local import terminal
 
     wanted = read_submission(truth, knob="--truth")
     if not wanted:
         raise ConfigError(f"--truth: {truth}: found no lines, wanted at least one video")
     scores = score(read_submission(submission, knob="submission"), truth=wanted)
-    console = Console()
+    console = terminal.console()
     total = mean(scores)
     if as_json:
         document = {**asdict(total), "by_video": {k: asdict(v) for k, v in scores.items()}}

@@ -137,10 +137,9 @@ def command(
     out: Annotated[Path, typer.Option(help="Clip (mp4, mov, mkv); the sheet is a .png beside it.")],
 ) -> None:
     """Show the crop on the original beside the re-framed video, and a contact sheet."""
-    from rich.console import Console
-
     from common.video.index import index_frames
     from jobs.ground.contact_sheet import Lane, Sheet, write_sheet
+    from jobs.local import terminal
 
     one = _line(submission, video_id)
     check_folder(video_dir)
@@ -168,7 +167,7 @@ def command(
     sheet = Sheet(query=video_id, answer=words, lanes=(lane,))
     with writing(out.with_suffix(".png"), knob="--out", kept=f"{out} is written"):
         write_sheet(video, sheet=sheet, output=out.with_suffix(".png"), mark=mark)
-    console = Console()
+    console = terminal.console()
     console.print(f"{video_id}: {words}", markup=False, highlight=False)
     console.print(f"clip: {out}\nsheet: {out.with_suffix('.png')}", markup=False, soft_wrap=True)
 

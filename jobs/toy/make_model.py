@@ -29,12 +29,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from torch import Tensor
 
 from common import torchvision_cpu
 from common.answers.spans import Span
 from common.messages import Mode
+from jobs.local import terminal
 from jobs.toy import clips
 from jobs.toy.language import (
     SCHEDULE_STEPS,
@@ -311,7 +311,7 @@ def main(
 ) -> None:
     """Make the demo's start checkpoint from nothing, on one core."""
     torch.set_num_threads(1)
-    console = Console()
+    console = terminal.console()
     report = functools.partial(console.print, soft_wrap=True, highlight=False)
     if start is not None:
         regime = _with_a_start(start)

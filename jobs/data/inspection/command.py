@@ -15,7 +15,7 @@ import typer
 from rich import box
 from rich.bar import Bar
 from rich.columns import Columns
-from rich.console import Console, Group
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -35,7 +35,7 @@ BAR_WIDTH = 22
 MAX_LISTED = 10
 """Videos printed of those that are bad or whose duration is off."""
 
-console = Console()
+console = terminal.console()
 errors = terminal.console(stderr=True)
 
 
@@ -114,7 +114,8 @@ def _show(inspection: Inspection, *, source: Path) -> None:
     _print("Distributions", _quantiles(inspection))
     histograms = [_histogram(histogram) for histogram in inspection.histograms]
     console.print()
-    console.print(Columns(histograms, padding=(1, 3)))
+    # A pipe has room for all of them in a row, and nobody reads that.
+    console.print(*[Columns(histograms, padding=(1, 3))] if console.is_terminal else histograms)
 
 
 def _counts(inspection: Inspection) -> Table:

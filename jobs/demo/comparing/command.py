@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from common.errors import ConfigError
 from common.queue.disk import check_folder, write_file
@@ -17,12 +16,13 @@ from jobs.demo.comparing.page import page
 from jobs.demo.comparing.plot import plot
 from jobs.demo.comparing.runs import all_settings, run_missing
 from jobs.demo.run import ROOT
+from jobs.local import terminal
 
 RECORDS = ROOT / "docs/bench/compare"
 PAGE = "docs/compare.md"
 PLOT = "docs/images/compare.svg"
 
-console = Console()
+console = terminal.console()
 
 
 def main(

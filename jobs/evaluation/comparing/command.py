@@ -79,7 +79,7 @@ def command(
     output: Annotated[Path | None, typer.Option("--json", help="Also write it here.")] = None,
 ) -> None:
     """Compare two runs query by query: differences with intervals, answers that flipped."""
-    from rich.console import Console
+    from jobs.local import terminal
 
     if output is not None:
         check_file(output, knob="--json")
@@ -87,7 +87,7 @@ def command(
         found = compare_runs(run_a, run_b, protocol=protocol, gt=gt, common=common)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
-    console = Console()
+    console = terminal.console()
     for grid in grids_of(found):
         console.print(rich_table(grid))
     if output is not None:
