@@ -15,6 +15,7 @@ import httpx
 from common.errors import EngineError
 from common.secrets import OPENAI_KEY
 from jobs.asking.refusals import Broken, Busy, NotReady, Refused, retry_after_s
+from jobs.local.terminal import one_line
 
 SHOWN_CHARS = 300
 UNAUTHORIZED = (401, 403)
@@ -105,7 +106,7 @@ def problem_of(answer: httpx.Response) -> Problem:
     return Problem(
         where=str(answer.url.copy_with(query=None)),
         status=answer.status_code,
-        message=_one_line(str(message)),
+        message=one_line(str(message), most_chars=SHOWN_CHARS),
         code=str(told.get("code") or told.get("type") or ""),
         param=str(told.get("param") or ""),
         retry_after=answer.headers.get("Retry-After"),
@@ -123,11 +124,6 @@ def _error_object(answer: httpx.Response) -> dict[str, Any]:
         return {}
     inner = document.get("error", document)
     return inner if isinstance(inner, dict) else {"message": inner}
-
-
-def _one_line(text: str) -> str:
-    shown = " ".join(text.split())
-    return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}\u2026"
 
 
 def _hint(said: str) -> str:
