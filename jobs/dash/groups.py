@@ -269,6 +269,8 @@ class GroupView(BaseModel):
     strategy: str
     query: str
     video: str
+    """Its name alone."""
+    path: str
     duration_s: float
     frame_times_s: list[float]
     truth: list[Span]
@@ -304,6 +306,7 @@ def shown(group: KeptGroup, *, run: str) -> GroupView:
         strategy=group.strategy,
         query=group.query,
         video=Path(group.clip.uri).name,
+        path=group.clip.uri,
         duration_s=group.clip.duration_s,
         frame_times_s=list(group.clip.frame_times_s),
         truth=spans,

@@ -33,7 +33,8 @@ export class Group {
     fill(this.element,
       this.back(),
       h("header", { class: "asked" }, h("h1", {}, h("q", {}, group.query)),
-        h("p", { class: "meta" }, [group.video, `${short(group.duration_s)} s`, `row ${group.row_id}`, group.mode === "think" ? "asked to think" : "asked for the answer"].map((text) => h("span", {}, text)))),
+        h("p", { class: "meta" }, [group.video, `${short(group.duration_s)} s`, `row ${group.row_id}`, group.mode === "think" ? "asked to think" : "asked for the answer"].map((text) => h("span", {}, text))),
+        h("a", { class: "onward", href: this.app.address("playground", { video: group.path, query: group.query, mode: group.mode === "think" ? "think" : null }) }, "Ask about this video")),
       this.beside(group, other, places),
       h("div", { class: "columns" }, this.page(group, other !== null), other && this.page(other, true)));
   }

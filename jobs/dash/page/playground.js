@@ -15,6 +15,7 @@ export class Playground {
   constructor(app, parameters) {
     this.app = app;
     this.clip = null;
+    this.wanted = parameters.get("video");
     this.stopped = new AbortController();
     this.player = new Player({ onloop: (span) => this.mark(span) });
     this.stage = h("section", { class: "stage card", "aria-label": "Video" });
@@ -71,7 +72,8 @@ export class Playground {
     this.models = this.offer.models;
     if (changed) this.fillModels();
     else this.rename();
-    if (!this.clip && !this.stage.querySelector(".drop, .coming")) this.showDrop();
+    if (this.wanted) await this.choose(this.wanted);
+    else if (!this.clip && !this.stage.querySelector(".drop, .coming")) this.showDrop();
     this.ready();
   }
 
@@ -138,6 +140,7 @@ export class Playground {
   }
 
   async upload(file) {
+    this.app.note({}, ["video"]);
     const most = this.offer.most_upload_mb;
     if (file.size > most * 1e6) {
       this.close();
@@ -154,6 +157,8 @@ export class Playground {
   }
 
   async choose(name) {
+    this.wanted = null;
+    this.app.note({ video: name }, ["video"]);
     const bar = h("progress", { "aria-label": "Reading" });
     await this.take(bar, h("span", { role: "status" }, `Reading ${name}`), (signal) => tell("playground/choose", { run: this.app.run ?? "", name }, signal), (clip) => clip.address);
   }
@@ -179,7 +184,7 @@ export class Playground {
 
   showClip(url) {
     fill(this.stage, h("div", { class: "head" }, h("p", { class: "meta" }, facts(this.clip).map((text) => h("span", {}, text))),
-      h("button", { type: "button", class: "plain", onclick: () => { this.close(); this.showDrop(); this.stage.querySelector("input").focus(); } }, "Another video")), this.player.element);
+      h("button", { type: "button", class: "plain", onclick: () => { this.app.note({}, ["video"]); this.close(); this.showDrop(); this.stage.querySelector("input").focus(); } }, "Another video")), this.player.element);
     this.player.open(this.clip, url, this.stopped.signal);
     this.fields.elements.query.focus({ preventScroll: true });
   }

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -230,6 +231,8 @@ def test_text_from_models_and_rows_stays_text(dash: Dash, opened: Open) -> None:
     expect(page.locator(".advice .card.hint")).to_contain_text("more replicas")
     page = opened(dash.address("groups", run="hostile"))
     expect(page.locator(".asked q")).to_have_text(EVIL)
+    asks = page.get_by_role("link", name="Ask about this video").get_attribute("href") or ""
+    assert parse_qs(asks.partition("?")[2])["query"] == [EVIL]
     page.locator("summary").first.click()
     expect(page.locator("details[open] .tokens")).to_contain_text("onerror=alert(1)>")
     assert page.locator("main img[src='x'], main b >> text='bold'").count() == 0

@@ -249,6 +249,29 @@ def test_a_phone_and_a_keyboard_are_enough(place: Place, opened: Open) -> None:
     expect(page).to_have_url(re.compile("mode=think"))
 
 
+def test_an_address_opens_a_video_and_the_question_about_it(place: Place, opened: Open) -> None:
+    """As a group's page links to it, with the path that its row has."""
+    page = opened(f"{place.page}&video={place.video}&query={QUERY}&mode=think")
+    expect(page.locator(".stage .meta")).to_contain_text("64 x 64")
+    expect(page.get_by_label("When does it happen?")).to_have_value(QUERY)
+    expect(page.get_by_role("button", name="Think")).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("Enter")
+    expect(lanes(page)).to_have_count(1)
+    page.get_by_role("button", name="Another video").click()
+    expect(page).not_to_have_url(re.compile("video="))
+    page.get_by_label("or one of the run's videos").fill(f"train/{CLIP:05d}.mp4")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile(f"video=train%2F{CLIP:05d}.mp4"))
+    page.reload()
+    expect(page.locator(".stage .meta")).to_contain_text("64 x 64")
+
+
+def test_a_video_of_an_address_that_is_not_there_is_said(place: Place, loud: Page) -> None:
+    loud.goto(f"{place.page}&video=/etc/passwd")
+    expect(loud.get_by_role("alert").first).to_contain_text("/etc/passwd")
+    expect(loud.get_by_text("Drop a video here")).to_be_visible()
+
+
 @pytest.mark.parametrize(("scheme", "narrow"), [("light", False), ("dark", True)])
 def test_axe_finds_nothing_in_any_state(
     place: Place, opened: Open, scheme: str, narrow: bool
