@@ -4,7 +4,7 @@ Thresholds are named and say why; each looks at the last `RECENT` steps, so that
 nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -164,7 +164,7 @@ def _learning(
 def _injects(learner: Mapping[str, Any], shared: Mapping[str, Any]) -> bool:
     """Whether true answers are due in every phase."""
     strategy = shared.get("strategy", "none")
-    phases = learner.get("phases") or ({},)
+    phases: Sequence[Mapping[str, Any]] = learner.get("phases") or [{}]
     return all((phase.get("strategy") or strategy) != "none" for phase in phases)
 
 
