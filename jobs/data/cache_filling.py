@@ -332,7 +332,7 @@ def _raise_what_is_not_written(report: Report, *, console: Console) -> None:
     if report.unlisted is not None:
         for failure in report.failures[:SHOWN]:
             line = f"{failure.input}: rows {failure.rows}: {failure.reason}: {failure.detail}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(line, markup=False, soft_wrap=True)
     if report.stopped is not None:
         raise OutputError(
             f"--cache: {report.stopped}: found room for {len(report.done)} of {report.num_videos} "

@@ -144,7 +144,6 @@ def command(
             f"{with_nearest(report.not_found, conversion.rules.durations)}",
             style="yellow",
             markup=False,
-            highlight=False,
             soft_wrap=True,
         )
     if sampling in ("gt_len", "coverage", "joint"):

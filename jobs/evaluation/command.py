@@ -370,7 +370,7 @@ def _write_outputs(plan: "Plan", *, console: "Console") -> None:
 
 
 def _said_on(console: "Console") -> Callable[[str], None]:
-    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return lambda text: console.print(text, markup=False, soft_wrap=True)
 
 
 def _video(

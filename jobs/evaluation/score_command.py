@@ -42,6 +42,6 @@ def command(
         console.print(table)
     for name, near in score.unknown_nearest.items():
         line = f"no annotation of {name!r}; nearest: {near or 'nothing like it'}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=True)
     if output is not None:
         write_file(output, score.model_dump_json(indent=1) + "\n", knob="--json")

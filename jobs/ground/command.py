@@ -164,7 +164,7 @@ def _sampling(run: config.Run | None, *, seed: int, max_tokens: int | None) -> S
 
 
 def _say(text: str) -> None:
-    progress.print(text, markup=False, highlight=False, soft_wrap=True)
+    progress.print(text, markup=False, soft_wrap=True)
 
 
 def _server(

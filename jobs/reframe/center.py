@@ -56,7 +56,7 @@ def command(
     frames = sum(len(line.boxes) for line in lines)
     console.print(f"{out}: {len(lines)} videos, {frames} frames", soft_wrap=True)
     for problem in unread:
-        console.print(f"no frames: {problem}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"no frames: {problem}", markup=False, soft_wrap=True)
     if unread:
         console.print(f"{len(unread)} of {len(lines)} videos could not be read and have no frames")
         raise typer.Exit(1)

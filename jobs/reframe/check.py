@@ -252,7 +252,7 @@ def command(
     console = terminal.console()
     found = list(violations(text, index=wanted, headers=headers))
     for one in found:
-        console.print(f"{submission}: {one}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{submission}: {one}", markup=False, soft_wrap=True)
     checked = "ids, ratios, boxes, order"
     checked += "" if headers is None else ", frames and bounds by the videos' headers"
     if found:

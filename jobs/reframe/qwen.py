@@ -353,13 +353,13 @@ def _show(ends: Sequence[VideoEnd], *, out: Path, journal: Path, console: "Conso
     for end in ends:
         faults.update(end.faults)
     shown = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
-    console.print(f"{out}: {len(ends)} videos: {shown}", highlight=False, soft_wrap=True)
+    console.print(f"{out}: {len(ends)} videos: {shown}", soft_wrap=True)
     for kind, count in sorted(faults.items()):
-        console.print(f"  {count} x {kind}", highlight=False)
+        console.print(f"  {count} x {kind}")
     lost = [end for end in ends if end.outcome != "followed"]
     for end in lost[:SHOWN_ERRORS]:
         line = f"  {end.video_id}: {end.outcome}: {', '.join(end.faults)}: {end.error or ''}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=True)
     if len(lost) > SHOWN_ERRORS:
         console.print(f"  and {len(lost) - SHOWN_ERRORS} more; {journal} has all", soft_wrap=True)
 
@@ -385,4 +385,4 @@ def _raise_if_unasked(ends: Sequence[VideoEnd], *, outage: TempSampError | None)
 
 
 def _said_on(console: "Console") -> Callable[[str], None]:
-    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return lambda text: console.print(text, markup=False, soft_wrap=True)

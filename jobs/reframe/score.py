@@ -148,7 +148,7 @@ def command(
         console.print_json(data=document)
         return
     console.print("figures of this kit, no metric of the task is published", style="dim")
-    console.print(f"videos    {total.videos}", highlight=False)
-    console.print(f"frame F1  {in_words(total.frame_f1)}", highlight=False)
-    console.print(f"box IoU   {in_words(total.box_iou)}", highlight=False)
-    console.print(f"jitter    {in_words(total.jitter_px)} px/frame", highlight=False)
+    console.print(f"videos    {total.videos}")
+    console.print(f"frame F1  {in_words(total.frame_f1)}")
+    console.print(f"box IoU   {in_words(total.box_iou)}")
+    console.print(f"jitter    {in_words(total.jitter_px)} px/frame")

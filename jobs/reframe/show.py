@@ -168,7 +168,7 @@ def command(
     with writing(out.with_suffix(".png"), knob="--out", kept=f"{out} is written"):
         write_sheet(video, sheet=sheet, output=out.with_suffix(".png"), mark=mark)
     console = terminal.console()
-    console.print(f"{video_id}: {words}", markup=False, highlight=False)
+    console.print(f"{video_id}: {words}", markup=False)
     console.print(f"clip: {out}\nsheet: {out.with_suffix('.png')}", markup=False, soft_wrap=True)
 
 

@@ -312,7 +312,7 @@ def main(
     """Make the demo's start checkpoint from nothing, on one core."""
     torch.set_num_threads(1)
     console = terminal.console()
-    report = functools.partial(console.print, soft_wrap=True, highlight=False)
+    report = functools.partial(console.print, soft_wrap=True)
     if start is not None:
         regime = _with_a_start(start)
         outcome = make_start(out, regime=regime, clips_folder=clips_folder, report=report)

@@ -114,8 +114,10 @@ def _show(inspection: Inspection, *, source: Path) -> None:
     _print("Distributions", _quantiles(inspection))
     histograms = [_histogram(histogram) for histogram in inspection.histograms]
     console.print()
-    # A pipe has room for all of them in a row, and nobody reads that.
-    console.print(*[Columns(histograms, padding=(1, 3))] if console.is_terminal else histograms)
+    if console.is_terminal:
+        console.print(Columns(histograms, padding=(1, 3)))
+    else:  # a pipe has room for all of them in a row, and nobody reads that
+        console.print(*histograms)
 
 
 def _counts(inspection: Inspection) -> Table:
@@ -168,12 +170,11 @@ def _show_health(checked: Health) -> None:
     table.add_row("fine, but duration off by more than 1 s", f"{len(checked.off):,}")
     _print("Videos", table)
     for bad in checked.failures[:MAX_LISTED]:
-        console.print(f"[red]bad[/red] {escape(bad.detail)}", highlight=False, soft_wrap=True)
+        console.print(f"[red]bad[/red] {escape(bad.detail)}", soft_wrap=True)
     for off in checked.off[:MAX_LISTED]:
         console.print(
             f"[yellow]off[/yellow] {escape(str(off.path))}: annotated {off.annotated_s:.2f} s, "
             f"found {off.duration_s:.2f} s",
-            highlight=False,
             soft_wrap=True,
         )
 
