@@ -111,8 +111,11 @@ def _learning(
     entropy = metrics.of("learner/entropy_nats")
     now, start = _mean(entropy[-RECENT:]), _mean(entropy[:RECENT])
     if now < ENTROPY_LOW and now < ENTROPY_SHARE * start:
-        injects = shared.get("strategy", "none") != "none"
-        more = "" if injects else "shared.strategy (injection keeps it alive), "
+        more = (
+            ""
+            if _injects(learner, shared)
+            else f"{_strategy_knob(learner)} (injection keeps it alive), "
+        )
         yield Advice(
             name="entropy_collapse",
             level="warning",
@@ -156,7 +159,7 @@ def _learning(
             text=f"In {100 * none:.0f} % of the groups no policy answer has a positive advantage, "
             f"and the injected rows move the mean by {short(moved)} stds: the run imitates more "
             "than it explores.",
-            knob="shared.strategy, shared.scoring.alpha1 and alpha2 (shaping), "
+            knob=f"{_strategy_knob(learner)}, shared.scoring.alpha1 and alpha2 (shaping), "
             "learner.advantage.downscale or anchor",
         )
 
@@ -164,8 +167,18 @@ def _learning(
 def _injects(learner: Mapping[str, Any], shared: Mapping[str, Any]) -> bool:
     """Whether true answers are due in every phase."""
     strategy = shared.get("strategy", "none")
-    phases: Sequence[Mapping[str, Any]] = learner.get("phases") or [{}]
-    return all((phase.get("strategy") or strategy) != "none" for phase in phases)
+    return all((phase.get("strategy") or strategy) != "none" for phase in _phases(learner))
+
+
+def _strategy_knob(learner: Mapping[str, Any]) -> str:
+    """Where the strategy in force is set."""
+    is_phased = any(phase.get("strategy") for phase in _phases(learner))
+    return "strategy in learner.phases" if is_phased else "shared.strategy"
+
+
+def _phases(learner: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """One without settings where there are none."""
+    return learner.get("phases") or [{}]
 
 
 def _answers(

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from common.answers.reading import read_spans
 from common.errors import ConfigError
-from common.messages import HighlightsTarget, Scored, SpansTarget, Unscored
+from common.messages import HighlightsTarget, Scored, SpansTarget, Unscored, Window
 from common.queue.kept_groups import (
     FOLDER,
     NOTHING,
@@ -271,6 +271,8 @@ class GroupView(BaseModel):
     video: str
     """Its name alone."""
     path: str
+    window_s: Window | None
+    """Part of the video that the row asks about; all times below count from its start."""
     duration_s: float
     frame_times_s: list[float]
     truth: list[Span]
@@ -307,6 +309,7 @@ def shown(group: KeptGroup, *, run: str) -> GroupView:
         query=group.query,
         video=Path(group.clip.uri).name,
         path=group.clip.uri,
+        window_s=group.clip.window_s,
         duration_s=group.clip.duration_s,
         frame_times_s=list(group.clip.frame_times_s),
         truth=spans,

@@ -7,12 +7,13 @@ Neighbour: `jobs.demo.report` puts `learning_curves` into its template.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from common.messages import Mode
 from jobs.charts import MUTED, SERIES, THEME, Drawing, svg_of
 from jobs.demo.summary import PROBE_GAP, StepMetrics
 
@@ -42,17 +43,21 @@ class Chart:
 
 
 def learning_curves(
-    metrics: Sequence[StepMetrics], *, validations: Sequence[StepMetrics]
+    metrics: Sequence[StepMetrics],
+    *,
+    validations: Sequence[StepMetrics],
+    validation_mode: Mode = "answer",
 ) -> list[Drawing]:
     """All charts that have something to show, in reading order.
 
     Args:
         metrics: lines of metrics.jsonl.
         validations: lines of validation.jsonl.
+        validation_mode: how those queries were asked.
     """
     starts = phase_starts(metrics)
     drawings = (
-        _drawing(HELD_OUT, validations, starts),
+        _drawing(THOUGHT if validation_mode == "think" else HELD_OUT, validations, starts),
         *(_drawing(chart, metrics, starts) for chart in CHARTS),
     )
     return [drawing for drawing in drawings if drawing is not None]
@@ -159,6 +164,7 @@ HELD_OUT = Chart(
     ),
     _draw_marked,
 )
+THOUGHT = replace(HELD_OUT, note=f"{HELD_OUT.note} The policy was asked to think.")
 CHARTS = (
     Chart(
         "IoU of the policy's own answers",

@@ -155,6 +155,7 @@ def take(
             steps=int(steps[-1]["step"]),
             seed=course.run.shared.seed,
             eval_split=course.split,
+            validation_mode=course.run.learner.validation.mode,
             wall_s=round(time.monotonic() - started_s, 1),
             train_wall_s=round(train_wall_s, 1),
             weight_versions=version,

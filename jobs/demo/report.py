@@ -105,6 +105,7 @@ def write_report(
         charts=learning_curves(
             read_metrics(run_dir / METRICS_FILE),
             validations=read_metrics(run_dir / VALIDATION_FILE),
+            validation_mode=summary.get("validation_mode", "answer"),
         ),
         timelines=timelines(start, end=end, video_root=video_root, num_clips=NUM_CLIPS),
         cell_percent=100 / NUM_FRAMES,

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from common.messages import Mode
 from common.queue.lines import read_figures
 from jobs.demo.baselines import Baselines
 from jobs.demo.figures import Evaluation, SampledMetrics
@@ -77,6 +78,8 @@ class RunFacts:
     steps: int
     seed: int
     eval_split: str
+    validation_mode: Mode
+    """How held-out queries are asked while training; `start` and `end` are asked for the answer."""
     wall_s: float
     """The whole run: services up, trained, evaluated."""
     train_wall_s: float

@@ -33,8 +33,8 @@ export class Group {
     fill(this.element,
       this.back(),
       h("header", { class: "asked" }, h("h1", {}, h("q", {}, group.query)),
-        h("p", { class: "meta" }, [group.video, `${short(group.duration_s)} s`, `row ${group.row_id}`, group.mode === "think" ? "asked to think" : "asked for the answer"].map((text) => h("span", {}, text))),
-        h("a", { class: "onward", href: this.app.address("playground", { video: group.path, query: group.query, mode: group.mode === "think" ? "think" : null }) }, "Ask about this video")),
+        h("p", { class: "meta" }, [group.video, length(group), `row ${group.row_id}`, group.mode === "think" ? "asked to think" : "asked for the answer"].map((text) => h("span", {}, text))),
+        h("a", { class: "onward", href: this.app.address("playground", { video: group.path, query: group.query, mode: group.mode === "think" ? "think" : null, start_s: group.window_s?.[0], end_s: group.window_s?.[1] }) }, "Ask about this video")),
       this.beside(group, other, places),
       h("div", { class: "columns" }, this.page(group, other !== null), other && this.page(other, true)));
   }
@@ -102,6 +102,8 @@ export class Group {
     this.stopped.abort();
   }
 }
+
+const length = ({ window_s, duration_s }) => `${short(duration_s)} s${window_s ? ` from ${short(window_s[0])} s on` : ""}`;
 
 export const fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
 

@@ -108,6 +108,14 @@ def test_injection_is_advised_only_where_there_is_none(tmp_path: Path) -> None:
     assert "shared.strategy" in found[0].knob
 
 
+def test_a_strategy_of_a_phase_is_turned_in_the_phases(tmp_path: Path) -> None:
+    phases = [{"mode": "answer", "steps": 50}, {"mode": "answer", "strategy": "none"}]
+    knob = said(tmp_path, entropy, phases=phases)["entropy_collapse"].knob
+    assert knob.startswith("strategy in learner.phases (injection keeps it alive)")
+    alike = said(tmp_path, entropy, phases=[{"mode": "answer", "strategy": "shaping"}])
+    assert "strategy" not in alike["entropy_collapse"].knob
+
+
 def test_a_run_that_is_not_to_inject_in_a_phase_is_not_told_so(tmp_path: Path) -> None:
     phases = [{"mode": "answer", "steps": 50}, {"mode": "answer", "strategy": "none"}]
     assert said(tmp_path, nothing_injected_late, phases=phases) == {}

@@ -69,7 +69,9 @@ def dash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dash]:
     (runs / "live/metrics.jsonl").write_text("".join(lines[:LIVE_FROM]))
     hostile = answer(EVIL, reward=0.1, advantage=-0.5, spans=())
     write_run(runs / "hostile", steps=10, changed=lambda _n: {"learner/wait_s": 9.0})
-    write_groups(runs / "hostile", [kept_group(hostile, hostile, query=EVIL)])
+    evil = kept_group(hostile, hostile, query=EVIL)
+    part = evil.clip.model_copy(update={"window_s": (2.0, None)})
+    write_groups(runs / "hostile", [evil.model_copy(update={"clip": part})])
     with running(example("dash").commands[1], cwd=folder) as url:
         yield Dash(url, runs)
 
@@ -232,7 +234,10 @@ def test_text_from_models_and_rows_stays_text(dash: Dash, opened: Open) -> None:
     page = opened(dash.address("groups", run="hostile"))
     expect(page.locator(".asked q")).to_have_text(EVIL)
     asks = page.get_by_role("link", name="Ask about this video").get_attribute("href") or ""
-    assert parse_qs(asks.partition("?")[2])["query"] == [EVIL]
+    asked = parse_qs(asks.partition("?")[2])
+    assert (asked["query"], asked["start_s"]) == ([EVIL], ["2"])
+    assert "end_s" not in asked
+    expect(page.locator(".asked .meta")).to_contain_text("s from 2 s on")
     page.locator("summary").first.click()
     expect(page.locator("details[open] .tokens")).to_contain_text("onerror=alert(1)>")
     assert page.locator("main img[src='x'], main b >> text='bold'").count() == 0

@@ -185,6 +185,13 @@ def test_a_view_has_versions_tokens_and_who_earned_most() -> None:
     assert shown(BEST, run="r").beats.startswith("Answer 1 earned most, at least as much")
 
 
+def test_a_view_says_which_part_of_its_video_a_row_asks_about() -> None:
+    group = kept_group()
+    assert shown(group, run="r").window_s is None
+    clip = group.clip.model_copy(update={"window_s": (2.0, 6.5)})
+    assert shown(kept_group(clip=clip), run="r").window_s == (2.0, 6.5)
+
+
 def test_truth_is_shown_in_each_of_its_forms() -> None:
     marks = HighlightsTarget(highlights=(Highlight(time_s=4, score=1.0),))
     assert shown(kept_group(target=marks), run="r").truth_marks_s == [4.0]

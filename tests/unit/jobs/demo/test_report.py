@@ -132,6 +132,7 @@ def made_summary(
         "steps": STEPS,
         "seed": 0,
         "eval_split": "test",
+        "validation_mode": "answer",
         "wall_s": 402.3,
         "train_wall_s": 251.0,
         "weight_versions": STEPS,
@@ -380,6 +381,9 @@ def test_validations_have_a_chart_of_their_own_with_a_mark_each() -> None:
     assert [label for _, label in drawing.legend] == ["mean IoU", "R1@.5"]
     assert drawing.svg.count("<use") == 2 * len(made_validations())
     assert others == learning_curves(made_metrics(), validations=[])
+    thought, *_ = learning_curves([], validations=made_validations(), validation_mode="think")
+    assert "asked to think" in thought.note
+    assert "think" not in drawing.note
 
 
 def test_charts_keep_no_colour_size_or_name_of_their_own() -> None:
