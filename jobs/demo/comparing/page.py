@@ -18,6 +18,7 @@ from jobs.demo.comparing.paired import (
     start_of,
 )
 from jobs.demo.comparing.records import FIGURES, MECHANISM, RunRecord
+from jobs.demo.comparing.verdicts import verdicts
 
 NOT_RUN = "not run yet"
 NOT_MEASURED = "not measured"
@@ -49,6 +50,16 @@ def page(records: Iterable[RunRecord]) -> str:
         "Greedy mIoU on held-out queries, last step / early-stopped; mean ± standard deviation of "
         "seeds.",
         _overview(by_regime),
+        "## What came out",
+        _filled(
+            "The questions of the regimes' rules (below), answered as written there: by greedy "
+            "mIoU of the last step, once every run is there."
+        ),
+        _table(
+            ["regime", "question", "answer"],
+            ([one.regime, one.question, one.answer] for one in verdicts(by_regime)),
+            left=3,
+        ),
         "## What the paper claims, and what is seen",
         _filled(
             "The paper's figures: Charades-STA, G = 4, R1@.7 in percent, Qwen2.5-VL-7B. Ours: "
@@ -163,7 +174,8 @@ def _regime(regime: str, found: Sequence[RunRecord]) -> list[str]:
         )
         parts.append(_table(header, rows))
     header = ["run", "step", *FIGURES.values(), "minutes", "load"]
-    return [*parts, f"### Every run of {regime}", _table(header, _run_rows(found, methods))]
+    folded = f"<details>\n<summary>Every run of {regime}</summary>"
+    return [*parts, folded, _table(header, _run_rows(found, methods)), "</details>"]
 
 
 def _facts(found: Sequence[RunRecord]) -> str:
@@ -240,12 +252,7 @@ def _spread(found: Spread | None) -> str:
 
 
 def _difference(found: Difference | None, *, none: str = NOT_RUN) -> str:
-    if found is None:
-        return none
-    if found.high is None:
-        return f"{found.mean:+.3f} (one seed)"
-    half = found.high - found.mean
-    return f"{found.verdict} {found.mean:+.3f} ± {half:.3f} ({found.count})"
+    return none if found is None else found.words
 
 
 def _filled(text: str) -> str:

@@ -40,6 +40,13 @@ class Difference(Record):
     """Seeds."""
     verdict: Verdict
 
+    @property
+    def words(self) -> str:
+        """`higher +0.074 ± 0.017 (5)`: what it is, mean, half of the interval, seeds."""
+        if self.high is None:
+            return f"{self.mean:+.3f} (one seed)"
+        return f"{self.verdict} {self.mean:+.3f} ± {self.high - self.mean:.3f} ({self.count})"
+
 
 def figure_of(record: RunRecord, key: str, *, when: When = "last") -> float | None:
     """One figure of a run: of its last step, or early-stopped; None: not measured."""

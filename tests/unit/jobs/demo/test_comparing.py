@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from jobs.demo.comparing.paired import difference, paired_difference, spread
 from jobs.demo.comparing.plot import plot
 from jobs.demo.comparing.records import FIGURES, MECHANISM, Early, RunRecord, record_of
 from jobs.demo.comparing.runs import Settings, all_settings, finished, run_missing
+from jobs.demo.comparing.verdicts import verdicts
 from jobs.demo.course import METHODS
 from jobs.demo.run import CONFIG, NO_REDIS, ROOT, Demo
 from jobs.local.processes import ChildError
@@ -187,6 +188,66 @@ def test_what_is_not_there_is_never_filled_in() -> None:
     assert "**few**: runs that are missing: grpo 3 of 5, mixed 5 of 5" in part
     unmeasured = a_record("mixed", 0).model_copy(update={"early": None, "mechanism": None})
     assert "0.500 (one run) / not measured (1 of 5 runs)" in page([unmeasured])
+
+
+def answers(found: Sequence[RunRecord], regime: str) -> list[str]:
+    by_regime = {name: [one for one in found if one.regime == name] for name in rules.METHODS}
+    return [one.answer for one in verdicts(by_regime) if one.regime == regime]
+
+
+def runs_of(regime: str, **mious: float) -> list[RunRecord]:
+    """Five seeds of each method, a little apart."""
+    return [
+        a_record(method.replace("_", "-"), seed, regime, miou=miou + 0.001 * seed)
+        for method, miou in mious.items()
+        for seed in rules.DEFAULT_SEEDS
+    ]
+
+
+def test_a_rule_s_question_is_open_until_every_run_is_there() -> None:
+    found = runs_of("few", mixed=0.5, tempsamp=0.5, sft=0.4)
+    without_one_sft = found[:-1]
+    assert answers(without_one_sft, "few")[0] == "open: 1 of 15 runs are missing"
+    assert answers(without_one_sft, "few")[1] == answers(found, "few")[1]
+    transfers, shaping = answers(found, "few")
+    assert transfers.startswith("**yes**: tempsamp - sft higher +0.100 ± 0.000 (5); mixed - sft")
+    assert shaping == "**no**: tempsamp - mixed tie +0.000 ± 0.000 (5)"
+
+
+def test_noise_is_withstood_by_one_method_that_beats_both_others() -> None:
+    others = {"tempsamp": 0.5, "anchor": 0.4, "tempsamp_set": 0.4}
+    yes, dense = answers(runs_of("noisy", mixed=0.45, sft=0.5, downscale=0.6, **others), "noisy")
+    assert yes.startswith("**yes**: downscale - mixed higher +0.150")
+    assert "tempsamp - mixed" not in yes
+    assert dense.startswith("**no**: tempsamp-set - tempsamp lower -0.100")
+    no, _ = answers(runs_of("noisy", mixed=0.45, sft=0.5, downscale=0.5, **others), "noisy")
+    assert no.startswith("**no**: tempsamp - mixed higher +0.050")
+
+
+def test_the_mechanism_is_shown_if_injection_alone_finds_hits() -> None:
+    def found(**at_end: float) -> list[RunRecord]:
+        shares = {"train_without_hit_start": 0.9}
+        return [
+            one.model_copy(
+                update={"mechanism": {**shares, "train_without_hit_end": at_end[one.method]}}
+            )
+            for one in runs_of("long", grpo=0.1, mixed=0.1, tempsamp=0.1)
+        ]
+
+    _, mechanism = answers(found(grpo=0.9, mixed=0.4, tempsamp=0.9), "long")
+    assert mechanism == (
+        "**yes**: grpo 0.900 to 0.900; tempsamp 0.900 to 0.900; mixed 0.900 to 0.400"
+    )
+    assert answers(found(grpo=0.3, mixed=0.4, tempsamp=0.9), "long")[1].startswith("**no**")
+    assert answers(found(grpo=0.9, mixed=0.9, tempsamp=0.9), "long")[1].startswith("**no**")
+
+
+def test_differences_of_full_hold_with_the_same_sign() -> None:
+    full = runs_of("full", grpo=0.4, mixed=0.6, tempsamp=0.5, sft=0.6)
+    several = runs_of("several", grpo=0.3, mixed=0.4, tempsamp=0.5, sft=0.4)
+    assert answers(full, "several") == ["open: 20 of 20 runs are missing"]
+    (held,) = answers([*full, *several], "several")
+    assert held.startswith("**3 of 5 do**: tempsamp - grpo higher +0.200 ± 0.000 (5); tempsamp - ")
 
 
 def test_ties_different_starts_and_lost_requests_are_said() -> None:
