@@ -75,7 +75,7 @@ RUN --mount=type=secret,id=build_ca \
     install="/opt/build/bin/pip --python /opt/tempsamp/bin/python install --quiet --no-deps --no-cache-dir"; \
     for url in $CUDA_INDEX; do install="$install --extra-index-url $url"; done; \
     $install -r /src/rollout-only.txt && $install --no-index /wheels/*.whl \
-    && if [ $DEVICE = cpu ]; then python -m common.torchvision_cpu; fi
+    && if [ $DEVICE = cpu ]; then python -m common.model.torchvision_cpu; fi
 COPY deploy/tiny-qwen3vl /opt/models/tiny-qwen3vl
 LABEL org.opencontainers.image.title="tempsamp-rollout" org.opencontainers.image.licenses="Apache-2.0"
 USER tempsamp
@@ -95,7 +95,7 @@ RUN --mount=type=secret,id=build_ca \
     install="/opt/build/bin/pip --python /opt/tempsamp/bin/python install --quiet --no-deps --no-cache-dir"; \
     $install -r /src/learner-only.txt && $install --no-index /wheels/*.whl \
     && if [ -n "$FLASH_ATTN" ]; then $install "$FLASH_ATTN"; fi \
-    && if [ $DEVICE = cpu ]; then python -m common.torchvision_cpu; fi
+    && if [ $DEVICE = cpu ]; then python -m common.model.torchvision_cpu; fi
 COPY deploy/tiny-qwen3vl /opt/models/tiny-qwen3vl
 LABEL org.opencontainers.image.title="tempsamp-learner" org.opencontainers.image.licenses="Apache-2.0"
 USER tempsamp

@@ -43,6 +43,6 @@ $pip install --quiet --no-deps "${indexes[@]}" -r "$lock"
 [ "$device" = cpu ] || deploy/locks/other_cuda.sh $pip
 [ "$device" = cpu ] || [ -z "${FLASH_ATTN:-}" ] || $pip install --quiet --no-deps "$FLASH_ATTN"
 $pip install --quiet --no-deps --no-build-isolation --editable .
-.venv/bin/python -m common.torchvision_cpu
+.venv/bin/python -m common.model.torchvision_cpu
 [ "$device" = cpu ] || echo "$CUDA_INDEX" >.venv/.cuda-index
 touch "$(stamp .venv/bin/python)"

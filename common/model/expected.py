@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import torchvision_cpu
+from common.model import torchvision_cpu
 from common.model.tensors import Expected, refuse_unfit
 
 ARCHITECTURES = (

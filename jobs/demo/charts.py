@@ -1,6 +1,6 @@
 """Learning curves of the report: lines of metrics.jsonl and validation.jsonl → small inline SVGs.
 
-The house look comes from `jobs.charts`.
+The house look comes from `jobs.local.drawing`.
 Neighbour: `jobs.demo.report` puts `learning_curves` into its template.
 """
 
@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from common.messages import Mode
-from jobs.charts import MUTED, SERIES, THEME, Drawing, svg_of
 from jobs.demo.summary import PROBE_GAP, StepMetrics
+from jobs.local.drawing import MUTED, SERIES, THEME, Drawing, svg_of
 
 HEADROOM = 1.12
 """Height of the axis over the highest value."""

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common import torchvision_cpu
 from common.config import Shared
 from common.messages import ClipRef
+from common.model import torchvision_cpu
 from common.rows import Row
 from common.video.frames import processor_metadata
 from jobs.doctor.finding import Finding, one_line

@@ -31,9 +31,9 @@ import torch
 import typer
 from torch import Tensor
 
-from common import torchvision_cpu
 from common.answers.spans import Span
 from common.messages import Mode
+from common.model import torchvision_cpu
 from jobs.local import terminal
 from jobs.toy import clips
 from jobs.toy.language import (

@@ -29,7 +29,7 @@ ALLOWED = {
 }
 TORCH_FILES = {
     "common/model/expected.py",
-    "common/torchvision_cpu.py",
+    "common/model/torchvision_cpu.py",
     "jobs/data/import_pt.py",
     "services/rollout/engine.py",
     "services/rollout/weight_engine.py",

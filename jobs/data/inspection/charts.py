@@ -1,7 +1,7 @@
 """Distributions of an annotation file → small inline SVGs that follow the page's theme.
 
 `histogram_chart` draws a `Histogram`, `density_chart` the map of starts and ends; the house look
-comes from `jobs.charts`. Neighbour: `jobs.data.inspection.page` puts them into its template.
+comes from `jobs.local.drawing`. Neighbour: `jobs.data.inspection.page` puts them into its template.
 """
 
 import math
@@ -11,8 +11,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from jobs.charts import SERIES, Drawing, draw_cells, svg_of
 from jobs.data.inspection.numbers import Histogram
+from jobs.local.drawing import SERIES, Drawing, draw_cells, svg_of
 
 DENSITY_SIZE_IN = (4.4, 4.1)
 MAX_LABELS = 6

@@ -1,7 +1,7 @@
 """Charts of an evaluation's report: IoUs and spans → small inline SVGs that follow the page.
 
 Labels are ours alone: no text of an annotation or an answer enters a drawing. The house look comes
-from `jobs.charts`; `jobs.evaluation.showing.report` puts the drawings into its template.
+from `jobs.local.drawing`; `jobs.evaluation.showing.report` puts the drawings into its template.
 """
 
 import math
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from common.answers.spans import Span
-from jobs.charts import MUTED, SERIES, Drawing, draw_cells, svg_of
+from jobs.local.drawing import MUTED, SERIES, Drawing, draw_cells, svg_of
 
 Floats = npt.NDArray[np.float64]
 

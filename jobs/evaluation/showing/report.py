@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from common.messages import Mode
 from common.queue.disk import write_file
-from jobs.charts import Drawing
 from jobs.evaluation.journal import ALL_KEPT
 from jobs.evaluation.scoring.matching import Pair, Question
 from jobs.evaluation.scoring.modes import ORACLE_LABEL
@@ -37,6 +36,7 @@ from jobs.evaluation.showing.charts import Compared, error_maps, iou_histogram, 
 from jobs.evaluation.showing.grids import Grid, text_of
 from jobs.evaluation.showing.tables import ORACLE, OURS, Scored, grids_of, overview
 from jobs.evaluation.showing.timelines import NUM_FRAMES
+from jobs.local.drawing import Drawing
 
 Floats = npt.NDArray[np.float64]
 

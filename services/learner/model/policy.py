@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common import torchvision_cpu
 from common.config import Lora, Room
 from common.errors import EngineError, VideoError
 from common.messages import ClipRef, ScoredGroup
+from common.model import torchvision_cpu
 from common.model.expected import ARCHITECTURES, empty_model, refuse_unfit_model
 from common.video.frames import load_frames
 from services.learner.batching.batch import MicroBatch

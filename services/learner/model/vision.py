@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common import torchvision_cpu
 from common.config import Room
 from common.errors import VideoError
 from common.messages import ClipRef, ScoredGroup
+from common.model import torchvision_cpu
 from common.video.frames import processor_metadata
 from services.learner.model.features import ClipFeatures, TieredCache
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from common import torchvision_cpu
 from common.messages import ClipRef, Sample, Scored, ScoredGroup, Timings, VersionSpan
+from common.model import torchvision_cpu
 
 PATCH_PX = 32
 """Pixels of a visual token's side, in both towers."""

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from common import torchvision_cpu
 from common.config import Video
 from common.errors import VideoError
+from common.model import torchvision_cpu
 from common.video.frames import load_frames, processor_metadata, sample_clip
 from common.video.sampling import (
     MAX_RATIO,

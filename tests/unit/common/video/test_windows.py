@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import torchvision_cpu
 from common.errors import VideoError
 from common.messages import ClipRef, Window
+from common.model import torchvision_cpu
 from common.video.cache import ClipCache, SourceFile
 from common.video.frames import (
     decode,

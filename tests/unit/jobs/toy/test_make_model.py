@@ -13,8 +13,8 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from common import torchvision_cpu
 from common.messages import TextPart
+from common.model import torchvision_cpu
 from common.rows import TrainerRow
 from common.video.frames import load_frames, sample_clip
 from jobs.toy import clips, language, make_model, vision

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from common import torchvision_cpu
 from common.messages import ClipRef, ScoredGroup
+from common.model import torchvision_cpu
 from services.learner.batching.batch import MicroBatch, collate
 from services.learner.model.policy import load_policy
 from services.learner.model.positions import prompt_positions

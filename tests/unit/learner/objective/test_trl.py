@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig
 
-from common import torchvision_cpu
 from common.config import Loss
 from common.messages import ScoredGroup
+from common.model import torchvision_cpu
 from services.learner.batching.batch import MicroBatch, collate
 from services.learner.model.policy import load_policy
 from services.learner.objective.loss import denominator, policy_loss

@@ -6,9 +6,9 @@ enough: everything Qwen's processors use (resize, normalise) is plain Python. A 
 working CUDA build of torchvision is left alone.
 
 vLLM imports torchvision in helper processes that never see our code, so the environment itself has
-to know: `python -m common.torchvision_cpu` (part of `make setup`) writes a `.pth` file that calls
-`install()` at interpreter start. That costs well under a millisecond: torch is only imported when
-somebody imports torchvision.
+to know: `python -m common.model.torchvision_cpu` (part of `make setup`) writes a `.pth` file that
+calls `install()` at interpreter start. That costs well under a millisecond: torch is only imported
+when somebody imports torchvision.
 """
 
 import importlib.machinery
@@ -24,7 +24,7 @@ from typing import Any
 PTH = "tempsamp_torchvision.pth"
 PTH_LINE = (
     'import importlib.util as u; u.find_spec("common") and '
-    '__import__("common.torchvision_cpu").torchvision_cpu.install()\n'
+    '__import__("common.model.torchvision_cpu").model.torchvision_cpu.install()\n'
 )
 
 _library: Any = None
