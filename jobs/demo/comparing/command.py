@@ -4,6 +4,7 @@ Runs → records (`runs`), records → page and plot. Without REGIME nothing is 
 anew of what is there.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -32,9 +33,9 @@ def main(
     methods: Annotated[
         str | None, typer.Option(help="comma between names; default: those of the regime")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="comma between numbers")] = ",".join(
-        map(str, rules.DEFAULT_SEEDS)
-    ),
+    seeds: Annotated[
+        str | None, typer.Option(help="comma between numbers; default: those of the rule")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="other than the run file's, for a trial")
     ] = None,
@@ -55,13 +56,17 @@ def main(
         )
     target, out = folder or RECORDS, folder or ROOT
     check_folder(target, knob="--records")
+    if regime is None and (methods or seeds):
+        raise ConfigError(
+            f"REGIME: found none with METHODS or SEEDS, wanted one of {', '.join(rules.METHODS)}"
+        )
     if regime is not None:
         if regime not in rules.METHODS:
             raise ConfigError(f"REGIME: found {regime!r}, wanted one of {', '.join(rules.METHODS)}")
         wanted = all_settings(
             regime,
             _names(methods) if methods else list(rules.METHODS[regime]),
-            seeds=_numbers(seeds),
+            seeds=_numbers(seeds) if seeds else rules.DEFAULT_SEEDS,
             steps=steps,
             eval_queries=eval_queries,
         )
@@ -96,7 +101,6 @@ def _names(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"SEEDS: found {text!r}, wanted numbers like 0,1,2") from error
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text, re.ASCII):
+        raise ConfigError(f"SEEDS: found {text!r}, wanted numbers like 0,1,2")
+    return [int(number) for number in text.split(",")]

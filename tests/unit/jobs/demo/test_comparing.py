@@ -393,6 +393,18 @@ def test_unknown_or_repeated_names_are_refused(
         all_settings(regime, methods, seeds=seeds)
 
 
+@pytest.mark.parametrize("seeds", ["a", "-1", "1,", "1;2", "0.5"])
+def test_seeds_are_numbers(seeds: str) -> None:
+    with pytest.raises(ConfigError, match=f"SEEDS: found '{seeds}', wanted numbers like"):
+        command.main(regime="few", seeds=seeds)
+
+
+@pytest.mark.parametrize("named", [{"methods": "grpo"}, {"seeds": "0"}])
+def test_what_is_to_be_run_needs_a_regime(named: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="REGIME: found none with METHODS or SEEDS"):
+        command.main(**named)
+
+
 def test_a_trial_s_figures_stay_out_of_the_comparison(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--records: found none with --steps"):
         command.main(regime="few", steps=2)
