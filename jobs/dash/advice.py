@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from jobs.dash.folder import Columns
 from jobs.dash.state import wait_share
+from jobs.demo.echo import DROWNING_CONTAMINATION, DROWNING_FLIPS
 from jobs.fleet.services import Fleet
 from jobs.local.terminal import short
 
@@ -29,8 +30,6 @@ TIED_SHARE = 0.5
 NONE_POSITIVE_SHARE = 0.6
 """Groups in which no policy answer lies above the mean. With eight answers and a truth that always
 wins, one policy answer above the mean is usual; below that the truth alone is imitated."""
-CONTAMINATION_HIGH = 1.0
-"""Stds that the injected rows move the mean by: they decide more than the policy's own order."""
 PARSE_LOW = 0.9
 PARSE_FALL = 0.05
 """Held-out answers that can be read: below nine in ten, and fewer than there were."""
@@ -151,14 +150,20 @@ def _learning(
         )
     none = _mean(metrics.of("advantage/groups_without_positive")[-RECENT:]) / groups
     moved = _mean(metrics.of("advantage/contamination")[-RECENT:])
-    if none > NONE_POSITIVE_SHARE or moved > CONTAMINATION_HIGH:
+    flips = _mean(metrics.of("advantage/sign_flip_share")[-RECENT:])
+    # Few nearly equal rewards make any shift many of their stds: only with flips does it matter.
+    drowns = moved > DROWNING_CONTAMINATION and flips > DROWNING_FLIPS
+    if none > NONE_POSITIVE_SHARE or drowns:
+        turned = (
+            f", and the injected rows move the mean by {short(moved)} stds and push "
+            f"{100 * flips:.0f} % of the policy's answers the other way"
+        )
         yield Advice(
             name="truth_dominates",
             level="warning",
             title="The injected truth dominates",
-            text=f"In {100 * none:.0f} % of the groups no policy answer has a positive advantage, "
-            f"and the injected rows move the mean by {short(moved)} stds: the run imitates more "
-            "than it explores.",
+            text=f"In {100 * none:.0f} % of the groups no policy answer has a positive advantage"
+            f"{turned if drowns else ''}: the run imitates more than it explores.",
             knob=f"{_strategy_knob(learner)}, shared.scoring.alpha1 and alpha2 (shaping), "
             "learner.advantage.downscale or anchor",
         )

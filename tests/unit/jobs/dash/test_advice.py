@@ -89,6 +89,20 @@ def test_a_fault_is_said_with_its_figure_and_alone(tmp_path: Path, name: str) ->
     assert text in found[name].text
 
 
+@pytest.mark.parametrize(
+    ("moved", "flips", "names"),
+    [(1.4, 0.35, {"truth_dominates"}), (40, 0.12, set()), (0.7, 0.35, set())],
+)
+def test_a_truth_dominates_by_what_it_turns_round(
+    tmp_path: Path, moved: float, flips: float, names: set[str]
+) -> None:
+    """Where rewards hardly differ, as with the set reward, any shift is many stds."""
+    figures = constant(advantage__contamination=moved, advantage__sign_flip_share=flips)
+    found = said(tmp_path, figures)
+    assert set(found) == names
+    assert all("push 35 % of the policy's answers" in one.text for one in found.values())
+
+
 def test_one_odd_step_says_nothing(tmp_path: Path) -> None:
     def odd(step: int) -> Figures:
         return {"advantage/groups_tied": 8.0, "learner/wait_s": 60.0} if step == 95 else {}

@@ -37,11 +37,16 @@ def summary(**changed: Any) -> dict[str, Any]:
             ["Collapse: entropy is 0.12 nats per token (0.45 at the start)"],
         ),
         ({"entropy_end": 0.116}, [NONE]),
+        (
+            {"entropy_end": 0.116, "best_of_g_end": 0.579, "sampled_miou_end": 0.506}
+            | {"entropy_start": 0.2},
+            [NONE],
+        ),
         ({"train_iou_end": 0.78}, ["Imitation without transfer: answers to training rows have"]),
         ({"train_iou_end": 0.77}, [NONE]),
-        ({"contamination": 1.4, "sign_flip_share": 0.25}, ["Ground truth drowns the policy: it"]),
+        ({"contamination": 1.4, "sign_flip_share": 0.35}, ["Ground truth drowns the policy: it"]),
         ({"contamination": 1.4}, [NONE]),
-        ({"contamination": 1.4, "sign_flip_share": 0.25, "method": "sft"}, [NONE]),
+        ({"contamination": 1.4, "sign_flip_share": 0.35, "method": "sft"}, [NONE]),
         ({"contamination": None, "sign_flip_share": None}, [NONE]),
         (
             {"train_iou_end": 0.9, "contamination": 2.0, "sign_flip_share": 0.5},
@@ -62,9 +67,21 @@ def test_a_run_says_which_failure_it_shows(changed: dict[str, Any], starts: list
 RECORDS = Path(__file__).resolve().parents[4] / "docs/bench/compare"
 
 
-@pytest.mark.parametrize("file", sorted(RECORDS.glob("f*/*.json")), ids=lambda file: file.stem)
+FAILURES = {
+    ("few", "sft"): "Imitation",
+    ("long", "mixed"): "Ground truth drowns",
+    ("long", "tempsamp"): "Ground truth drowns",
+    **{(regime, "grpo"): "Collapse" for regime in ("full", "few", "noisy", "long")},
+}
+"""GRPO collapses everywhere, SFT learns few rows by heart, and where no answer of the policy hits,
+injected truths decide alone."""
+FILES = [
+    file for regime in ("full", "few", "noisy", "long") for file in RECORDS.glob(f"{regime}/*")
+]
+
+
+@pytest.mark.parametrize("file", sorted(FILES), ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_trial_runs_support_the_thresholds(file: Path) -> None:
-    """With plenty of labels and with few: GRPO collapses, SFT learns few rows by heart."""
     record = json.loads(file.read_text(encoding="utf-8"))
     last, mechanism = record["last"], record["mechanism"] or {}
     figures = {f"{key}_end": last[key] for key in ("entropy", "best_of_g", "sampled_miou")}
@@ -78,6 +95,5 @@ def test_trial_runs_support_the_thresholds(file: Path) -> None:
             "train_iou_end": mechanism.get("train_iou_end"),
         }
     )
-    failures = {"grpo": "Collapse"} | ({"sft": "Imitation"} if record["regime"] == "few" else {})
     (line,) = found
-    assert line.startswith(failures.get(record["method"], NONE))
+    assert line.startswith(FAILURES.get((record["regime"], record["method"]), NONE))
