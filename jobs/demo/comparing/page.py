@@ -4,7 +4,7 @@ One page for all regimes. A cell without a run says so; nothing is filled in.
 """
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from jobs.demo.comparing import rules
 from jobs.demo.comparing.paired import (
@@ -18,13 +18,11 @@ from jobs.demo.comparing.paired import (
     start_of,
 )
 from jobs.demo.comparing.records import FIGURES, MECHANISM, RunRecord
-from jobs.demo.comparing.verdicts import verdicts
+from jobs.demo.comparing.verdicts import ByRegime, verdicts
 
 NOT_RUN = "not run yet"
 NOT_MEASURED = "not measured"
 WIDTH = 120
-
-ByRegime = Mapping[str, Sequence[RunRecord]]
 
 
 def page(records: Iterable[RunRecord]) -> str:

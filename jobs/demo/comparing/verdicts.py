@@ -7,6 +7,7 @@ until every run that it needs is there.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from statistics import fmean
 
 from jobs.demo.comparing import rules
 from jobs.demo.comparing.paired import Difference, difference, paired_difference
@@ -71,13 +72,11 @@ HOLDS_TEXT = "Do the differences of full hold where answers are sets?"
 def verdicts(by_regime: ByRegime) -> list[Verdict]:
     """One a question, in the order of the rules."""
     found = [
-        Verdict(one.regime, one.text, _by_differences(one, by_regime.get(one.regime, ())))
+        Verdict(one.regime, one.text, _by_differences(one, by_regime[one.regime]))
         for one in QUESTIONS
     ]
-    found.append(Verdict("long", MECHANISM_TEXT, _mechanism(by_regime.get("long", ()))))
-    found.append(
-        Verdict("several", HOLDS_TEXT, _holds(by_regime.get("several", ()), by_regime["full"]))
-    )
+    found.append(Verdict("long", MECHANISM_TEXT, _mechanism(by_regime["long"])))
+    found.append(Verdict("several", HOLDS_TEXT, _holds(by_regime["several"], by_regime["full"])))
     return found
 
 
@@ -102,7 +101,7 @@ def _mechanism(found: Sequence[RunRecord]) -> str:
         method: paired_difference(at_end, at_first).verdict == "lower"
         for method, (at_first, at_end) in shares.items()
     }
-    means = {method: [sum(s) / len(s) for s in both] for method, both in shares.items()}
+    means = {method: [fmean(shares) for shares in both] for method, both in shares.items()}
     is_most = all(at_first > MOST for at_first, _ in means.values())
     is_shown = is_most and any(falls[m] for m in INJECTING) and not falls["grpo"]
     said = "; ".join(f"{m} {a:.3f} to {b:.3f}" for m, (a, b) in means.items())
@@ -110,18 +109,18 @@ def _mechanism(found: Sequence[RunRecord]) -> str:
 
 
 def _holds(found: Sequence[RunRecord], full: Sequence[RunRecord]) -> str:
-    pairs = [
-        (claim.method, claim.against)
+    if missing := _missing(found, rules.METHODS["several"]):
+        return missing
+    in_full = {
+        (claim.method, claim.against): there.verdict
         for claim in rules.CLAIMS
         if (there := difference(full, "miou", method=claim.method, against=claim.against))
         and there.verdict in ("higher", "lower")
-    ]
-    if missing := _missing(found, rules.METHODS["several"]):
-        return missing
-    seen = {pair: (_of(found, pair), _of(full, pair)) for pair in pairs}
-    num_held = sum(here.verdict == in_full.verdict for here, in_full in seen.values())
-    said = "; ".join(f"{_name(pair)} {here.words}" for pair, (here, _) in seen.items())
-    return f"**{num_held} of {len(pairs)} do**: {said}"
+    }
+    here = {pair: _of(found, pair) for pair in in_full}
+    num_held = sum(seen.verdict == in_full[pair] for pair, seen in here.items())
+    said = "; ".join(f"{_name(pair)} {seen.words}" for pair, seen in here.items())
+    return f"**{num_held} of {len(in_full)} do**: {said}"
 
 
 def _missing(found: Sequence[RunRecord], methods: Iterable[str]) -> str:

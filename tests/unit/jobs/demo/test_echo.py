@@ -65,19 +65,16 @@ def test_a_run_says_which_failure_it_shows(changed: dict[str, Any], starts: list
 
 
 RECORDS = Path(__file__).resolve().parents[4] / "docs/bench/compare"
-
-
+REGIMES = ("full", "few", "noisy", "long")
 FAILURES = {
     ("few", "sft"): "Imitation",
     ("long", "mixed"): "Ground truth drowns",
     ("long", "tempsamp"): "Ground truth drowns",
-    **{(regime, "grpo"): "Collapse" for regime in ("full", "few", "noisy", "long")},
+    **{(regime, "grpo"): "Collapse" for regime in REGIMES},
 }
 """GRPO collapses everywhere, SFT learns few rows by heart, and where no answer of the policy hits,
 injected truths decide alone."""
-FILES = [
-    file for regime in ("full", "few", "noisy", "long") for file in RECORDS.glob(f"{regime}/*")
-]
+FILES = [file for regime in REGIMES for file in RECORDS.glob(f"{regime}/*")]
 
 
 @pytest.mark.parametrize("file", sorted(FILES), ids=lambda file: f"{file.parent.name}-{file.stem}")
