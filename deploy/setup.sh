@@ -9,10 +9,12 @@ device=${1:-cpu}
 lock=deploy/locks/$device.lock
 case $device in cpu | cuda) ;; *) echo "setup: DEVICE: found $device, wanted cpu or cuda" >&2; exit 2 ;; esac
 
-# PYTHON: the stamp of an environment that has the lock, the project and the interpreter of today.
+# PYTHON: the stamp of an environment that has the lock, the project, the interpreter and the start-up patch of today. The
+# environment's .pth file names the patch's module: after a move it would break every import of torchvision.
 stamp() {
   local where='import os, sys; print(os.path.realpath(sys.executable))'
-  echo ".venv/.installed-$( (cat "$lock" pyproject.toml; "$1" -I -c "$where" 2>/dev/null || true) | sha256sum | cut -c1-16)"
+  echo ".venv/.installed-$( (cat "$lock" pyproject.toml common/model/torchvision_cpu.py; "$1" -I -c "$where" 2>/dev/null || true) |
+    sha256sum | cut -c1-16)"
 }
 # Interpreter and index of a finished environment stay unless PYTHON= and CUDA_INDEX= name others, even if a newer Python has
 # appeared.

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 TORCH = "torch==2.13.0+cpu"
 INDEX = "https://index.example/cpu"
+PATCH = Path("common/model/torchvision_cpu.py")
 TOOLS = (
     "bash",
     "cat",
@@ -220,6 +221,8 @@ def test_nothing_is_left_behind(tmp_path: Path, fake: Fake) -> None:
 def project(tmp_path: Path) -> Path:
     """A project of which setup.sh sees no more than it reads."""
     project = tmp_path / "project"
+    (project / PATCH).parent.mkdir(parents=True)
+    shutil.copy(ROOT / PATCH, project / PATCH)
     (project / "deploy/locks").mkdir(parents=True)
     for name in ("setup.sh", "interpreter.sh", *(f"locks/{file}" for file in LOCK_FILES)):
         shutil.copy(ROOT / "deploy" / name, project / "deploy" / name)
@@ -253,6 +256,17 @@ def test_environment_is_kept_until_lock_or_wish_changes(
     with (project / "deploy/locks/cpu.lock").open("a") as lock:
         lock.write("# another lock\n")
     assert all(line.startswith("3.12 ") for line in installs(tmp_path, project))
+
+
+def test_environment_that_starts_every_python_with_an_older_patch_is_made_anew(
+    tmp_path: Path, fake: Fake, project: Path
+) -> None:
+    fake("python3.11", "3.11.7")
+    assert installs(tmp_path, project)
+    with (project / PATCH).open("a") as patch:
+        patch.write("# another patch\n")
+    assert installs(tmp_path, project)
+    assert installs(tmp_path, project) == []
 
 
 def test_environment_whose_interpreter_is_gone_is_made_anew(
