@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel
 
-from jobs.dash.folder import Columns
+from jobs.dash.folder import Columns, Floats
 from jobs.dash.state import wait_share
-from jobs.demo.echo import DROWNING_CONTAMINATION, DROWNING_FLIPS
+from jobs.demo.echo import COLLAPSED_SHARE, DROWNING_CONTAMINATION, DROWNING_FLIPS
 from jobs.fleet.services import Fleet
 from jobs.local.terminal import short
 
@@ -20,11 +20,10 @@ RECENT = 20
 """Steps: an average over fewer is noise, over many more comes too late."""
 FIRST_ADVICE = 5
 """Steps before which nothing but faults is said."""
-ENTROPY_LOW = 0.1
-"""Nats a token. Plain GRPO on the demo's task collapsed to .08, where best-of-8 fell; runs with
-injection stayed at .29 to .30."""
-ENTROPY_SHARE = 0.5
-"""Of the start's: a model whose answers are short and certain from the start has not collapsed."""
+ENTROPY_LOW = 0.3
+"""Nats a token: answers with more differ, whatever they began with. Plain GRPO ended at .08 to .27
+where best-of-8 fell (docs/compare.md); a model whose answers are short and certain from the start
+has not collapsed, so that `COLLAPSED_SHARE` is asked too."""
 TIED_SHARE = 0.5
 """Groups of a step whose advantages are all zero: half of the rollouts are paid for nothing."""
 NONE_POSITIVE_SHARE = 0.6
@@ -107,9 +106,9 @@ def _faults(metrics: Columns) -> Iterator[Advice]:
 def _learning(
     metrics: Columns, *, learner: Mapping[str, Any], shared: Mapping[str, Any]
 ) -> Iterator[Advice]:
-    entropy = metrics.of("learner/entropy_nats")
+    entropy = _of_this_phase(metrics, "learner/entropy_nats")
     now, start = _mean(entropy[-RECENT:]), _mean(entropy[:RECENT])
-    if now < ENTROPY_LOW and now < ENTROPY_SHARE * start:
+    if now < ENTROPY_LOW and now < COLLAPSED_SHARE * start:
         more = (
             ""
             if _injects(learner, shared)
@@ -119,7 +118,7 @@ def _learning(
             name="entropy_collapse",
             level="warning",
             title="Entropy collapses",
-            text=f"{short(now)} nats a token after {short(start)} at the start: the answers of a "
+            text=f"{short(now)} nats a token after {short(start)} at first: the answers of a "
             "group are nearly alike.",
             knob=f"{more}learner.loss.clip_high, learner.loss.kl_coef, learner.optimizer.lr",
         )
@@ -167,6 +166,14 @@ def _learning(
             knob=f"{_strategy_knob(learner)}, shared.scoring.alpha1 and alpha2 (shaping), "
             "learner.advantage.downscale or anchor",
         )
+
+
+def _of_this_phase(metrics: Columns, key: str) -> Floats:
+    """Values since the phase in force began: thoughts and bare answers cannot be held together."""
+    phase = metrics.of("learner/phase")
+    known = np.flatnonzero(~np.isnan(phase))
+    began = known[1:][np.diff(phase[known]) != 0]
+    return metrics.of(key)[began[-1] if len(began) else 0 :]
 
 
 def _injects(learner: Mapping[str, Any], shared: Mapping[str, Any]) -> bool:

@@ -114,6 +114,15 @@ def test_short_answers_that_were_always_certain_have_not_collapsed(tmp_path: Pat
     assert said(tmp_path, constant(learner__entropy_nats=0.06)) == {}
 
 
+def test_a_collapse_is_measured_by_what_the_phase_began_with(tmp_path: Path) -> None:
+    def fallen(step: int) -> Figures:
+        return {"learner/entropy_nats": 0.8 if step < 50 else 0.25}
+
+    assert set(said(tmp_path, fallen)) == {"entropy_collapse"}
+    in_phases = [{**fallen(step), "learner/phase": 1.0 + (step >= 50)} for step in range(101)]
+    assert said(tmp_path, lambda step: in_phases[step]) == {}
+
+
 def test_injection_is_advised_only_where_there_is_none(tmp_path: Path) -> None:
     assert "shared.strategy" not in said(tmp_path, entropy)["entropy_collapse"].knob
     run = RunFolder(tmp_path, "a")
