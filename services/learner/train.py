@@ -37,6 +37,7 @@ from services.learner.publishing.publisher import Publisher
 from services.learner.share import Share
 from services.learner.state.best import is_best
 from services.learner.state.checkpoint import Checkpoints, refuse_existing
+from services.learner.state.lease import refuse_folders_apart
 from services.learner.state.saving import Saving
 from services.learner.status import Status, serving
 from services.learner.step import Stepper
@@ -341,6 +342,7 @@ def open_learner(
             desk = owned.enter_context(Desk(run, stop=stop, validate=validate, status=status))
         # Before a checkpoint is chosen: who has the run may still write one.
         _take_run(desk, ranks=ranks, stop=stop)
+        refuse_folders_apart(settings.run_dir, ranks=ranks)
         if not resume:
             refuse_existing(settings.run_dir)
         budget = Budget.of(run, start=start, ranks=ranks)

@@ -29,6 +29,7 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -309,8 +310,21 @@ class Checkpoints:
         carry_over(self._start, partial / "hf")
         (partial / "run_state.json").write_text(state.model_dump_json(), encoding="utf-8")
         (partial / "config.json").write_text(config.dump(self._run), encoding="utf-8")
+        refuse_missing_shards(partial / "shards")
         write_manifest(partial)
         sync_tree(partial)
+
+
+def refuse_missing_shards(folder: Path) -> None:
+    """A checkpoint is what all ranks have written, not what rank 0 finds.
+
+    Raises:
+        OSError: the folder lacks a file that a rank says it wrote.
+    """
+    written = FileSystemReader(folder).read_metadata().storage_data.values()
+    for name in sorted({info.relative_path for info in written}):
+        if not (folder / name).is_file():
+            raise OSError(f"{folder / name} of another rank is not there: is the folder shared?")
 
 
 def _compute_on(device: torch.device) -> None:

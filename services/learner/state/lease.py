@@ -7,12 +7,14 @@ resets, and the run folder itself says whose it is before a checkpoint is rename
 """
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
 import secrets
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +24,8 @@ from common.config import Run
 from common.errors import ConfigError, QueueError, RunLostError
 from common.queue.broker import Broker, Hold
 from common.queue.disk import check_folder
+from services.learner.launch import OTHER_RANK_FAILED
+from services.learner.parallel import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +34,9 @@ HOLD_TTL_S = 20.0
 RENEW_EVERY_S = 4.0
 CONFIRM_PATIENCE_S = 2.0
 LOCK = "learner.lock"
+SHARED_DISK_PATIENCE_S = 5.0
+"""A network file system may show another node's file a little later."""
+POLL_S = 0.1
 
 
 class _Owner(BaseModel):
@@ -175,6 +182,41 @@ def lock_file(path: Path) -> IO[bytes]:
             "another"
         ) from error
     return lock
+
+
+def refuse_folders_apart(run_dir: Path, *, ranks: Ranks) -> None:
+    """Go on only if all ranks see the folder that rank 0 has signed; a collective.
+
+    Each rank writes its own shards of a checkpoint, which would look whole to rank 0 without those
+    of a node that has a `run_dir` to itself.
+
+    Raises:
+        ConfigError: on rank 0; names the machines.
+        SystemExit: on the others.
+    """
+    signed = ranks.broadcast_json((run_dir / LOCK).read_text() if ranks.is_main else None)
+    host = None if _sees(run_dir / LOCK, signed) else socket.gethostname()
+    apart = sorted({host for host in ranks.gather_json(host) if host})
+    if not apart:
+        return
+    if not ranks.is_main:
+        raise SystemExit(OTHER_RANK_FAILED)
+    raise ConfigError(
+        f"learner.run_dir: found {run_dir} without rank 0's files on {', '.join(apart)}, wanted "
+        "one folder that all ranks see: put it on a disk that the nodes share"
+    )
+
+
+def _sees(path: Path, content: str) -> bool:
+    """Whether a file has that content, or gets it soon."""
+    deadline = time.monotonic() + SHARED_DISK_PATIENCE_S
+    while True:
+        with contextlib.suppress(OSError):
+            if path.read_text() == content:
+                return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(POLL_S)
 
 
 def _owner(path: Path) -> _Owner | None:

@@ -11,7 +11,7 @@ from common import config
 from common.errors import RunLostError
 from services.learner.model.policy import load_policy
 from services.learner.parallel import Ranks
-from services.learner.state.checkpoint import Checkpoints, carry_over
+from services.learner.state.checkpoint import Checkpoints, carry_over, refuse_missing_shards
 from tests.fixtures.learner.checkpoint_rank import run_state as state
 from tests.fixtures.learner.tiny_models import Architecture
 
@@ -86,6 +86,19 @@ def test_a_run_that_was_lost_while_it_wrote_is_not_renamed(
     with pytest.raises(RunLostError, match="taken over"):
         checkpoints.finish(wait=True)
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_checkpoint_without_the_shards_of_another_rank_is_none(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    checkpoints.begin(state(7))
+    checkpoints.finish(wait=True)
+    shards = tmp_path / "checkpoints/step-000007/shards"
+    refuse_missing_shards(shards)
+    (shard,) = shards.glob("*.distcp")
+    shard.unlink()
+    with pytest.raises(OSError, match=f"{shard.name} of another rank is not there"):
+        refuse_missing_shards(shards)
 
 
 def test_what_a_crash_left_half_written_is_removed(

@@ -1,6 +1,7 @@
 """A run has one learner."""
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from common import config
 from common.config import Run
 from common.errors import ConfigError, RunLostError
+from services.learner.launch import OTHER_RANK_FAILED
 from services.learner.state.lease import LOCK, RunLease, lock_file
+from tests.fixtures.learner.ranks import RunRanks
 from tests.fixtures.servers.places import ReadOnly
 from tests.fixtures.servers.redis_server import RedisServer
 
@@ -143,3 +146,17 @@ def test_a_thread_keeps_it_while_the_learner_is_busy(
     first._closed.set()
     open_lease.runner.run(asyncio.sleep(0.5))
     assert second.try_take().epoch
+
+
+@pytest.mark.parametrize("mode", ["shared", "apart"])
+def test_ranks_go_on_only_in_the_folder_that_rank_0_signed(
+    mode: str, run_ranks: RunRanks, tmp_path: Path
+) -> None:
+    run_ranks(2, "tests.fixtures.learner.folder_rank", str(tmp_path), mode, timeout_s=60)
+    first, second = ((tmp_path / f"said-{rank}").read_text() for rank in range(2))
+    if mode == "shared":
+        assert (first, second) == ("", "")
+        return
+    assert f"without rank 0's files on {socket.gethostname()}" in first
+    assert "learner.run_dir: found" in first
+    assert second == f"code {OTHER_RANK_FAILED}"
