@@ -168,7 +168,7 @@ class PromptRequest(Message):
     schema_version: Literal[4] = SCHEMA_VERSION
     prompt_id: str
     sequence: Annotated[int, Field(ge=1)]
-    """Position in the learner's feed; also the stream entry id, which makes feeding idempotent."""
+    """Position in the learner's feed; also in the stream, which makes feeding idempotent."""
     row_id: str
     epoch: Annotated[int, Field(ge=0)]
     mode: Mode
@@ -183,6 +183,11 @@ class PromptRequest(Message):
     """Oldest policy version whose samples would still be fresh when they are trained on."""
     grading: Annotated[Grading | None, Field(exclude_if=is_none)] = None
     """Only of runs with phases: it does not travel without."""
+
+    @property
+    def run_tag(self) -> str:
+        """Of the run that feeds it: what `prompt_id` begins with."""
+        return self.prompt_id.partition("-")[0]
 
 
 # --- rollout → reward → rollout ---------------------------------------------------------------

@@ -10,6 +10,7 @@ script (`scripts`). What only a run's learner may change is refused once there i
 
 import asyncio
 import logging
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -136,7 +137,10 @@ class Broker:
             RunLostError: a later learner has the run.
         """
         fields = to_fields(request.prompt_id, request)
-        return await self.fence.add(self._prompts, f"{request.sequence}-0", fields)
+        # A new run begins at 1 again: without its tag in the id, a replica that still works on 1 of
+        # the run before would finish or give back 1 of this one.
+        run = zlib.crc32(request.run_tag.encode())
+        return await self.fence.add(self._prompts, f"{request.sequence}-{run}", fields)
 
     async def last_sequence(self) -> int:
         """The highest sequence number that Redis has had; 0 for none."""

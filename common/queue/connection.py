@@ -48,6 +48,10 @@ _UNABLE = (
 _UNABLE_CODE = re.compile(r"\b(BUSY|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b")
 """... and leaves the others, and whatever comes out of a script, to their text."""
 
+_GROUP_GONE = re.compile(r"\b(NOGROUP|UNBLOCKED)\b")
+"""UNBLOCKED is what Redis 7.0 tells who waits at a stream that is deleted, as a new run does; from 7.2
+on it is NOGROUP, and 6.2 lets him wait on."""
+
 _FENCED = re.compile(r"FENCED (\d+) (\d+)")
 """Of `scripts.FENCED`: the later epoch and ours."""
 
@@ -220,7 +224,7 @@ class Connection:
                     if time.monotonic() + pause_s > give_up_at or self._should_stop():
                         raise QueueError(self._outage(error, patience_s)) from error
                     await self._note_outage(error, patience_s)
-                elif "NOGROUP" in str(error):
+                elif _GROUP_GONE.search(str(error)):
                     await self.make_groups()
                 else:
                     raise QueueError(f"{self.where}: {error}") from error
