@@ -36,6 +36,10 @@ SAY_IDLE_AFTER_S, SAY_IDLE_EVERY_S = 5.0, 30.0
 """A replica that has nothing to do says why; prompts may be away for as long as a learner steps."""
 
 
+class _OtherRunError(Exception):
+    """The weights that are served are not of the prompt's run."""
+
+
 class Worker:
     """Answers prompts until `stop()`."""
 
@@ -152,6 +156,8 @@ class Worker:
             await self._broker.push_group(work.claim, group)
         except QueueError:
             raise
+        except _OtherRunError:
+            await self._broker.release(work.claim)
         except Exception as error:  # noqa: BLE001 - one prompt never ends the replica (STYLE 5)
             await self._give_back(work.claim, error)
         except asyncio.CancelledError:
@@ -169,6 +175,10 @@ class Worker:
 
     async def answer(self, request: PromptRequest, *, work: InWork) -> ScoredGroup:
         """The page: one prompt becomes one scored group."""
+        if not self._weights.are_of(request.run_tag):
+            # Redis has prompts of one run at a time, so that of these weights is over.
+            self._weights.disown()
+            raise _OtherRunError
         started = time.monotonic()
         async with work.timed("decoding"):
             frames = await asyncio.to_thread(self._loader.load, request.clip)
@@ -213,6 +223,8 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._rollout.weight_timeout_s):
                 await self._weights.at_least(request.min_version)
+        if not self._weights.are_of(request.run_tag):  # meanwhile a new run began
+            raise _OtherRunError
 
     def _with_injection(
         self, generation: Generation, scoring: Scoring

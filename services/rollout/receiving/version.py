@@ -31,7 +31,7 @@ class Weights:
         self._epoch = 0
         self.generation: int | None = None
         self.version: int | None = None
-        """None until the first verified transfer: no prompt is taken before that."""
+        """None until the first verified transfer of the run: no prompt is taken before that."""
         self.run_tag: str | None = None
         """Of the run that made the weights of `version`; None for the checkpoint on disk."""
         self.held = HeldWeights()
@@ -130,6 +130,20 @@ class Weights:
             self.version, self.run_tag = request.version, request.run_tag
             self.pause_ms = round(1000 * pause_s, 2)
             self._changed.notify_all()
+
+    def are_of(self, run_tag: str) -> bool:
+        """Whether a version of that run is served."""
+        return self.version is not None and self.run_tag == run_tag
+
+    def disown(self) -> None:
+        """Serve nothing until the next transfer: there is a new run, and these are of another."""
+        if self.version is None:
+            return
+        logger.warning(
+            "weights of an earlier run are not served any more",
+            extra={"policy_version": self.version, "run_tag": self.run_tag},
+        )
+        self.version = None
 
     async def _give_up(self) -> None:
         self.generation = None

@@ -76,6 +76,16 @@ async def prompt_comes(world: World) -> Effect:
     return "claimed" if claimed else "left"
 
 
+async def prompt_of_a_new_run_comes(world: World) -> Effect:
+    await world.feed(await world.clip("b.mp4"), run_tag="0a1b2c")
+    served = world.replica.status.phase == "serving"
+    await world.until(lambda: not served or world.replica.status.phase == "syncing")
+    await asyncio.sleep(MOMENT_S)
+    depths = await world.broker.depths()
+    assert (depths.prompts_waiting >= 1, depths.dead_letters) == (True, 0)
+    return "left"
+
+
 async def work_ends(world: World) -> Effect:
     world.engine.may_answer.set()
     await world.until_queues(lambda depths: depths.groups_unread == 1)
@@ -242,6 +252,7 @@ EVENTS: Mapping[str, Event] = {
     "the engine has loaded": engine_loads,
     "the engine cannot be loaded": engine_fails_to_load,
     "a prompt comes": prompt_comes,
+    "a prompt of a new run comes": prompt_of_a_new_run_comes,
     "what is in work is done": work_ends,
     "new weights arrive": weights_arrive,
     "a transfer breaks": transfer_breaks,

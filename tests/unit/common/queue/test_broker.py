@@ -654,6 +654,22 @@ class TestRunLease:
         assert await new.feed_prompt(prompt_request(3))
         assert not await new.feed_prompt(prompt_request(3))
 
+    async def test_what_is_left_of_an_earlier_run_ends_no_prompt_of_the_next(
+        self, open_broker: OpenBroker
+    ) -> None:
+        learner, replica = open_broker(), open_broker()
+        await learner.feed_prompt(prompt_request(1, prompt_id="old-0-7"))
+        old = await claim_one(replica)
+        await learner.reset_run()
+        await learner.feed_prompt(prompt_request(1, prompt_id="new-0-7"))
+        new = await claim_one(replica)
+        await replica.fail_prompt(old, "no frames", limits=LIMITS)
+        await replica.push_group(old, scored_group("old-0-7"))
+        assert await replica.renew(new)
+        assert not await replica.renew(old)
+        assert await learner.unfinished_prompts() == {"new-0-7"}
+        assert (await learner.depths()).prompts_waiting == 0
+
     async def test_thousands_of_groups_are_acknowledged(self, open_broker: OpenBroker) -> None:
         broker = open_broker()
         await broker.acknowledge_groups([f"{number}-0" for number in range(1, 20_001)])
@@ -706,6 +722,29 @@ class TestOutages:
             ("CONFIG SET", "min-replicas-to-write", "1"),
             ("CONFIG SET", "min-replicas-to-write", "0"),
         )
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            "NOGROUP No such key 'run:prompts' or consumer group 'rollout'",
+            "UNBLOCKED the stream key no longer exists",
+        ],
+    )
+    async def test_a_stream_that_is_gone_is_made_again(
+        self, open_broker: OpenBroker, message: str
+    ) -> None:
+        """The second is what Redis 7.0 tells who waited at it."""
+        broker, answers = open_broker(), [ResponseError(message), "prompt"]
+
+        async def command() -> str:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        assert await broker._connection.call(command) == "prompt"
+        assert await broker.feed_prompt(prompt_request(1))
+        assert await claim_one(broker)
 
     @pytest.mark.parametrize(
         "message",
