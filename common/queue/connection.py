@@ -49,8 +49,8 @@ _UNABLE_CODE = re.compile(r"\b(BUSY|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|RE
 """... and leaves the others, and whatever comes out of a script, to their text."""
 
 _GROUP_GONE = re.compile(r"\b(NOGROUP|UNBLOCKED)\b")
-"""UNBLOCKED is what Redis 7.0 tells who waits at a stream that is deleted, as a new run does; from 7.2
-on it is NOGROUP, and 6.2 lets him wait on."""
+"""UNBLOCKED is what Redis 7.0 tells who waits at a stream that a new run deletes; from 7.2 on it is
+NOGROUP, and 6.2 lets him wait on."""
 
 _FENCED = re.compile(r"FENCED (\d+) (\d+)")
 """Of `scripts.FENCED`: the later epoch and ours."""
