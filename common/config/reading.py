@@ -52,6 +52,19 @@ class Run(Section):
         return self
 
     @model_validator(mode="after")
+    def _anchor_has_advantages_to_multiply(self) -> Self:
+        strategies = {phase.strategy or self.shared.strategy for phase in self.learner.phases}
+        is_anchored = "anchor" in (strategies or {self.shared.strategy})
+        size, floor = self.shared.group_size, self.learner.advantage.anchor_floor
+        if is_anchored and size == 2 and floor == 0:
+            raise ValueError(
+                "shared.group_size: found 2 with strategy anchor, wanted 3 or more, or "
+                "learner.advantage.anchor_floor above 0: one policy answer has advantage 0 among "
+                "itself, and the true answer gets a multiple of that"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _cuda_computes_in_bfloat16(self) -> Self:
         learner, dtype = self.learner, self.shared.dtype
         if learner.device == "cuda" and dtype == "float32" and not learner.allow_float32_on_cuda:

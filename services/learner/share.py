@@ -3,6 +3,7 @@
 `train.py` asks, on every rank alike; `batching/` says who has what, `model/vision.py` has clips.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from services.learner.batching.plan import Limits
 from services.learner.model.policy import Policy
 from services.learner.objective.advantage import StepAdvantages, step_advantages
 from services.learner.parallel import Ranks
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,9 @@ class Share:
         """This rank's part of a step; without micro-batches, on all ranks, if nothing is left."""
         advantages = self.advantages(groups)
         if advantages.is_empty:
+            if self.ranks.is_main:
+                facts = {"groups": len(groups), "tied": advantages.num_tied}
+                logger.warning("nothing to train on in this step", extra=facts)
             return NO_WORK
         return batching.collate(
             groups,

@@ -66,13 +66,12 @@ class StepAdvantages:
     """Groups whose advantages are all zero; with `zero_variance = "skip"` they have none."""
     num_truncated: int
     """Policy answers that ran out of tokens; with `truncated = "drop"` they have none."""
-    left_out: bool
-    """Whether one of those two switches left something out."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether those switches left nothing to train on."""
-        return self.left_out and all(a is None for group in self.by_group for a in group)
+        """Whether there is nothing to train on: those switches left everything out, or strategy sft
+        has no true answer, as in think mode where no thought was closed to splice it behind."""
+        return all(a is None for group in self.by_group for a in group)
 
 
 def step_advantages(
@@ -117,7 +116,6 @@ def step_advantages(
         rows=rows,
         num_tied=sum(tied),
         num_truncated=sum(map(sum, truncated)),
-        left_out=kept != tuple(by_group),
     )
 
 

@@ -187,6 +187,19 @@ class TestSamplingAndImportance:
         chosen = 'shared.scoring.reward="iou+wasserstein"'
         load(tmp_path, MINIMAL, chosen, f"shared.scoring.{turned}")
 
+    @pytest.mark.parametrize(
+        "strategy",
+        ['shared.strategy="anchor"', 'learner.phases=[{mode="answer", strategy="anchor"}]'],
+    )
+    def test_an_anchor_wants_two_policy_answers_or_a_floor(
+        self, tmp_path: Path, strategy: str
+    ) -> None:
+        overrides = (strategy, "shared.group_size=2")
+        with pytest.raises(ConfigError, match=r"shared\.group_size: found 2 with strategy anchor"):
+            load(tmp_path, MINIMAL, *overrides)
+        load(tmp_path, MINIMAL, *overrides, "learner.advantage.anchor_floor=0.5")
+        load(tmp_path, MINIMAL, strategy)
+
     def test_temperature_other_than_one_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"temperature: found 0\.7, wanted 1\.0"):
             load(tmp_path, MINIMAL, "shared.sampling.temperature=0.7")

@@ -205,14 +205,13 @@ def test_a_floored_anchor_teaches_in_a_tied_group() -> None:
     assert of_step(rewards, strategy="anchor", zero_variance="skip").is_empty
 
 
-def test_a_step_without_any_number_for_another_reason_is_not_called_empty() -> None:
-    """sft without an injected row is a mistake, not a step without news."""
+def test_a_step_of_sft_without_a_true_answer_is_empty() -> None:
     group = ScoredGroup.model_construct(
         samples=(policy_sample([1]), policy_sample([1])), verdicts=(scored(0.0), scored(1.0))
     )
-    step = step_advantages([group], strategy="sft", settings=Advantage(zero_variance="skip"))
+    step = step_advantages([group], strategy="sft", settings=Advantage())
     assert step.by_group == ((None, None),)
-    assert not step.is_empty
+    assert step.is_empty
 
 
 def test_truncated_answers_are_dropped_on_demand_and_still_count_in_mean_and_std() -> None:
