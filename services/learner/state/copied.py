@@ -50,7 +50,12 @@ class Copied:
 def state_of(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """This rank's tensors by parameter name, the live ones; groups of parameters are settings
     (`compatible.py`), not state."""
+    is_new = not optimizer.state
     model, states = get_state_dict(policy, optimizer)
+    if is_new:
+        # To fill an empty state torch takes an update at a learning rate of 0, and counts it.
+        for state in optimizer.state.values():
+            state["step"].zero_()
     return {"model": model, "optimizer": {"state": states["state"]}}
 
 

@@ -88,6 +88,17 @@ def test_a_run_that_was_lost_while_it_wrote_is_not_renamed(
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+def test_a_checkpoint_before_the_first_update_counts_none(checkpoints: Checkpoints) -> None:
+    optimizer = checkpoints._optimizer
+    checkpoints.begin(state(0))
+    checkpoints.finish(wait=True)
+    assert {float(found["step"]) for found in optimizer.state.values()} == {0.0}
+    for found in optimizer.state.values():
+        found["step"].fill_(9)
+    assert checkpoints.restore() == state(0)
+    assert {float(found["step"]) for found in optimizer.state.values()} == {0.0}
+
+
 def test_a_checkpoint_without_the_shards_of_another_rank_is_none(
     checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
