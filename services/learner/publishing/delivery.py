@@ -99,6 +99,8 @@ class Delivery:
         self._known: dict[str, ReplicaStatus] = {}
         """Introduced, by name, with the last answer: what it holds."""
         self._groups: dict[frozenset[str], Group] = {}
+        self._version: int | None = None
+        """Of the delivery before."""
         self._numbers = 0
 
     async def deliver(self, parcel: Parcel, candidates: Sequence[ReplicaStatus]) -> Outcome:
@@ -108,7 +110,7 @@ class Delivery:
         await in_thread(parcel.frozen.wait_digest)  # a replica may hold them already
         asked = [replica for replica in candidates if not self.strikes.is_out(replica)]
         todo = deque(self._cohorts(await self._introduced(asked, outcome), parcel))
-        self._close_unused(todo)
+        self._close_unused(todo, version=parcel.version)
         while todo:
             cohort = todo.popleft()
             innocent = await self._serve(cohort, parcel, outcome)
@@ -151,10 +153,15 @@ class Delivery:
     def _takes_deltas(self, held: HeldWeights, parcel: Parcel) -> bool:
         return parcel.trained.has_deltas and held.trained == parcel.trained.base
 
-    def _close_unused(self, cohorts: Sequence[Sequence[ReplicaStatus]]) -> None:
+    def _close_unused(self, cohorts: Sequence[Sequence[ReplicaStatus]], *, version: int) -> None:
+        """The first delivery of a version is to all who live, later ones are to who lacks it: those
+        leave the groups of the others as they are."""
         wanted = {_names(cohort) for cohort in cohorts}
+        moved = frozenset[str]().union(*wanted)
         for names in self._groups.keys() - wanted:
-            self._groups.pop(names).close()
+            if version != self._version or names & moved:
+                self._groups.pop(names).close()
+        self._version = version
 
     # --- introductions ------------------------------------------------------------------------
 

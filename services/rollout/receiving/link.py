@@ -66,14 +66,17 @@ class WorkerLinks:
             ready = self._connected.wait_for(lambda: len(self._writers) == self._count)
             await asyncio.wait_for(ready, CONNECT_TIMEOUT_S)
         self._calls += 1
-        waiting = [self._ask(worker, action, body) for worker in sorted(self._writers)]
+        # Not read in `_ask`: that begins later, and by then another call may have counted.
+        call = self._calls
+        waiting = [self._ask(worker, call, action, body) for worker in sorted(self._writers)]
         answers = await asyncio.gather(*waiting)
         _raise_worst(answers)
         held = [HeldWeights.model_validate(answer["held"]) for answer in answers]
         return held[0] if all(item == held[0] for item in held) else HeldWeights()
 
-    async def _ask(self, worker: int, action: Action, body: BaseModel | None) -> dict[str, Any]:
-        call = self._calls
+    async def _ask(
+        self, worker: int, call: int, action: Action, body: BaseModel | None
+    ) -> dict[str, Any]:
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers[worker, call] = answer
         line = {"call": call, "action": action, "body": body.model_dump() if body else None}
