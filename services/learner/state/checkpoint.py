@@ -15,6 +15,7 @@ damaged ones aside.
 """
 
 import datetime
+import json
 import logging
 import shutil
 import time
@@ -307,6 +308,7 @@ class Checkpoints:
         if (adapters := self._policy.adapters) is not None:
             adapters.save(partial / "adapter", copied.adapters, model=self._run.shared.model)
         self._policy.model.save_pretrained(partial / "hf", state_dict=copied.weights)
+        name_dtype(partial / "hf", self._run.shared.dtype)
         carry_over(self._start, partial / "hf")
         (partial / "run_state.json").write_text(state.model_dump_json(), encoding="utf-8")
         (partial / "config.json").write_text(config.dump(self._run), encoding="utf-8")
@@ -343,6 +345,17 @@ def carry_over(start: Path, folder: Path) -> None:
             is_index = file.name.endswith(".safetensors.index.json")
             if not is_index and not (folder / file.name).exists():
                 shutil.copy2(file, folder / file.name)
+
+
+def name_dtype(export: Path, dtype: str) -> None:
+    """Have an export's settings name the dtype of its tensors: transformers writes that of the
+    model, whose masters are float32, and vLLM takes float32 for a wish to compute in float16."""
+    path = export / "config.json"
+    settings = json.loads(path.read_bytes())
+    for part in (settings, *settings.values()):
+        if isinstance(part, dict) and "dtype" in part:
+            part["dtype"] = dtype
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def rng_state() -> str:

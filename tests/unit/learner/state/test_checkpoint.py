@@ -1,11 +1,13 @@
 """Checkpoints on the disk, and what an export takes over from the one that a run began with."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from common import config
 from common.errors import RunLostError
@@ -86,6 +88,21 @@ def test_a_run_that_was_lost_while_it_wrote_is_not_renamed(
     with pytest.raises(RunLostError, match="taken over"):
         checkpoints.finish(wait=True)
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_an_export_names_the_dtype_of_its_tensors(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """Masters are float32 whatever is exported."""
+    shared = checkpoints._run.shared.model_copy(update={"dtype": "bfloat16"})
+    checkpoints._run = checkpoints._run.model_copy(update={"shared": shared})
+    checkpoints.begin(state(7))
+    checkpoints.finish(wait=True)
+    export = tmp_path / "checkpoints/step-000007/hf"
+    settings = json.loads((export / "config.json").read_bytes())
+    parts = (settings, settings["text_config"], settings["vision_config"])
+    assert [part["dtype"] for part in parts] == ["bfloat16"] * 3
+    assert {tensor.dtype for tensor in load_file(export / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
 
 
 def test_a_checkpoint_before_the_first_update_counts_none(checkpoints: Checkpoints) -> None:
