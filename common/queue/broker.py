@@ -284,11 +284,18 @@ class Broker:
     async def read_dead_letters(
         self, *, after: str = "0-0", max_count: int = 100
     ) -> list[tuple[str, DeadLetter]]:
-        """Dead letters after entry id `after`, with their entry ids; they stay in the stream."""
-        command = ("XRANGE", self._dead, f"({after}", "+", "COUNT", max_count)
-        entries = await self._connection.run(*command)
-        letters = [(entry_id, parse(DeadLetter, fields)) for entry_id, fields in entries]
-        return [(entry_id, item) for entry_id, item in letters if isinstance(item, DeadLetter)]
+        """Dead letters after entry id `after`, with their entry ids; they stay in the stream.
+
+        What is none is passed over; an empty list means that there are no more.
+        """
+        while True:
+            command = ("XRANGE", self._dead, f"({after}", "+", "COUNT", max_count)
+            entries = await self._connection.run(*command)
+            read = [(entry_id, parse(DeadLetter, fields)) for entry_id, fields in entries]
+            letters = [(entry_id, item) for entry_id, item in read if isinstance(item, DeadLetter)]
+            if letters or not entries:
+                return letters
+            after = entries[-1][0]
 
     async def report_unusable(self, group: ScoredGroup, reason: str) -> None:
         """Put a group among the dead letters; its entry stays until it is acknowledged.

@@ -482,6 +482,18 @@ class TestGroups:
         assert "unreadable group" in letter.error
         assert await broker.read_dead_letters(after=entry_id) == []
 
+    async def test_what_is_no_letter_hides_none_behind_it(
+        self, open_broker: OpenBroker, redis_server: RedisServer, run_id: str
+    ) -> None:
+        broker = open_broker()
+        for number in (1, 2, 3):
+            dead = f"tempsamp:{run_id}:dead"
+            await raw(redis_server, run_id, "XADD", dead, f"{number}-0", "colour", "red")
+        await broker.report_unusable(scored_group("p1"), "no frames")
+        [(entry_id, letter)] = await broker.read_dead_letters(max_count=2)
+        assert letter.prompt_id == "p1"
+        assert await broker.read_dead_letters(after=entry_id) == []
+
     async def test_waiting_read_wakes_up_for_a_group(self, open_broker: OpenBroker) -> None:
         broker = open_broker()
         reading = asyncio.create_task(broker.read_groups(1, block_s=5.0))
