@@ -225,8 +225,8 @@ BROKEN: list[tuple[Check, Callable[[list[Document]], object], str]] = [
     ),
     (
         checks.unwritable,
-        lambda d: container(d, "rollout")["env"].append({"name": "HF_HOME", "value": "/clips"}),
-        "Deployment/tempsamp-rollout: HF_HOME=/clips is on no writable volume",
+        lambda d: container(d, "rollout")["env"].append({"name": "HF_HOME", "value": "/data"}),
+        "Deployment/tempsamp-rollout: HF_HOME=/data is on no writable volume",
     ),
     (checks.open_redis, lambda d: remove(d, "NetworkPolicy", "tempsamp-redis"), "no policy"),
     (checks.open_redis, lambda d: peers(d).append({"podSelector": {}}), "anybody"),

@@ -34,6 +34,7 @@ SECRETS = {"TEMPSAMP_TOKEN": "a", "TEMPSAMP_REDIS_PASSWORD": "b"}
 WAITING_SHARE = ("tempsamp_learner_wait_seconds_total", "tempsamp_learner_step_wall_seconds_total")
 """What the second trigger divides: the learner's own /metrics has both."""
 LAG_NEEDS_REDIS = 7
+RECIPES = sorted((ROOT / "deploy/configs").glob("*_*.toml"))
 POD_IP = "fd00::7"
 """The pod's own address, as `command` fills it in."""
 
@@ -43,9 +44,12 @@ def words(documents: Documents, app: str) -> list[str]:
     return command(workload(documents, app).container, documents)
 
 
-def run_of(documents: Documents, app: str, folder: Path) -> Run:
-    """What rollout or learner reads in its pod."""
+def run_of(documents: Documents, app: str, folder: Path, *, recipe: Path | None = None) -> Run:
+    """What rollout or learner reads in its pod, or would with a recipe as `RUN_FILE`."""
     files = named(documents, "ConfigMap", "tempsamp-run-files")["data"]
+    if recipe is not None:
+        named(documents, "ConfigMap", "tempsamp-settings")["data"]["RUN_FILE"] = recipe.name
+        files[recipe.name] = recipe.read_text(encoding="utf-8")
     given = words(documents, app)
     (path,) = [w.removeprefix("--config=") for w in given if w.startswith("--config=")]
     assert Path(path).parent == Path("/etc/tempsamp")
@@ -82,17 +86,23 @@ def test_rollout_and_learner_read_one_run(overlay: str, tmp_path: Path) -> None:
     assert rollout.rollout.weights == "learner"
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_folders_of_the_run_lie_on_its_volumes(overlay: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("overlay", "recipe"),
+    [*((overlay, None) for overlay in OVERLAYS), *(("gpu", recipe) for recipe in RECIPES)],
+    ids=lambda value: value.stem if isinstance(value, Path) else value,
+)
+def test_folders_of_the_run_lie_on_its_volumes(
+    overlay: str, recipe: Path | None, tmp_path: Path
+) -> None:
     documents = render(overlay)
-    run = run_of(documents, "learner", tmp_path)
+    run = run_of(documents, "learner", tmp_path, recipe=recipe)
     mounts = workload(documents, "learner").container["volumeMounts"]
     places = {m["name"]: Path(m["mountPath"]) for m in mounts}
     assert run.learner.run_dir.is_relative_to(places["runs"])
-    assert run.learner.rows.is_relative_to(places["clips"])
     assert run.shared.video.roots == (places["clips"],)
-    if run.shared.video.cache is not None:
-        assert run.shared.video.cache.is_relative_to(places["clips"])
+    read = (run.learner.rows, run.learner.validation.rows, run.shared.video.cache)
+    assert [path for path in read if path and not path.is_relative_to(places["clips"])] == []
+    assert recipe is None or run.shared.video.cache is not None
 
 
 def unscraped(documents: Documents, rollout: Run, learner: Run) -> list[str]:
