@@ -50,9 +50,13 @@ COPY services services
 RUN /opt/build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM ${PYTHON_IMAGE} AS base
-# vLLM's CPU build is linked against libnuma. A new volume takes owner and mode of the folder it is mounted on, and any user
-# may run this.
-RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libnuma1 \
+ARG DEVICE=cpu
+# vLLM's CPU build is linked against libnuma. Triton compiles a C module when a kernel is first used (Python.h is the base
+# image's), and NCCL loads libibverbs where there is InfiniBand. A new volume takes owner and mode of the folder it is mounted
+# on, and any user may run this.
+RUN packages=libnuma1; \
+    if [ $DEVICE = cuda ]; then packages="$packages gcc g++ libc6-dev libibverbs1 ibverbs-providers librdmacm1"; fi; \
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends $packages \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && useradd --system --uid 10001 --user-group --no-create-home --home-dir /tmp tempsamp \
     && install --directory --mode 1777 /data /runs /gpu-locks /models

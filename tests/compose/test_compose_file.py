@@ -307,6 +307,19 @@ def test_images_carry_the_package_version_and_do_not_run_as_root(document: Docum
             assert document["services"][image]["image"] == tag
 
 
+def test_only_images_for_gpus_have_what_triton_and_infiniband_need() -> None:
+    (base,) = re.findall(
+        r"^FROM \S+ AS base\n(.*?)^FROM ", dockerfile("Dockerfile.ring"), re.S | re.M
+    )
+    assert base.startswith("ARG DEVICE=cpu\n")
+    (more,) = re.findall(r'if \[ \$DEVICE = cuda \]; then packages="\$packages (.+)"; fi', base)
+    assert set(more.split()) == {
+        *("gcc", "g++", "libc6-dev"),
+        *("libibverbs1", "ibverbs-providers", "librdmacm1"),
+    }
+    assert "--no-install-recommends $packages" in base
+
+
 def test_images_are_built_from_files_that_docker_is_sent() -> None:
     sent = [
         line.removeprefix("!")
