@@ -22,7 +22,7 @@ from services.reward import server as reward_server
 from services.rollout import replica
 
 ROOT = Path(__file__).resolve().parents[2]
-OVERLAYS = ("deploy/compose.gpu.yml", "deploy/compose.node.yml")
+OVERLAYS = tuple(f"deploy/compose.{name}.yml" for name in ("gpu", "node", "infiniband"))
 SECRETS = (TOKEN, "TEMPSAMP_REDIS_PASSWORD")
 VARIABLE = re.compile(r"(?<!\$)\$\{(?P<name>\w+)(?P<kind>:-|:\?)?(?P<rest>[^}]*)\}")
 IMAGE = re.compile(r"(?:[a-z0-9-]+/)?[a-z0-9-]+:v?\d[\w.-]*")
