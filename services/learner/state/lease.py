@@ -194,7 +194,9 @@ def refuse_folders_apart(run_dir: Path, *, ranks: Ranks) -> None:
         ConfigError: on rank 0; names the machines.
         SystemExit: on the others.
     """
-    signed = ranks.broadcast_json((run_dir / LOCK).read_text() if ranks.is_main else None)
+    signed = ranks.broadcast_json(
+        (run_dir / LOCK).read_text(encoding="utf-8") if ranks.is_main else None
+    )
     host = None if _sees(run_dir / LOCK, signed) else socket.gethostname()
     apart = sorted({host for host in ranks.gather_json(host) if host})
     if not apart:
@@ -212,7 +214,7 @@ def _sees(path: Path, content: str) -> bool:
     deadline = time.monotonic() + SHARED_DISK_PATIENCE_S
     while True:
         with contextlib.suppress(OSError):
-            if path.read_text() == content:
+            if path.read_text(encoding="utf-8") == content:
                 return True
         if time.monotonic() >= deadline:
             return False
