@@ -8,7 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,15 +20,15 @@ from packaging.version import Version
 
 from common.config import Run
 from common.errors import QueueError
-from jobs.doctor.finding import Finding
+from jobs.doctor.finding import Finding, one_line
 from jobs.local.redis import find_redis_server
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ROOT / "deploy/locks"
 AREA = "machine"
 SHOWN_PACKAGES = 4
-MIN_DRIVER = 525
-"""Of NVIDIA's: the oldest that runs CUDA 12."""
+OLDEST_DRIVERS = {12: 525, 13: 580}
+"""Release of CUDA → the first of NVIDIA's driver branches that runs it."""
 _SMI = ("name", "memory.total", "driver_version")
 
 
@@ -128,15 +129,31 @@ def installed_gpus() -> list[Gpu]:
     return gpus_of(done.stdout) if done.returncode == 0 else []
 
 
-def gpus(run: Run, *, installed: Sequence[Gpu], sees_cuda: bool) -> Iterator[Finding]:
+@dataclass(frozen=True, slots=True)
+class Torch:
+    """What the installed torch says of itself."""
+
+    cuda: str | None
+    """Release of CUDA that it is built for, such as 13.0; None: for none."""
+    reaches: bool
+    """Whether it reaches a card."""
+    said: str = ""
+    """Why not, in its own words."""
+
+    @property
+    def oldest_driver(self) -> int:
+        """Of NVIDIA's; 0 without CUDA, or with a release that this module does not know."""
+        return OLDEST_DRIVERS.get(int((self.cuda or "0").partition(".")[0]), 0)
+
+
+def gpus(run: Run, *, installed: Sequence[Gpu], ask: Callable[[], Torch]) -> Iterator[Finding]:
     """Cards and driver, where the run wants any.
 
     Args:
         installed: what the driver lists.
-        sees_cuda: whether torch reaches a card.
+        ask: `installed_torch`, which takes seconds.
     """
-    wants = [f"{side}.device" for side in ("learner", "rollout") if _device(run, side) == "cuda"]
-    if not wants:
+    if not (wants := _wanting(run)):
         found = f"none wanted; {len(installed)} here" if installed else "none wanted, none here"
         yield Finding(AREA, "GPUs", "ok", found)
         return
@@ -144,36 +161,87 @@ def gpus(run: Run, *, installed: Sequence[Gpu], sees_cuda: bool) -> Iterator[Fin
         cure = f"run on a machine that has one, or set {' and '.join(wants)} = 'cpu'"
         yield Finding(AREA, "GPUs", "fail", f"none, wanted one for {' and '.join(wants)}", cure)
         return
+    torch = ask()
+    # First: above an old driver torch reaches no card, whatever else is mended.
+    driver = driver_finding(installed[0].driver, torch=torch)
+    yield driver
     names = ", ".join(f"{gpu.name} ({gpu.memory_bytes / 1e9:.0f} GB)" for gpu in installed)
-    if not sees_cuda:
-        cure = (
-            "install the CUDA lock (`make setup DEVICE=cuda`), and look at CUDA_VISIBLE_DEVICES "
-            f"({os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})"
-        )
-        yield Finding(AREA, "GPUs", "fail", f"{names}, and torch reaches none of them", cure)
-        return
-    yield Finding(AREA, "GPUs", "ok", names)
-    yield driver_finding(installed[0].driver)
+    if torch.reaches:
+        yield Finding(AREA, "GPUs", "ok", names)
+    elif driver.level == "ok":
+        found = f"{names}, and torch reaches none of them: {one_line(torch.said)}"
+        yield Finding(AREA, "GPUs", "fail", found, _cure(torch))
 
 
-def driver_finding(driver: str) -> Finding:
-    """Judge a version of NVIDIA's driver."""
-    if int(driver.partition(".")[0]) >= MIN_DRIVER:
+def driver_finding(driver: str, *, torch: Torch) -> Finding:
+    """Judge a version of NVIDIA's driver by what torch was built for."""
+    if int(driver.partition(".")[0]) >= (oldest := torch.oldest_driver):
         return Finding(AREA, "driver", "ok", driver)
-    cure = "install a newer driver on the host; no container brings one"
-    return Finding(AREA, "driver", "fail", f"{driver}, wanted {MIN_DRIVER} or later", cure)
+    found = f"{driver}, wanted {oldest} or later for torch's CUDA {torch.cuda}"
+    if torch.reaches:
+        return Finding(AREA, "driver", "ok", f"{found}; forward compatibility makes up for it")
+    cure = "install a newer driver on the host; docs/cluster.md (Drivers) has two other ways"
+    return Finding(AREA, "driver", "fail", found, cure)
 
 
-def _device(run: Run, side: str) -> str:
-    return str(getattr(run, side).device)
+def _cure(torch: Torch) -> str:
+    if torch.cuda is None:
+        return "install the CUDA lock (`make setup DEVICE=cuda`)"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+    return (
+        f"look at CUDA_VISIBLE_DEVICES ({visible}), at whether /dev/nvidia* may be opened, and on "
+        "nodes with NVSwitch at nvidia-fabricmanager, which has to run in the driver's version"
+    )
 
 
-def torch_sees_cuda() -> bool:
+def _wanting(run: Run) -> list[str]:
+    devices = {"learner.device": run.learner.device, "rollout.device": run.rollout.device}
+    return [knob for knob, device in devices.items() if device == "cuda"]
+
+
+ASKED = """
+import json, torch
+said = ""
+try:
+    torch.cuda.init()
+except (RuntimeError, AssertionError) as error:
+    said = str(error)
+print(json.dumps([torch.version.cuda, torch.cuda.is_available(), said]))
+"""
+
+
+def installed_torch() -> Torch:
     """Asked in a process of its own: a CUDA context must not stay in this one."""
-    asked = [
-        sys.executable,
-        "-c",
-        "import json, torch; print(json.dumps(torch.cuda.is_available()))",
-    ]
+    asked = [sys.executable, "-c", ASKED]
     done = subprocess.run(asked, capture_output=True, encoding="utf-8", timeout=120, check=False)
-    return done.returncode == 0 and bool(json.loads(done.stdout.splitlines()[-1]))
+    if done.returncode != 0:
+        return Torch(None, reaches=False, said="".join(done.stderr.splitlines()[-1:]))
+    cuda, reaches, said = json.loads(done.stdout.splitlines()[-1])
+    return Torch(cuda, reaches=reaches, said=said)
+
+
+def compiler(run: Run) -> Iterator[Finding]:
+    """What Triton builds its launchers with, at the first kernel of learner or replica."""
+    if not _wanting(run):
+        return
+    named = os.environ.get("CC")
+    path = shutil.which(named) if named else shutil.which("gcc") or shutil.which("clang")
+    scheme = sysconfig.get_default_scheme()
+    # Debian's own interpreter names a folder that its packages leave empty; Triton knows.
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme
+    header = Path(sysconfig.get_path("include", scheme)) / "Python.h"
+    yield compiler_finding(path, named=named, header=header)
+
+
+def compiler_finding(path: str | None, *, named: str | None, header: Path) -> Finding:
+    """Judge a C compiler, which CC may name, and Python's header."""
+    if path is not None and header.is_file():
+        return Finding(AREA, "C compiler", "ok", f"{path}, {header}")
+    lacks = [] if path else [f"no {named} (CC)" if named else "no gcc, no clang"]
+    lacks += [] if header.is_file() else [f"no {header}"]
+    version = ".".join(map(str, sys.version_info[:2]))
+    cure = (
+        f"install gcc and python{version}-dev (python{version}-devel on RHEL): without them "
+        "Triton's first kernel fails"
+    )
+    return Finding(AREA, "C compiler", "fail", ", ".join(lacks), cure)

@@ -76,10 +76,12 @@ def findings(taken: Round) -> Iterator[Finding]:
 
 
 def _of_run(run: Run, cards: Sequence[Gpu], console: Console) -> Iterator[Finding]:
-    wants = "cuda" in (run.learner.device, run.rollout.device)
-    with _busy(console, "asking torch for GPUs"):
-        sees = wants and machine.torch_sees_cuda()
-    yield from findings_of("machine", lambda: machine.gpus(run, installed=cards, sees_cuda=sees))
+    def ask() -> machine.Torch:
+        with _busy(console, "asking torch for GPUs"):
+            return machine.installed_torch()
+
+    yield from findings_of("machine", lambda: machine.gpus(run, installed=cards, ask=ask))
+    yield from findings_of("machine", lambda: machine.compiler(run))
     yield from findings_of("machine", lambda: room.writable(run))
     with contextlib.suppress(ConfigError):  # said with the model's files
         architecture = architecture_of(run.shared.model)

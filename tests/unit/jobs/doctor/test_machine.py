@@ -1,5 +1,6 @@
 """`tempsamp doctor` of a machine: each check breaks by exactly what it looks at."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from common.errors import ConfigError, QueueError
 from common.model.architecture import architecture_of
 from jobs.doctor import machine, room
 from jobs.doctor.finding import Finding, exit_code, findings_of, one_line
-from jobs.doctor.machine import Gpu
+from jobs.doctor.machine import Gpu, Torch
 from tests.fixtures.pages.documents import ROOT
 
 DEMO = ROOT / "deploy/configs/demo.toml"
@@ -103,7 +104,7 @@ def test_without_redis_server_local_runs_are_warned(monkeypatch: pytest.MonkeyPa
 
 
 CUDA = ("learner.device=cuda", "rollout.device=cuda", "shared.dtype=bfloat16")
-H20 = Gpu("NVIDIA H20", 96 * GB, "550.54")
+H20 = Gpu("NVIDIA H20", 96 * GB, "580.95.05")
 
 
 def test_the_listing_of_the_driver_is_read() -> None:
@@ -113,25 +114,94 @@ def test_the_listing_of_the_driver_is_read() -> None:
     assert (second.name, second.driver) == ("NVIDIA, odd", "470.1")
 
 
-def test_a_run_on_cpus_wants_no_gpu() -> None:
-    assert only(machine.gpus(run(), installed=[], sees_cuda=False)).level == "ok"
+CUDA_13, CUDA_12 = Torch("13.0", reaches=True), Torch("12.9", reaches=True)
+
+
+def gpus(run: Run, *, installed: list[Gpu], torch: Torch = CUDA_13) -> list[Finding]:
+    return list(machine.gpus(run, installed=installed, ask=lambda: torch))
+
+
+def test_a_run_on_cpus_wants_no_gpu_and_asks_no_torch() -> None:
+    def ask() -> Torch:
+        raise AssertionError
+
+    assert only(machine.gpus(run(), installed=[], ask=ask)).level == "ok"
+    assert list(machine.compiler(run())) == []
 
 
 def test_a_run_on_gpus_fails_without_one() -> None:
-    found = only(machine.gpus(run(*CUDA), installed=[], sees_cuda=False))
+    (found,) = gpus(run(*CUDA), installed=[])
     assert found.level == "fail"
     assert "learner.device and rollout.device" in found.found
 
 
-def test_a_torch_that_reaches_no_gpu_fails() -> None:
-    found = only(machine.gpus(run(*CUDA), installed=[H20], sees_cuda=False))
+def test_a_torch_of_the_cpu_is_told_from_one_that_reaches_no_gpu() -> None:
+    cpu = Torch(None, reaches=False, said="Torch not compiled with CUDA enabled")
+    _, found = gpus(run(*CUDA), installed=[H20], torch=cpu)
     assert (found.level, "DEVICE=cuda" in found.cure) == ("fail", True)
+    lost = Torch("13.0", reaches=False, said="Error 802: system not yet\ninitialized")
+    _, found = gpus(run(*CUDA), installed=[H20], torch=lost)
+    assert found.found.endswith("reaches none of them: Error 802: system not yet initialized")
+    assert "CUDA_VISIBLE_DEVICES (" in found.cure
+    assert "nvidia-fabricmanager" in found.cure
 
 
-def test_an_old_driver_fails() -> None:
-    well = list(machine.gpus(run(*CUDA), installed=[H20], sees_cuda=True))
-    assert [one.level for one in well] == ["ok", "ok"]
-    assert machine.driver_finding("470.82").level == "fail"
+def test_a_driver_is_judged_by_what_torch_was_built_for() -> None:
+    assert [one.level for one in gpus(run(*CUDA), installed=[H20])] == ["ok", "ok"]
+    assert machine.driver_finding("560.35.03", torch=CUDA_12).level == "ok"
+    assert machine.driver_finding("470.82", torch=Torch("12.9", reaches=False)).level == "fail"
+
+
+def test_an_old_driver_is_the_one_failure_and_names_the_wanted_one() -> None:
+    old = Gpu("NVIDIA H20", 96 * GB, "560.35.03")
+    (found,) = gpus(run(*CUDA), installed=[old], torch=Torch("13.0", reaches=False))
+    assert (found.level, found.name) == ("fail", "driver")
+    assert found.found == "560.35.03, wanted 580 or later for torch's CUDA 13.0"
+    assert "install a newer driver" in found.cure
+
+
+def test_an_old_driver_that_torch_runs_on_passes() -> None:
+    old = Gpu("NVIDIA H20", 96 * GB, "560.35.03")
+    first, second = gpus(run(*CUDA), installed=[old])
+    assert (first.level, second.level) == ("ok", "ok")
+    assert "forward compatibility" in first.found
+
+
+def test_torch_is_asked_for_its_release_of_cuda() -> None:
+    torch = machine.installed_torch()
+    assert torch.said or torch.reaches
+
+
+@pytest.mark.parametrize(
+    ("path", "named", "has_header", "found"),
+    [
+        (None, None, True, "no gcc, no clang"),
+        (None, "icx", True, "no icx (CC)"),
+        ("/usr/bin/gcc", None, False, "no HEADER"),
+        (None, None, False, "no gcc, no clang, no HEADER"),
+    ],
+)
+def test_what_triton_needs_to_compile_is_named(
+    path: str | None, named: str | None, has_header: bool, found: str, tmp_path: Path
+) -> None:
+    header = tmp_path / "Python.h"
+    if has_header:
+        header.touch()
+    judged = machine.compiler_finding(path, named=named, header=header)
+    assert (judged.level, judged.found) == ("fail", found.replace("HEADER", str(header)))
+    assert re.search(r"install gcc and python3\.\d+-dev ", judged.cure)
+
+
+def test_a_compiler_and_the_header_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.touch(mode=0o755)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setattr(machine.sysconfig, "get_path", lambda *_: str(tmp_path))
+    found = only(machine.compiler(run(*CUDA)))
+    assert (found.level, found.found) == ("ok", f"{compiler}, {tmp_path / 'Python.h'}")
 
 
 # --- room ----------------------------------------------------------------------------------
