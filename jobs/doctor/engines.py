@@ -22,12 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Run
+from common.model.architecture import Architecture
+from common.model.memory import USABLE
 from common.secrets import only as secrets_of_child
 from jobs.demo.summary import METRICS_FILE, read_metrics
 from jobs.doctor.finding import Finding, one_line
 from jobs.doctor.inputs import Inputs
+from jobs.doctor.machine import Gpu
 from jobs.local.processes import Child, ChildError, Children, run_arguments
 from jobs.local.redis import free_port, keep_redis
+from jobs.recipes.plan import plan
+from jobs.recipes.times import Fleet
 
 AREA = "engine"
 STEPS = 2
@@ -64,28 +69,72 @@ class Outcome:
     """Of its steps: at 0 no weight has moved, and old ones could not be told from new ones."""
 
 
-def room(run: Run, *, gpus: int) -> Finding | None:
+def room(run: Run, *, architecture: Architecture, gpus: Sequence[Gpu]) -> Finding | None:
     """What keeps both sides from running on this machine; None: nothing."""
-    wanted = sum(
-        count
-        for device, count in (
-            (run.learner.device, 1),
-            (run.rollout.device, run.rollout.tensor_parallel),
-        )
-        if device == "cuda"
-    )
-    if gpus >= wanted:
+    there = len(_visible(len(gpus)))
+    wanted = _of_replica(run) + (run.learner.device == "cuda")
+    found = f"not compared: {there} GPUs here, a rank and a replica want {wanted}"
+    if there >= wanted:
+        found = _too_small(run, architecture=architecture, gpus=gpus)
+    if not found:
         return None
-    found = f"not compared: {gpus} GPUs here, a rank and a replica want {wanted}"
-    cure = "run the doctor where they are; the run's own first probe compares them too"
+    cure = (
+        "run the doctor where more of them are, or with --no-engines; the run's own first probe "
+        "compares too"
+    )
     return Finding(AREA, "against learner", "warn", found, cure)
 
 
+def _too_small(run: Run, *, architecture: Architecture, gpus: Sequence[Gpu]) -> str:
+    """What a rank of the doctor's learner takes by the arithmetic of `tempsamp plan`, if it is more
+    than a card has; else nothing."""
+    if run.learner.device != "cuda":
+        return ""
+    shared_by_all = run.learner.model_copy(update={"shard_within": "all"})
+    # Times are not looked at, so speeds do not matter.
+    fleet = Fleet(
+        gpu_tflops=1.0,
+        gpu_bandwidth_gbs=1.0,
+        learner_gpus=(count := ranks(run, gpus=len(gpus))),
+        rollout_gpus=run.rollout.tensor_parallel,
+        gpu_memory_gb=min(gpu.memory_bytes for gpu in gpus) / 1e9,
+    )
+    made = plan(
+        run.model_copy(update={"learner": shared_by_all}), architecture=architecture, fleet=fleet
+    )
+    if made.rank.peak <= (usable := USABLE * fleet.gpu_bytes):
+        return ""
+    return (
+        f"not compared: a rank of {count} beside a replica takes about {made.rank.peak / 1e9:.1f} "
+        f"GB, and a card has {usable / 1e9:.1f}"
+    )
+
+
+def ranks(run: Run, *, gpus: int) -> int:
+    """Of the doctor's learner: one on each GPU that the replica leaves, as far as a step of the run
+    has groups for them.
+
+    Args:
+        run: whose engines are compared.
+        gpus: of this machine.
+    """
+    if run.learner.device != "cuda":
+        return 1
+    left = len(_visible(gpus)) - _of_replica(run)
+    return max(1, min(left, run.learner.groups_per_step))
+
+
 def compare(
-    run: Run, inputs: Inputs, *, config_file: Path, overrides: Sequence[str], gpus: int
+    run: Run,
+    inputs: Inputs,
+    *,
+    architecture: Architecture,
+    config_file: Path,
+    overrides: Sequence[str],
+    gpus: Sequence[Gpu],
 ) -> Iterator[Finding]:
     """Start the ring, wait for the comparisons, and judge them."""
-    if (missing := room(run, gpus=gpus)) is not None:
+    if (missing := room(run, architecture=architecture, gpus=gpus)) is not None:
         yield missing
         return
     with tempfile.TemporaryDirectory(prefix="tempsamp-doctor-") as folder:
@@ -93,7 +142,7 @@ def compare(
         rows = place / "rows.jsonl"
         rows.write_bytes(b"".join(line.rstrip(b"\n") + b"\n" for line in inputs.lines[:ROWS]))
         try:
-            outcome = _outcome(run, rows, config_file, overrides, place)
+            outcome = _outcome(run, rows, config_file, overrides, place, gpus=len(gpus))
         except ChildError as error:
             yield failure(str(error))
             return
@@ -155,6 +204,8 @@ def settings(run: Run, *, rows: Path, folder: Path, redis_url: str, reward_url: 
         "learner.steps": 10 * STEPS,
         "learner.groups_per_step": 1,
         "learner.min_replicas": 1,
+        # Ranks are as many as the machine has GPUs for, which a number may not divide.
+        "learner.shard_within": "all",
         "learner.checkpoint_every": 0,
         "learner.probe_every": 1,
         "learner.optimizer.lr": LEARNING_RATE,
@@ -182,7 +233,7 @@ def comparisons(log: str) -> list[Comparison]:
 
 
 def _outcome(
-    run: Run, rows: Path, config_file: Path, overrides: Sequence[str], folder: Path
+    run: Run, rows: Path, config_file: Path, overrides: Sequence[str], folder: Path, *, gpus: int
 ) -> Outcome:
     """Run the ring until the last comparison is there, or time is up.
 
@@ -205,7 +256,9 @@ def _outcome(
         children.start("reward", [*command, "reward", "serve", *arguments], environ=environ)
         children.start("rollout", [*command, "rollout", "serve", *arguments], environ=environ)
         learner = children.start(
-            "learner", [*command, "learner", *arguments], environ=environ | cards(run)
+            "learner",
+            [*command, "learner", *arguments, "--ranks", str(ranks(run, gpus=gpus))],
+            environ=environ | cards(run, gpus=gpus),
         )
         try:
             found = _wait(learner, children)
@@ -228,15 +281,26 @@ def _wait(learner: Child, children: Children) -> list[Comparison]:
     return comparisons(learner.log.read_text(encoding="utf-8", errors="replace"))
 
 
-def cards(run: Run) -> dict[str, str]:
-    """The learner's, behind those that the replica takes."""
-    if run.learner.device != "cuda" or run.rollout.device != "cuda":
+def cards(run: Run, *, gpus: int) -> dict[str, str]:
+    """The learner's, behind those that the replica takes; `gpus`: of this machine."""
+    if run.learner.device != "cuda":
         return {}
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    taken = run.rollout.tensor_parallel
-    if visible is None:
-        return {"CUDA_VISIBLE_DEVICES": str(taken)}
-    return {"CUDA_VISIBLE_DEVICES": ",".join(visible.split(",")[taken:])}
+    first = _of_replica(run)
+    own = _visible(gpus)[first : first + ranks(run, gpus=gpus)]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
+
+
+def _of_replica(run: Run) -> int:
+    """How many GPUs it takes."""
+    return run.rollout.tensor_parallel if run.rollout.device == "cuda" else 0
+
+
+def _visible(gpus: int) -> list[str]:
+    """Those of this machine's that processes may use, as CUDA names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(number) for number in range(gpus)]
+    return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
 
 
 def _nats(compared: Comparison) -> str:

@@ -68,9 +68,10 @@ def findings(taken: Round) -> Iterator[Finding]:
             lambda: engines.compare(
                 run,
                 given,
+                architecture=architecture_of(str(folder)),
                 config_file=run_file,
                 overrides=taken.overrides,
-                gpus=len(cards),
+                gpus=cards,
             ),
         )
 

@@ -11,13 +11,16 @@ import pytest
 
 from common import config
 from common.config import Run
+from common.model.architecture import architecture_of
 from jobs.doctor import engines
 from jobs.doctor.engines import Comparison, Outcome
+from jobs.doctor.machine import Gpu
 from tests.fixtures.pages.documents import ROOT
 
 Make = Callable[..., Run]
 COMPARED = tuple(Comparison(version, 1e-6, 1e-7, 60) for version in range(engines.STEPS + 1))
 MOVED = (2.0, 1.5)
+RECIPES = sorted((ROOT / "deploy/configs").glob("*_*.toml"))
 
 
 def levels(outcome: Outcome, run: Run) -> dict[str, str]:
@@ -99,16 +102,58 @@ def test_the_ring_of_the_doctor_touches_nothing_of_the_run(make_run: Make, tmp_p
     assert made.learner.steps > engines.STEPS
 
 
+CUDA = ("learner.device=cuda", "rollout.device=cuda", "shared.dtype=bfloat16")
+TINY = architecture_of(str(ROOT / "deploy/tiny-qwen3vl"))
+H20 = Gpu("NVIDIA H20", 96 * 10**9, "580.95.05")
+
+
+@pytest.fixture
+def _all_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("_all_visible")
 @pytest.mark.parametrize(("gpus", "is_enough"), [(0, False), (1, False), (2, True)])
 def test_too_few_gpus_are_said(make_run: Make, gpus: int, is_enough: bool) -> None:
-    run = make_run("learner.device=cuda", "rollout.device=cuda", "shared.dtype=bfloat16")
-    found = engines.room(run, gpus=gpus)
+    found = engines.room(make_run(*CUDA), architecture=TINY, gpus=[H20] * gpus)
     assert (found is None) == is_enough
-    assert engines.room(make_run(), gpus=0) is None
+    assert engines.room(make_run(), architecture=TINY, gpus=[]) is None
+
+
+def test_gpus_that_are_not_visible_do_not_count(
+    make_run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    found = engines.room(make_run(*CUDA), architecture=TINY, gpus=[H20] * 8)
+    assert found is not None
+    assert found.found == "not compared: 1 GPUs here, a rank and a replica want 2"
+
+
+@pytest.mark.usefixtures("_all_visible")
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_compared_on_a_node_and_not_beside_one_card(path: Path) -> None:
+    run = config.load(path)
+    architecture = architecture_of(run.shared.model)
+    assert engines.room(run, architecture=architecture, gpus=[H20] * 8) is None
+    found = engines.room(run, architecture=architecture, gpus=[H20] * 2)
+    assert found is not None
+    assert found.level == "warn"
+    assert "a rank of 1 beside a replica takes about 1" in found.found
+    assert found.found.endswith("GB, and a card has 88.3")
+    assert "--no-engines" in found.cure
+
+
+@pytest.mark.usefixtures("_all_visible")
+def test_the_learner_gets_a_rank_a_gpu_that_the_replica_leaves(make_run: Make) -> None:
+    wide = make_run(*CUDA, "learner.groups_per_step=16", "rollout.tensor_parallel=2")
+    assert engines.ranks(wide, gpus=8) == 6
+    assert engines.ranks(make_run(*CUDA, "learner.groups_per_step=4"), gpus=8) == 4
+    assert engines.ranks(make_run("learner.groups_per_step=4"), gpus=8) == 1
 
 
 @pytest.mark.parametrize(
-    ("visible", "learners"), [(None, "1"), ("4,5,6", "5,6"), ("GPU-a,GPU-b", "GPU-b")]
+    ("visible", "learners"),
+    [(None, "1,2,3"), ("4,5,6", "5,6"), ("GPU-a,GPU-b", "GPU-b"), ("3, 4,-1", "4")],
 )
 def test_the_learner_gets_the_gpus_behind_those_of_the_replica(
     make_run: Make, monkeypatch: pytest.MonkeyPatch, visible: str | None, learners: str
@@ -116,6 +161,6 @@ def test_the_learner_gets_the_gpus_behind_those_of_the_replica(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    run = make_run("learner.device=cuda", "rollout.device=cuda", "shared.dtype=bfloat16")
-    assert engines.cards(run) == {"CUDA_VISIBLE_DEVICES": learners}
-    assert engines.cards(make_run()) == {}
+    run = make_run(*CUDA, "learner.groups_per_step=3")
+    assert engines.cards(run, gpus=8) == {"CUDA_VISIBLE_DEVICES": learners}
+    assert engines.cards(make_run(), gpus=8) == {}
