@@ -328,6 +328,9 @@ def _prepare_environment(rollout: Rollout) -> None:
         # A forked process counts plugins as loaded: it would neither end with this one nor hold its
         # GPU (`weight_engine.register`). On CPU vLLM spawns anyway.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        # vLLM 0.32 takes FlashInfer's sampler without looking for the nvcc that it compiles with:
+        # the first batch with top_p < 1 or a top_k would end the engine where there is none.
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
     }
     if rollout.device == "cpu":
         settings |= {
