@@ -4,10 +4,13 @@ The one place where addresses become URLs, and where URLs that somebody wrote ar
 """
 
 import ipaddress
+import logging
 import socket
 from urllib.parse import SplitResult, urlsplit
 
 from common.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def family_of(host: str) -> socket.AddressFamily:
@@ -73,6 +76,27 @@ def refuse_foreign(host: str, *, knob: str) -> None:
             f"{knob}: found {host!r}: {error.strerror or error}, wanted a name or an address of "
             "this machine"
         ) from error
+
+
+def loopback_behind(host: str) -> str | None:
+    """The loopback address that a name of this machine leads to; None: it is another's, it does not
+    hide it, or there is none. Installers of Debian and Ubuntu write `127.0.1.1 NAME` into
+    /etc/hosts, and a server bound to NAME is then out of every other machine's reach."""
+    if "localhost" in host or is_loopback(host):
+        return None
+    try:
+        address = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError:
+        return None
+    return address if is_loopback(address) else None
+
+
+def warn_of_loopback(host: str, *, knob: str) -> None:
+    """Say so in the log if no other machine can reach what listens at that name."""
+    if (address := loopback_behind(host)) is not None:
+        wanted = "an address of this machine, or /etc/hosts without that line"
+        facts = {"knob": knob, "found": host, "address": address, "wanted": wanted}
+        logger.warning("a name leads to loopback: no other machine gets here", extra=facts)
 
 
 def is_loopback(host: str) -> bool:

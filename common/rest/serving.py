@@ -24,7 +24,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from common.errors import ConfigError, TempSampError
-from common.rest.address import base_url, family_of
+from common.rest.address import base_url, family_of, warn_of_loopback
 from common.rest.connections import Connections
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ def listen(
     Raises:
         ConfigError: no such address here, or the port is taken; names value and knobs.
     """
+    warn_of_loopback(host, knob=f"{section}.{host_knob}")
     both = host == "::" and socket.has_dualstack_ipv6()
     try:
         return socket.create_server(

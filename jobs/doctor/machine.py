@@ -20,6 +20,7 @@ from packaging.version import Version
 
 from common.config import Run
 from common.errors import QueueError
+from common.rest.address import loopback_behind
 from jobs.doctor.finding import Finding, one_line
 from jobs.local.redis import find_redis_server
 
@@ -97,6 +98,22 @@ def redis_server() -> Iterator[Finding]:
     except QueueError as error:
         cure = "install one of them, or use --no-engines: a run on other machines needs none here"
         yield Finding(AREA, "redis-server", "warn", str(error), cure)
+
+
+def names(run: Run) -> Iterator[Finding]:
+    """Names by which other machines are to reach this one, and cannot."""
+    hosts = {
+        "learner.host": run.learner.host,
+        "rollout.host": run.rollout.host,
+        "reward.host": run.reward.host,
+    }
+    for knob, host in hosts.items():
+        if (address := loopback_behind(host)) is not None:
+            found = f"{host} is {address} here: no other machine reaches what listens there"
+            cure = (
+                f"set it to an address of this machine, or take {host} off that line of /etc/hosts"
+            )
+            yield Finding(AREA, knob, "warn", found, cure)
 
 
 # --- GPUs -------------------------------------------------------------------------------------

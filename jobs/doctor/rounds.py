@@ -83,6 +83,7 @@ def _of_run(run: Run, cards: Sequence[Gpu], console: Console) -> Iterator[Findin
 
     yield from findings_of("machine", lambda: machine.gpus(run, installed=cards, ask=ask))
     yield from findings_of("machine", lambda: machine.compiler(run))
+    yield from findings_of("machine", lambda: machine.names(run))
     yield from findings_of("machine", lambda: room.writable(run))
     with contextlib.suppress(ConfigError):  # said with the model's files
         architecture = architecture_of(run.shared.model)

@@ -21,7 +21,7 @@ from common.logs import SAY_EVERY_S, NowAndThen
 from common.messages import ClipRef, PromptRequest, ReplicaStatus, ScoredGroup
 from common.queue.broker import Broker
 from common.queue.ledger import FILE, Fate
-from common.rest.address import refuse_foreign
+from common.rest.address import refuse_foreign, warn_of_loopback
 from services.learner import metrics
 from services.learner.curriculum.plateau import Plateau
 from services.learner.feed import Feed
@@ -79,6 +79,7 @@ class Desk:
         # Before Redis is waited for: a wrong path or address is said at once.
         _refuse_unreadable(self._run.learner.rows)
         refuse_foreign(self._run.learner.host, knob="learner.host")
+        warn_of_loopback(self._run.learner.host, knob="learner.host")
         refuse_missing(self._run)
         return self
 

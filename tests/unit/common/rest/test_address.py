@@ -5,7 +5,14 @@ import socket
 import pytest
 
 from common.errors import ConfigError
-from common.rest.address import base_url, checked_url, family_of, refuse_foreign
+from common.rest.address import (
+    base_url,
+    checked_url,
+    family_of,
+    loopback_behind,
+    refuse_foreign,
+    warn_of_loopback,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,3 +64,41 @@ def test_an_address_of_another_machine_is_said(host: str) -> None:
     wanted = f"learner.host: found '{host}': .*, wanted a name or an address of this machine"
     with pytest.raises(ConfigError, match=wanted):
         refuse_foreign(host, knob="learner.host")
+
+
+ENTRY = {"node-1": "127.0.1.1", "node-6": "::1", "node-2": "192.0.2.7"}
+"""Of an /etc/hosts as installers write it."""
+
+
+@pytest.fixture
+def _named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        if host not in ENTRY:
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ENTRY[host], 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+@pytest.mark.usefixtures("_named")
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("node-1", "127.0.1.1"),
+        ("node-6", "::1"),
+        *((host, None) for host in ("node-2", "node-3", "10.0.0.1", "0.0.0.0", "::")),
+        *((host, None) for host in ("localhost", "ip6-localhost", "127.0.0.1", "127.0.1.1", "::1")),
+    ],
+)
+def test_only_a_name_can_hide_loopback(host: str, address: str | None) -> None:
+    assert loopback_behind(host) == address
+
+
+@pytest.mark.usefixtures("_named")
+def test_a_name_that_hides_it_is_said_with_its_cure(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_loopback("node-2", knob="learner.host")
+    assert not caplog.records
+    warn_of_loopback("node-1", knob="learner.host")
+    (said,) = (vars(record) for record in caplog.records)
+    assert (said["knob"], said["found"], said["address"]) == ("learner.host", "node-1", "127.0.1.1")
+    assert "/etc/hosts" in said["wanted"]

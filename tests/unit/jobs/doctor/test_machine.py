@@ -204,6 +204,16 @@ def test_a_compiler_and_the_header_are_enough(
     assert (found.level, found.found) == ("ok", f"{compiler}, {tmp_path / 'Python.h'}")
 
 
+def test_a_name_that_no_other_machine_can_use_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = {"node-1": "127.0.1.1"}
+    monkeypatch.setattr(machine, "loopback_behind", hidden.get)
+    assert list(machine.names(run())) == []
+    found = only(machine.names(run("learner.host=node-1", "rollout.host=10.0.0.2")))
+    assert (found.level, found.name) == ("warn", "learner.host")
+    assert found.found.startswith("node-1 is 127.0.1.1 here")
+    assert "/etc/hosts" in found.cure
+
+
 # --- room ----------------------------------------------------------------------------------
 
 
