@@ -26,7 +26,7 @@ def folder(ring: Ring, request: pytest.FixtureRequest) -> Path:
 
 
 def write_run_file(path: Path, ring: Ring, **changed: object) -> None:
-    """The demo's run file with this ring's addresses in it, as somebody edits a copy."""
+    """A run file that needs no GPU, with this ring's addresses in it, as somebody edits a copy."""
     run = tomllib.loads((ROOT / "deploy/configs/demo.toml").read_text(encoding="utf-8"))
     for override in ring.overrides(**changed):
         key, _, value = override.partition("=")
