@@ -211,6 +211,14 @@ def data_convert() -> Command:
     return command
 
 
+@data.command("split", cls=Leaf)
+def data_split() -> Command:
+    """Hold rows of whole videos out of those that are trained on."""
+    from jobs.data.split import command
+
+    return command
+
+
 @data.command("inspect", cls=Leaf)
 def data_inspect() -> Command:
     """Show what an annotation file holds, and check its videos."""

@@ -2,6 +2,7 @@
 
     check_folder(out, knob="--out")           a place is refused before anything slow is done
     with writing(path, knob="--out"): …       OSError → OutputError, with what is free
+    with replacing(path) as file: …           a stream of bytes, whole or not at all
     replace_text(path, text)                  the whole text or what was there before, also after
                                               a power cut
 
@@ -16,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from common.errors import ConfigError, OutputError
 
@@ -118,6 +120,22 @@ def replace_text(path: Path, text: str) -> None:
     finally:
         partial.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when it is done and not empty; makes its folder."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with partial.open("wb") as new:
+            yield new
+        if partial.stat().st_size:
+            sync(partial)
+            partial.replace(path)
+            sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -9,12 +9,10 @@ input, options and seed, same bytes. `jobs.data.convert_command` is the command.
 """
 
 import json
-import os
 import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
@@ -22,7 +20,7 @@ from typing import IO, Literal
 import numpy as np
 
 from common.errors import ConfigError, TempSampError
-from common.queue.disk import check_file, sync, writing
+from common.queue.disk import check_file, replacing, writing
 from common.rows import UnusableRowError
 from common.video.names import SHOWN
 from jobs.data.annotations.reading import read
@@ -157,8 +155,8 @@ def convert(source: Path, *, output: Path, conversion: Conversion) -> Report:
     report = Report()
     with (
         writing(output, knob="--output", kept="no row is written, an older file stays"),
-        _replacing(rejected_path(output)) as rejects,
-        _replacing(output) as rows,
+        replacing(rejected_path(output)) as rejects,
+        replacing(output) as rows,
     ):
         made = _made_rows(source, conversion=conversion, report=report, rejects=rejects)
         kept = _inside(made, conversion=conversion, report=report)
@@ -309,19 +307,3 @@ def _refuse_overwriting(source: Path, output: Path) -> None:
                 f"--output: found {output}, which would overwrite the input {source}; "
                 "wanted another file"
             )
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when it is done and not empty."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("wb") as new:
-            yield new
-        if partial.stat().st_size:
-            sync(partial)
-            partial.replace(path)
-            sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)

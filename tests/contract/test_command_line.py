@@ -59,6 +59,7 @@ def test_every_command_is_in_the_tree() -> None:
         "data import-pt",
         "data inspect",
         "data preprocess",
+        "data split",
         "demo",
         "doctor",
         "drain",

@@ -140,6 +140,10 @@ def test_annotations_become_rows_and_rows_a_cache(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "train.html").read_text()
     run_script(example("preprocess").script, cwd=tmp_path, timeout_s=TIMEOUT_S)
     assert len(list((tmp_path / "clips").glob("??/*/*.safetensors"))) == 2
+    (tmp_path / "train.jsonl").rename(tmp_path / "rows.jsonl")
+    run_script(example("split").script, cwd=tmp_path, timeout_s=TIMEOUT_S)
+    for name in ("train", "heldout"):
+        assert len((tmp_path / f"{name}.jsonl").read_text().splitlines()) == 2
 
 
 def test_anybodys_predictions_are_scored(tmp_path: Path) -> None:
