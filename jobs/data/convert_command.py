@@ -41,7 +41,9 @@ def command(
     ] = "tag",
     duration_source: Annotated[
         Path | None,
-        typer.Option(help="CSV id,seconds or JSON with durations that the input lacks."),
+        typer.Option(
+            help="CSV id,seconds (or with a heading) or JSON: durations that the input lacks."
+        ),
     ] = None,
     end_tolerance: Annotated[
         float, typer.Option(min=0, help="Seconds a span may end after its video; it is cut there.")

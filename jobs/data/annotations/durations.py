@@ -1,6 +1,7 @@
 """Durations from another file, for annotations that have none: path → seconds by video name.
 
-A CSV of `id,seconds`, or JSON (lines or array) of records with `video_path` or `videos` and
+A CSV of `id,seconds`, one whose heading has `id` and a name of `LENGTHS` (as Charades' own
+`Charades_v1_train.csv`), or JSON (lines or array) of records with `video_path` or `videos` and
 `duration` (SPEC A2). Videos are matched by `common.video.names.video_key`: without folder and
 suffix. Rows about a window say nothing of their file's length.
 """
@@ -8,7 +9,7 @@ suffix. Rows about a window say nothing of their file's length.
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -16,6 +17,9 @@ from common.errors import ConfigError
 from common.video.names import video_key
 from jobs.data.annotations.containers import first_byte, json_records, open_bytes
 from jobs.data.annotations.records import Record
+
+LENGTHS = ("length", "duration", "seconds")
+"""Headings of a column of seconds, the first that is there counts."""
 
 
 def read_durations(path: Path) -> dict[str, float]:
@@ -34,8 +38,9 @@ def read_durations(path: Path) -> dict[str, float]:
             )
     if not durations:
         raise ConfigError(
-            f"{path}: found no durations, wanted CSV `id,seconds` or JSON records with "
-            "video_path or videos and duration"
+            f"{path}: found no durations, wanted CSV `id,seconds`, CSV with a heading that has id "
+            f"and {', '.join(LENGTHS[:-1])} or {LENGTHS[-1]}, or JSON records with video_path or "
+            "videos and duration"
         )
     return durations
 
@@ -47,15 +52,25 @@ def is_duration(value: Any) -> TypeGuard[float]:
 
 
 def _csv_pairs(path: Path) -> Iterator[tuple[str, float]]:
-    """Rows whose second cell is a duration; a heading is not."""
+    """Rows with a duration, in their second cell where no heading names another."""
     with open_bytes(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
-        for cells in csv.reader(text):
+        name_column, length_column = 0, 1
+        for number, cells in enumerate(csv.reader(text)):
+            if number == 0:
+                name_column, length_column = _columns(cells)
             try:
-                duration_s = float(cells[1])
+                name, duration_s = cells[name_column].strip(), float(cells[length_column])
             except (IndexError, ValueError):
                 continue
             if is_duration(duration_s):
-                yield video_key(cells[0].strip()), duration_s
+                yield video_key(name), duration_s
+
+
+def _columns(first: Sequence[str]) -> tuple[int, int]:
+    """Of names and of seconds."""
+    heading = [cell.strip().lower() for cell in first]
+    lengths = [heading.index(name) for name in LENGTHS if name in heading]
+    return (heading.index("id"), lengths[0]) if lengths and "id" in heading else (0, 1)
 
 
 def _json_pairs(path: Path) -> Iterator[tuple[str, float]]:

@@ -17,6 +17,35 @@ def test_csv_heading_and_broken_rows_are_passed_over(tmp_path: Path) -> None:
     assert read_durations(path) == {"AAAAA": 30.62}
 
 
+def test_the_published_file_of_charades_is_read(tmp_path: Path) -> None:
+    """Its texts have commas, quotes and line ends."""
+    path = tmp_path / "Charades_v1_train.csv"
+    path.write_text(
+        "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length\n"
+        '46GP8,HR43,Kitchen,6,7,Yes,"A person cooks, 12\nand eats ""x"".",food;stove,A.,c092 11.90 '
+        "21.20;c147 0.00 12.60,24.83\n"
+        "N11GT,0KZ7,Stairs,6,7,Yes,A person,doorway,A,c141 2.00 9.50,18.33\n"
+        "NONE1,0KZ7,Stairs,6,7,Yes,A person,doorway,A,,\n"
+    )
+    assert read_durations(path) == {"46GP8": 24.83, "N11GT": 18.33}
+
+
+@pytest.mark.parametrize(
+    ("heading", "row"),
+    [
+        ("id,split,duration", "a,3,7.5"),
+        (" Length ,ID", "7.5,a"),
+        ("fps,seconds,id", "25,7.5,a.mp4"),
+        ("fps,seconds,id,length", "25,1,a.mp4,7.5"),
+        ("video,7.5", "a,7.5"),
+    ],
+)
+def test_a_heading_says_which_column_has_what(tmp_path: Path, heading: str, row: str) -> None:
+    path = tmp_path / "durations.csv"
+    path.write_text(f"{heading}\n{row}\n")
+    assert read_durations(path)["a"] == 7.5
+
+
 @pytest.mark.parametrize("as_array", [False, True])
 def test_json_records_name_their_video_in_two_ways(tmp_path: Path, as_array: bool) -> None:
     records: list[object] = [
