@@ -99,7 +99,7 @@ def command(
     from common.queue.disk import check_file
     from common.video.names import with_nearest
     from jobs.data.annotations.durations import read_durations
-    from jobs.data.annotations.paths import STRIP_PREFIXES, Rerooting
+    from jobs.data.annotations.paths import GIVE_IDS, STRIP_PREFIXES, OnDisk, Rerooting
     from jobs.data.annotations.reading import schema_named
     from jobs.data.annotations.sniff import sniff
     from jobs.data.annotations.trainer_rows import RowRules
@@ -108,12 +108,13 @@ def command(
 
     check_file(output, knob="--output")
     name = sniff(source) if schema is None else schema_named(schema)
+    place = Rerooting(strip_prefixes=strip_prefix or STRIP_PREFIXES, video_root=video_root)
     conversion = Conversion(
         schema=name,
         rules=RowRules(
             answer_format=answer_format,
             task=task,
-            place=Rerooting(strip_prefixes=strip_prefix or STRIP_PREFIXES, video_root=video_root),
+            place=OnDisk(place) if video_root is not None and name in GIVE_IDS else place,
             end_tolerance_s=end_tolerance,
             durations={} if duration_source is None else read_durations(duration_source),
             extract_question=extract_question,

@@ -1,6 +1,6 @@
 """Academic benchmarks (SPEC A1.6): Charades-STA, ActivityNet Captions, QVHighlights.
 
-Their files give video ids; the path is `<id>.mp4`.
+Their files give video ids; the path is `<id>.mp4`, until `paths.OnDisk` has seen the folder.
 """
 
 import math

@@ -278,3 +278,26 @@ def test_a_disk_that_fills_up_leaves_the_older_output(many: Path, tmp_path: Path
             run(*options)
     assert output.read_text() == "older\n"
     assert {path.name for path in tmp_path.iterdir()} == {many.name, output.name}
+
+
+def test_ids_get_the_suffix_of_their_file_where_a_root_is_given(tmp_path: Path) -> None:
+    captions = {
+        video: {"duration": 30.0, "timestamps": [[1.0, 4.0]], "sentences": ["It moves."]}
+        for video in ("v_one", "v_two", "v_three")
+    }
+    source, videos = tmp_path / "train.json", tmp_path / "videos"
+    source.write_text(json.dumps(captions))
+    videos.mkdir()
+    for name in ("v_one.mkv", "v_two.mp4"):
+        (videos / name).touch()
+    output = tmp_path / "rows.jsonl"
+    run("-i", source, "-o", output, "--video-root", videos)
+    names = ["v_one.mkv", "v_two.mp4", "v_three.mp4"]
+    assert [row.videos for row in rows_of(output)] == [[str(videos / name)] for name in names]
+
+
+def test_a_path_that_is_given_keeps_its_suffix(tmp_path: Path) -> None:
+    (tmp_path / "0.mkv").touch()
+    output = tmp_path / "rows.jsonl"
+    run("-i", written(tmp_path, [filter_row(0)]), "-o", output, "--video-root", tmp_path)
+    assert rows_of(output)[0].videos == [str(tmp_path / "0.mp4")]

@@ -1,10 +1,12 @@
-"""Re-rooting: absolute paths stay, and doing it twice changes nothing."""
+"""Re-rooting: absolute paths stay, and doing it twice changes nothing; suffixes of ids."""
+
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jobs.data.annotations.paths import Rerooting
+from jobs.data.annotations.paths import OnDisk, Rerooting
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,34 @@ def test_rerooting_twice_changes_nothing(video: str, prefixes: list[str], root: 
     once = move(f"{video}/clip.mp4")
     assert move(once) == once
     assert once.endswith("clip.mp4")
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [
+        (["v_1.mkv"], "v_1.mkv"),
+        (["v_1.webm", "v_10.mkv", "v_1.txt", "v_1.webm.part"], "v_1.webm"),
+        (["v_1.MP4"], "v_1.MP4"),
+        (["v_1.mp4", "v_1.mkv"], "v_1.mp4"),
+        (["v_1.webm", "v_1.mkv"], "v_1.mp4"),
+        (["v_2.mkv"], "v_1.mp4"),
+        ([], "v_1.mp4"),
+    ],
+)
+def test_a_guessed_suffix_is_that_of_the_one_video_there(
+    tmp_path: Path, there: list[str], taken: str
+) -> None:
+    for name in there:
+        (tmp_path / name).touch()
+    place = OnDisk(Rerooting(video_root=str(tmp_path)))
+    assert place("v_1.mp4") == str(tmp_path / taken)
+
+
+def test_dots_of_an_id_are_no_suffix(tmp_path: Path) -> None:
+    (tmp_path / "x_60.0_210.0.mkv").touch()
+    place = OnDisk(Rerooting(video_root=str(tmp_path)))
+    assert place("x_60.0_210.0.mp4") == str(tmp_path / "x_60.0_210.0.mkv")
+
+
+def test_a_folder_that_is_not_there_changes_nothing() -> None:
+    assert OnDisk(Rerooting(video_root="/none"))("a/v_1.mp4") == "/none/a/v_1.mp4"
