@@ -198,6 +198,8 @@ def _serve(connection: socket.socket, values: _Values, secret: bytes) -> None:
     if not _prove_to_client(connection, secret):
         return
     connection.settimeout(None)
+    # A machine that vanished closes nothing: without this its connection would wait for ever.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     while True:
         request = _receive(connection)
         try:
