@@ -191,6 +191,16 @@ def _device_misfits(plan: Plan) -> Iterator[str]:
             f"rollout.tensor_parallel: found {rollout.tensor_parallel}, which leaves {left} of "
             f"{plan.fleet.rollout_gpus} rollout GPUs idle, wanted a divisor"
         )
+    if plan.architecture.heads % rollout.tensor_parallel:
+        yield (
+            f"rollout.tensor_parallel: found {rollout.tensor_parallel}, wanted a divisor of the "
+            f"{plan.architecture.heads} attention heads: vLLM does not start otherwise"
+        )
+    if isinstance(learner.shard_within, int) and plan.fleet.learner_gpus % learner.shard_within:
+        yield (
+            f"learner.shard_within: found {learner.shard_within}, wanted a divisor of the "
+            f"{plan.fleet.learner_gpus} --learner-gpus: the learner does not start otherwise"
+        )
 
 
 def length_misfits(plan: Plan) -> Iterator[str]:

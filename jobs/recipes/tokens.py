@@ -4,6 +4,8 @@ The pixel arithmetic is that of `common.video.sampling`, restated as an upper bo
 without qwen-vl-utils, which imports torch; a test holds the two against each other.
 """
 
+import bisect
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from common.config import Shared
@@ -76,7 +78,7 @@ def longest_clip(sampling: VideoSampling, *, stamp: int) -> tuple[int, int]:
         stamp: tokens of a temporal patch's timestamp.
     """
     frames = max(
-        range(sampling.min_frames, sampling.max_frames + 1, TEMPORAL_PATCH),
+        _longest_of_each_size(sampling),
         key=lambda frames: (
             visual_tokens(frames, sampling=sampling) + stamp * (frames // TEMPORAL_PATCH)
         ),
@@ -86,7 +88,28 @@ def longest_clip(sampling: VideoSampling, *, stamp: int) -> tuple[int, int]:
 
 def visual_tokens(frames: int, *, sampling: VideoSampling) -> int:
     """Most visual tokens of a clip of that many frames (an even number)."""
+    return frames // TEMPORAL_PATCH * _tokens_a_patch(frames, sampling=sampling)
+
+
+def _longest_of_each_size(sampling: VideoSampling) -> Iterator[int]:
+    """Numbers of frames beyond which frames get smaller; at most one for each size there is.
+
+    More frames of the same size are more tokens, so no other number can be the longest clip's.
+    """
+    counts = range(sampling.min_frames, sampling.max_frames + 1, TEMPORAL_PATCH)
+    first = 0
+    while first < len(counts):
+        size = _tokens_a_patch(counts[first], sampling=sampling)
+        # Sizes fall, and bisect wants what rises.
+        first = bisect.bisect_right(
+            counts, -size, lo=first, key=lambda frames: -_tokens_a_patch(frames, sampling=sampling)
+        )
+        yield counts[first - 1]
+
+
+def _tokens_a_patch(frames: int, *, sampling: VideoSampling) -> int:
+    """Most visual tokens of two frames in a clip of that many; it falls with their number."""
     area = sampling.factor**2
     share = min(MAX_TOKENS_A_FRAME * area, sampling.total_pixels / frames * TEMPORAL_PATCH)
     budget = min(sampling.max_pixels, max(share, int(sampling.min_pixels * 1.05)))
-    return frames // TEMPORAL_PATCH * max(1, int(budget // area))
+    return max(1, int(budget // area))

@@ -159,6 +159,8 @@ ALLOWED = "learner.allow_float32_on_cuda=true"
         (["learner.device=cpu"], "learner.device: found 'cpu', wanted 'cuda'"),
         (["rollout.tensor_parallel=3"], "leaves 1 of 4 rollout GPUs idle"),
         (["rollout.tensor_parallel=8"], "--rollout-gpus: found 4, wanted at least one replica's 8"),
+        (["rollout.tensor_parallel=3"], "found 3, wanted a divisor of the 16 attention heads"),
+        (["learner.shard_within=3"], "learner.shard_within: found 3, wanted a divisor of the 4"),
         (["learner.min_replicas=5"], "found 5, wanted at most the 4 replicas there are"),
         (["rollout.concurrent_prompts=16"], "found 16 x 4 replicas = 64, wanted at most the 32"),
         (["learner.groups_per_step=2"], "learner.groups_per_step: found 2, wanted at least 4"),

@@ -37,6 +37,27 @@ def test_longest_prompt_is_not_the_clip_with_most_visual_tokens() -> None:
     assert longest_clip(QWEN3, stamp=10) == (754, 377 * 38)
 
 
+@pytest.mark.parametrize("stamp", [0, 10])
+@pytest.mark.parametrize("bounds", [(4, 768), (5, 61), (2, 2), (2, 40_000)])
+@pytest.mark.parametrize("base", [QWEN3, QWEN2_5], ids=["factor 32", "factor 28"])
+def test_the_longest_clip_is_that_of_trying_every_number_of_frames(
+    base: VideoSampling, bounds: tuple[int, int], stamp: int
+) -> None:
+    low, high = bounds
+    sampling = base.model_copy(update={"min_frames": low, "max_frames": high})
+    tokens = {
+        frames: visual_tokens(frames, sampling=sampling) for frames in range(low, high + 1, 2)
+    }
+    longest = max(tokens, key=lambda frames: tokens[frames] + stamp * (frames // 2))
+    assert longest_clip(sampling, stamp=stamp) == (longest, tokens[longest])
+
+
+def test_no_number_of_frames_is_too_large_to_count_with() -> None:
+    most = 10**18
+    frames, visual = longest_clip(VideoSampling(max_frames=most), stamp=10)
+    assert (frames, visual) == (most, most // 2 * 4), "min_pixels is 4 tokens"
+
+
 def test_qwen2_5_has_no_timestamps() -> None:
     shared = Shared(run_id="r", model="m", video=QWEN2_5.model_dump())  # type: ignore[arg-type]
     tokens = group_tokens(shared, architecture=PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
