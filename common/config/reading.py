@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from common.config.curriculum import check_phases
 from common.config.fields import Section
@@ -199,16 +200,31 @@ def _none_from_word(value: Any) -> Any:
 
 
 def _problems(source: str, error: ValidationError, *, prefix: tuple[str, ...] = ()) -> ConfigError:
-    found = error.errors(include_url=False)
-    explained = [_explain({**problem}, prefix) for problem in found]
+    by_knob: dict[tuple[str, ...], list[ErrorDetails]] = {}
+    for problem in error.errors(include_url=False):
+        by_knob.setdefault(_knob((*prefix, *problem["loc"])), []).append(problem)
+    explained = [_explain(knob, problems) for knob, problems in by_knob.items()]
     if len(explained) == 1:
         return ConfigError(f"{source}: {explained[0]}")
-    return ConfigError("\n  ".join([f"{source}: {len(found)} problems", *explained]))
+    return ConfigError("\n  ".join([f"{source}: {len(explained)} problems", *explained]))
 
 
-def _explain(problem: dict[str, Any], prefix: tuple[str, ...]) -> str:
-    location = [*prefix, *(str(part) for part in problem["loc"])]
-    where = ".".join(location)
+def _knob(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Without what pydantic appends for each member of a union, as in `int | Literal["all"]`."""
+    knob: list[str] = []
+    section: type[BaseModel] | None = Run
+    for part in location:
+        if isinstance(part, str):
+            if section is None:
+                break
+            section = _section_at(section, part)
+        knob.append(str(part))
+    return tuple(knob)
+
+
+def _explain(location: tuple[str, ...], problems: Sequence[ErrorDetails]) -> str:
+    """One line; of a value that is no member of a union there is a problem for each."""
+    where, problem = ".".join(location), problems[0]
     if problem["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)
@@ -218,16 +234,20 @@ def _explain(problem: dict[str, Any], prefix: tuple[str, ...]) -> str:
         return f"{where}: missing, and it has no default"
     if problem["type"] == "value_error":
         return str(problem["msg"]).removeprefix("Value error, ")
-    return f"{where}: found {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    wanted = ", or ".join(each["msg"][0].lower() + each["msg"][1:] for each in problems)
+    return f"{where}: found {problem['input']!r}: {wanted}"
 
 
-def _fields_at(location: list[str]) -> list[str]:
+def _fields_at(location: Sequence[str]) -> list[str]:
     model: type[BaseModel] = Run
     for part in location:
-        field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        candidates = [inner, *get_args(inner)]
-        model = next(
-            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model
-        )
+        model = _section_at(model, part) or model
     return list(model.model_fields)
+
+
+def _section_at(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """What a field holds, if that is a table or several; None for plain values."""
+    field = model.model_fields.get(name)
+    inner = field.annotation if field else None
+    candidates = [inner, *get_args(inner)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

@@ -64,6 +64,15 @@ class TestRefusals:
             ("learner.optimizer.lr=-1e-6", r"learner\.optimizer\.lr: found -1e-06"),
             ("learner.optimizer.lr=nan", r"learner\.optimizer\.lr: found nan"),
             ("learner.optimizer.betas=[0.9]", r"learner\.optimizer\.betas"),
+            (
+                "learner.shard_within=foo",
+                r": learner\.shard_within: found 'foo': input should be 'all' or 'node', or input "
+                r"should be a valid integer[^\n]*$",
+            ),
+            (
+                "learner.shard_within=0",
+                r": learner\.shard_within: found 0: input should be 'all' or 'node', or .* to 1$",
+            ),
             ("shared.strategy=tempsamp", r"shared\.strategy: found 'tempsamp': .*'shaping'"),
             ("shared.run_id=a b", r"shared\.run_id: found 'a b'"),
             ("shared.run_id=a:b", r"shared\.run_id: found 'a:b'"),
