@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from common.config.fields import Count, PositiveInt, Section
+from common.config.fields import Count, FormatWeight, PositiveInt, Section
 from common.config.shared import Shared
 from common.messages import Mode, Strategy, ThinkInjection
 
@@ -24,7 +24,7 @@ class Phase(Section):
     beside the true one, for the figures."""
     max_tokens: PositiveInt | None = None
     """Longest answer, at most shared.sampling.max_tokens: what engines and learner are sized by."""
-    format_weight: Annotated[float, Field(ge=0)] | None = None
+    format_weight: FormatWeight | None = None
     """shared.scoring.format_weight of this phase."""
     think_injection: ThinkInjection | None = None
     """shared.scoring.think_injection of this phase (SPEC B3)."""

@@ -4,9 +4,17 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from common.messages import MAX_INT
+
+LONGEST_S = 1e9
+"""31 years. Timers of the standard library raise from about 1e10 s on, instead of waiting."""
+
 Positive = Annotated[float, Field(gt=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]
+PositiveInt = Annotated[int, Field(ge=1, le=MAX_INT)]
+Count = Annotated[int, Field(ge=0, le=MAX_INT)]
+FormatWeight = Annotated[float, Field(ge=0, le=100)]
+"""Of the format reward; the reward service takes no other (`common.rest.reward_api`)."""
 
 
 def _without_brackets(host: str) -> str:

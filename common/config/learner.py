@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from common.config.curriculum import EarlyStop, Phase, Pool, refuse_modes
-from common.config.fields import Count, Host, Positive, PositiveInt, Section
+from common.config.fields import Count, Host, Positive, PositiveInt, Seconds, Section
 from common.config.kernels import Kernels
 from common.config.lora import Lora
 from common.config.objective import Advantage, Loss
@@ -15,12 +15,15 @@ from common.config.room import Room
 from common.config.watching import DumpSteps, KeepGroups, Tracking
 from common.messages import Mode
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Optimizer(Section):
     """`[learner.optimizer]`: AdamW."""
 
     lr: Positive = 1e-6
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """How much of the gradient's running mean, and of its square's, a step keeps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Of matrices; norms, biases and other vectors are not decayed."""
     warmup_steps: Count = 0
@@ -75,8 +78,9 @@ class Learner(Room):
     shard_within: Literal["all", "node"] | PositiveInt = "all"
     """Which ranks share one copy of what is trained: all, those of a node, or so many in turn. The
     others hold copies (HSDP): between nodes only gradients travel, for more memory on each rank."""
-    collective_timeout_s: Positive = 1800.0
-    """Deadline of the ranks' own collectives; longer than wait_for_replicas_s."""
+    collective_timeout_s: Seconds = 1800.0
+    """Deadline of the ranks' own collectives; longer than wait_for_replicas_s, in which other ranks
+    hear nothing of rank 0."""
     publish: Literal["full", "delta"] = "full"
     """What a step's weights travel as: whole, or as what changed since the last version (lossless;
     a few percent of bfloat16 values at a learning rate of 1e-6). Frozen tensors travel once."""
@@ -84,13 +88,13 @@ class Learner(Room):
     """Train the next step while a version travels; needs max_staleness >= 1. auto: on GPUs."""
     weight_staging: Literal["device", "host"] = "device"
     """Where rank 0 keeps what travels: once the model's bytes in shared.dtype."""
-    publish_timeout_s: Positive = 20.0
+    publish_timeout_s: Seconds = 20.0
     """Deadline of meeting, of each bucket, and of applying; who misses it is left out for now."""
     bucket_bytes: PositiveInt = 64 * 2**20
     """Bytes of one weight broadcast."""
     min_replicas: PositiveInt = 1
     """Replicas that must have joined before the first prompt is fed."""
-    wait_for_replicas_s: Positive = 600.0
+    wait_for_replicas_s: Seconds = 600.0
     checkpoint_every: Count = 50
     """Steps between checkpoints; 0: only at the end. They are written while the next steps train,
     from a copy in host memory: what a rank holds of weights and moments, and on the first rank the
@@ -114,7 +118,7 @@ class Learner(Room):
     max_unusable_in_a_row: PositiveInt = 64
     """After so many prompts given up and groups that this learner cannot train on, one after the
     other, the run stops with a checkpoint: something is wrong with all of them."""
-    max_without_verdict_s: Positive = 1800.0
+    max_without_verdict_s: Seconds = 1800.0
     """Waiting so long for answers with verdicts, while there is a reason why none come, the run
     stops with a checkpoint. With no replica at work it waits on."""
     kernels: Kernels = Kernels()
@@ -149,6 +153,16 @@ class Learner(Room):
             raise ValueError(
                 f"learner.early_stop.patience: found {self.early_stop.patience}, wanted "
                 "learner.validation.rows with it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_outlast_the_wait_for_replicas(self) -> Self:
+        if self.collective_timeout_s <= self.wait_for_replicas_s:
+            raise ValueError(
+                f"learner.collective_timeout_s: found {self.collective_timeout_s:g}, wanted more "
+                f"than learner.wait_for_replicas_s, {self.wait_for_replicas_s:g}: other ranks "
+                "would give rank 0 up while it waits"
             )
         return self
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.config.fields import Count, Host, Positive, PositiveInt, Section
+from common.config.fields import Count, Host, PositiveInt, Seconds, Section
 
 
 class Rollout(Section):
@@ -29,7 +29,7 @@ class Rollout(Section):
     other replica of this machine has claimed."""
     gpu_lock_dir: Path | None = None
     """Folder of the claims, shared by all replicas of a machine; needed with gpu = "claim"."""
-    gpu_wait_s: Positive | None = None
+    gpu_wait_s: Seconds | None = None
     """Longest wait for GPUs that others hold; None: until there are some."""
     max_model_len: PositiveInt = 24_576
     max_num_seqs: PositiveInt = 64
@@ -42,7 +42,7 @@ class Rollout(Section):
     """OpenMP threads of the engine on a CPU."""
     concurrent_prompts: PositiveInt = 8
     """Prompts in work at once in this replica."""
-    lease_s: Positive = 60.0
+    lease_s: Seconds = 60.0
     """A claim not renewed for this long goes to another replica."""
     max_attempts: PositiveInt = 3
     """A prompt that so many replicas failed at goes to the dead letters; so does one that all
@@ -51,18 +51,18 @@ class Rollout(Section):
     """A prompt that so many replicas vanished with, or whose engines died over it, goes there too.
     From the second on it is worked on alone. Spot replicas vanish with good prompts: keep it above
     what one prompt may meet."""
-    prompt_deadline_s: Positive = 600.0
+    prompt_deadline_s: Seconds = 600.0
     """Decoding or generating one prompt for this long: another replica gets it as well, and the
     first answer counts. After twice as long this replica gives it up."""
     max_failures_in_a_row: PositiveInt = 20
     """After so many failed prompts in a row the process stops with a non-zero exit."""
-    registry_ttl_s: Positive = 10.0
-    reward_patience_s: Positive = 900.0
+    registry_ttl_s: Seconds = 10.0
+    reward_patience_s: Seconds = 900.0
     """Answers wait this long for a reward service that is away; then their prompt goes back, to be
     answered anew once the service is there."""
-    reward_timeout_s: Positive = 10.0
+    reward_timeout_s: Seconds = 10.0
     """Deadline of one scoring request."""
-    weight_timeout_s: Positive = 60.0
+    weight_timeout_s: Seconds = 60.0
     """Longest wait for the policy version that a prompt asks for."""
     weight_staging: Literal["device", "host"] = "device"
     """Where new weights land beside those that serve. device: once more the model's bytes of the
@@ -109,9 +109,9 @@ class Reward(Section):
     max_responses: PositiveInt = 8192
     """Responses in one request, over all its items."""
     max_response_chars: PositiveInt = 1_000_000
-    scorer_timeout_s: Positive = 5.0
+    scorer_timeout_s: Seconds = 5.0
     """A scorer that takes longer on one response gives Unscored for it."""
-    request_timeout_s: Positive = 30.0
+    request_timeout_s: Seconds = 30.0
     """Third-party scoring of one request; responses left after it are Unscored."""
     scorer_processes: PositiveInt = 1
     """Child processes per third-party scorer and worker."""

@@ -5,11 +5,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from common.config.fields import Count, PositiveInt, Section
+from common.config.fields import FormatWeight, PositiveInt, Section
 from common.messages import GroundingReward, Sampling, ShapedPart, Strategy, ThinkInjection
 from common.rest.address import checked_url
 from common.secrets import REDIS_PASSWORD, TOKEN, TOKEN_OF, Tokens, has_credentials
 from common.video.sampling import VideoSampling
+
+MAX_ANSWERS = 16_384
+"""vLLM answers no prompt more often (its VLLM_MAX_N_SEQUENCES)."""
 
 
 class Video(VideoSampling):
@@ -34,6 +37,17 @@ class Video(VideoSampling):
         return VideoSampling(**self.model_dump(include=set(VideoSampling.model_fields)))
 
     @model_validator(mode="after")
+    def _has_bounds_that_fit(self) -> Self:
+        for low, high in (("min_frames", "max_frames"), ("min_pixels", "max_pixels")):
+            least, most = getattr(self, low), getattr(self, high)
+            if least > most:
+                raise ValueError(
+                    f"shared.video.{low}: found {least} while shared.video.{high} is {most}, "
+                    "wanted no more"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _has_folders(self) -> Self:
         if self.allow_urls and self.downloads is None:
             raise ValueError(
@@ -50,12 +64,12 @@ class Scoring(Section):
     """`[shared.scoring]`: what the reward service is asked for."""
 
     parser: str = "default"
-    format_weight: Annotated[float, Field(ge=0)] = 0.1
+    format_weight: FormatWeight = 0.1
     """Weight of the format reward: 0.1 as the public code, 1.0 as the paper's peers (SPEC B2)."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """tau of the non-linear shaping (paper eq. 4)."""
-    alpha1: Annotated[float, Field(ge=0)] = 0.01
-    alpha2: Annotated[float, Field(gt=0)] = 1.0
+    alpha1: Annotated[float, Field(ge=0, le=10)] = 0.01
+    alpha2: Annotated[float, Field(gt=0, le=20)] = 1.0
     answer_decimals: Annotated[int, Field(ge=0, le=3)] = 2
     """Decimals of the injected answer's times."""
     think_injection: ThinkInjection = "splice"
@@ -103,9 +117,10 @@ class Shared(Section):
     redis_allow_open: bool = False
     """Use a Redis on another machine without a password."""
     reward_url: str = "http://127.0.0.1:8100"
-    seed: Count = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """numpy's generators, which vLLM seeds, take no larger one."""
     strategy: Strategy = "shaping"
-    group_size: Annotated[int, Field(ge=2)] = 8
+    group_size: Annotated[int, Field(ge=2, le=MAX_ANSWERS)] = 8
     """Answers per prompt, the injected one included."""
     max_prompt_tokens: PositiveInt = 20_480
     """A longer prompt is refused by the replica and counted."""

@@ -1,7 +1,7 @@
 """Wire types of the ring (`ring`), the answers (`samples`) and arrays (`arrays`) they carry."""
 
 from common.messages.arrays import PACKED, Float32Array, Int32Array
-from common.messages.base import Message
+from common.messages.base import MAX_INT, Message
 from common.messages.ring import (
     SCHEMA_VERSION,
     AnswerStyle,
@@ -50,6 +50,7 @@ from common.messages.samples import (
 )
 
 __all__ = [
+    "MAX_INT",
     "MAX_TOP_K",
     "PACKED",
     "SCHEMA_VERSION",

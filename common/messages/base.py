@@ -2,6 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict
 
+MAX_INT = 2**63 - 1
+"""TOML, msgpack and torch's generators have no larger one."""
+
 
 class Message(BaseModel):
     """Base of all wire types."""

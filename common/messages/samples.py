@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from common.messages.arrays import Float32Array, Int32Array
-from common.messages.base import Message, is_none
+from common.messages.base import MAX_INT, Message, is_none
 
 Provenance = Literal["policy", "injected"]
 FinishReason = Literal["stop", "length", "abort"]
@@ -30,8 +30,8 @@ class Sampling(Message):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K, exclude_if=_is_off)] = 0
     """Only the so many most probable tokens; 0: all, and then it does not travel."""
-    max_tokens: Annotated[int, Field(ge=1)] = 256
-    seed: int | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] = 256
+    seed: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = None
 
     @property
     def truncates(self) -> bool:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag
 
 from common.answers.times import MAX_TIME_S
 from common.config import ThinkInjection
+from common.config.fields import FormatWeight
 from common.messages import (
     GroundingReward,
     HighlightsTarget,
@@ -94,7 +95,7 @@ class ScoreRequest(Message):
     shaping: Shaping = Shaping()
     parser: str = "default"
     format: FormatRule = "loose"
-    format_weight: Annotated[float, Field(ge=0, le=100)] = 0.1
+    format_weight: FormatWeight = 0.1
     injection: bool = False
     """Whether the ground truth is also rendered as an answer and scored."""
     decimals: Decimals = 2

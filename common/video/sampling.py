@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import VideoError
+from common.messages import MAX_INT
 
 MIN_SIDE_PX = 2
 """A video one pixel wide is a broken header, and chroma has half its sides."""
@@ -31,15 +32,15 @@ class VideoSampling(BaseModel):
 
     fps: Annotated[float, Field(gt=0)] = 2.0
     """Frames sampled per second of video."""
-    min_frames: Annotated[int, Field(ge=2)] = 4
-    max_frames: Annotated[int, Field(ge=2)] = 768
-    min_pixels: Annotated[int, Field(ge=1)] = 4096
+    min_frames: Annotated[int, Field(ge=2, le=MAX_INT)] = 4
+    max_frames: Annotated[int, Field(ge=2, le=MAX_INT)] = 768
+    min_pixels: Annotated[int, Field(ge=1, le=MAX_INT)] = 4096
     """Pixels per frame, lower bound."""
-    max_pixels: Annotated[int, Field(ge=1)] = 786_432
+    max_pixels: Annotated[int, Field(ge=1, le=MAX_INT)] = 786_432
     """Pixels per frame, upper bound."""
-    total_pixels: Annotated[int, Field(ge=1)] = 14_680_064
+    total_pixels: Annotated[int, Field(ge=1, le=MAX_INT)] = 14_680_064
     """Budget of a whole clip; a long clip gets smaller frames (SPEC A4)."""
-    factor: Annotated[int, Field(ge=4)] = 32
+    factor: Annotated[int, Field(ge=4, le=MAX_INT)] = 32
     """Sides are multiples of patch x merge size: 28 for Qwen2.5-VL, 32 for Qwen3-VL and Qwen3.5."""
 
     @property

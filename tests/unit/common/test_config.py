@@ -64,6 +64,27 @@ class TestRefusals:
             ("learner.optimizer.lr=-1e-6", r"learner\.optimizer\.lr: found -1e-06"),
             ("learner.optimizer.lr=nan", r"learner\.optimizer\.lr: found nan"),
             ("learner.optimizer.betas=[0.9]", r"learner\.optimizer\.betas"),
+            ("learner.optimizer.betas=[0.9, 1]", r"betas\.1: found 1: input should be less than 1"),
+            ("learner.optimizer.betas=[-0.1, 0.9]", r"betas\.0: found -0\.1"),
+            ("learner.groups_per_step=1" + 20 * "0", r"learner\.groups_per_step: found 1000"),
+            (
+                "learner.collective_timeout_s=1e10",
+                r"found 10000000000\.0: .*to 1000000000",
+            ),
+            (
+                "learner.collective_timeout_s=600",
+                r"timeout_s: found 600, wanted more than learner\.wait_for_replicas_s, 600",
+            ),
+            ("shared.seed=4294967296", r"shared\.seed: found 4294967296"),
+            ("shared.group_size=16385", r"shared\.group_size: found 16385"),
+            ("shared.scoring.alpha1=11", r"shared\.scoring\.alpha1: found 11"),
+            ("shared.scoring.alpha2=21", r"shared\.scoring\.alpha2: found 21"),
+            ("shared.scoring.format_weight=101", r"shared\.scoring\.format_weight: found 101"),
+            (
+                "shared.video.max_frames=2",
+                r"video\.min_frames: found 4 while shared\.video\.max_frames is 2, wanted no more",
+            ),
+            ("shared.video.min_pixels=800000", r"video\.min_pixels: found 800000 while"),
             (
                 "learner.shard_within=foo",
                 r": learner\.shard_within: found 'foo': input should be 'all' or 'node', or input "
