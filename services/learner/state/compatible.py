@@ -5,7 +5,7 @@ its second half two different runs under one name.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def refuse_changes(saved: Path, run: config.Run) -> None:
     """
     wanted = LEFT_OUT | dict(_flat(json.loads(saved.read_text(encoding="utf-8"))))
     found = LEFT_OUT | dict(_flat(json.loads(config.dump(run))))
-    defaults = dict(_flat(json.loads(config.dump(_bare(run)))))
+    defaults = dict(_flat_defaults(run))
     changed = [
         f"  {key}: found {value!r}, wanted {was!r}"
         for key, value in found.items()
@@ -107,6 +107,14 @@ def may_change(key: str) -> bool:
     return any(key == known or key.startswith(f"{known}.") for known in MAY_CHANGE)
 
 
+def _flat_defaults(run: config.Run) -> Iterator[tuple[str, Any]]:
+    """What each key of this run would be if it were not said; the tables of a list too."""
+    yield from _flat(json.loads(config.dump(_bare(run))))
+    phase = config.Phase().model_dump(mode="json")
+    for number in range(len(run.learner.phases)):
+        yield from _flat(phase, f"learner.phases.{number}.")
+
+
 def _bare(run: config.Run) -> config.Run:
     """The run with nothing said but what has no default."""
     shared, learner = run.shared, run.learner
@@ -123,9 +131,15 @@ def _tables(key: str) -> Iterator[str]:
         yield key
 
 
-def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys as they stand in a run file; a list of tables also says how many they are."""
     for name, value in document.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            yield f"{prefix}{name}", f"{len(value)} table(s)"
+            yield from _flat(
+                {str(number): table for number, table in enumerate(value)}, f"{prefix}{name}."
+            )
         else:
             yield f"{prefix}{name}", value

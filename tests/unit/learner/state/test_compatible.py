@@ -95,6 +95,34 @@ def test_a_setting_the_checkpoint_s_version_did_not_have_was_at_its_default(save
         refuse_changes(saved, run_of("learner.loss.kl_coef=0.1"))
 
 
+PHASES = 'learner.phases=[{steps=5, max_tokens=64}, {mode="think"}]'
+
+
+def test_phases_are_compared_key_by_key(saved: Path) -> None:
+    with pytest.raises(ConfigError, match=r"learner\.phases: found '2 table\(s\)', wanted \[\]"):
+        refuse_changes(saved, run_of(PHASES))
+    saved.write_text(config.dump(run_of(PHASES)))
+    refuse_changes(saved, run_of(PHASES))
+    with pytest.raises(ConfigError) as refused:
+        refuse_changes(saved, run_of(PHASES.replace("64", "32")))
+    assert "\n  learner.phases.0.max_tokens: found 32, wanted 64\n" in str(refused.value)
+    with pytest.raises(ConfigError, match=r"learner\.phases: found \[\], wanted '2 table\(s\)'"):
+        refuse_changes(saved, run_of())
+
+
+def test_a_setting_that_phases_did_not_have_was_at_its_default(saved: Path) -> None:
+    document = json.loads(config.dump(run_of(PHASES)))
+    for phase in document["learner"]["phases"]:
+        del phase["max_tokens"]
+    saved.write_text(json.dumps(document))
+    with pytest.raises(ConfigError) as refused:
+        refuse_changes(saved, run_of(PHASES))
+    assert str(refused.value).splitlines()[1:-1] == [
+        "  learner.phases.0.max_tokens: found 64, wanted None"
+    ]
+    refuse_changes(saved, run_of(PHASES.replace(", max_tokens=64", "")))
+
+
 def test_adapters_stay_what_they_are(saved: Path) -> None:
     lines = r"learner\.lora\.rank: found 16, wanted None\n.*alpha.*\n.*dropout.*\n.*target_modules"
     with pytest.raises(ConfigError, match=lines):
