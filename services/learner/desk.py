@@ -183,7 +183,11 @@ class Desk:
         on_idle: Callable[[], None],
         faults_of: Callable[[Sequence[ScoredGroup]], Mapping[str, str]],
     ) -> Sequence[ScoredGroup] | None:
-        """The groups of the next step; None when asked to stop, or `intake.stalled` says why."""
+        """The groups of the next step; None when asked to stop, or `intake.stalled` says why.
+
+        Raises:
+            NoRowLeftError: dead letters have used up the last row.
+        """
 
         def idle() -> None:
             self._say_groups()
@@ -236,6 +240,9 @@ class Desk:
 
         Without Redis they stay outstanding: whoever next waits for groups feeds them again, or ends
         the run with a checkpoint.
+
+        Raises:
+            NoRowLeftError: every row turned out unusable.
         """
         try:
             return [request.clip for request in self.feed.top_up(version)]
@@ -285,8 +292,8 @@ class Desk:
             rng=rng,
         )
 
-    def probe_request(self) -> PromptRequest:
-        """A prompt outside the ring."""
+    def probe_request(self) -> PromptRequest | None:
+        """A prompt outside the ring; None when no row is left."""
         return self.feed.probe_request()
 
     def replicas(self) -> list[ReplicaStatus]:

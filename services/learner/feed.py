@@ -33,6 +33,10 @@ DEAD_LETTER = "dead letter"
 """Why a row is rejected that replicas gave up."""
 
 
+class NoRowLeftError(ConfigError):
+    """Every row turned out unusable since the run began."""
+
+
 class FeedState(BaseModel):
     """All a feed remembers; saved with every checkpoint."""
 
@@ -162,7 +166,7 @@ class Feed:
             What was fed.
 
         Raises:
-            ConfigError: every row turned out unusable.
+            NoRowLeftError: every row turned out unusable.
         """
         fed: list[PromptRequest] = []
         self._clips.expect(self._coming(self.capacity - len(self._outstanding)))
@@ -243,8 +247,11 @@ class Feed:
             log.warning("lost prompts fed again", extra={"num_prompts": len(lost)})
         return len(lost)
 
-    def probe_request(self) -> PromptRequest:
-        """The first usable row as a prompt outside the ring: it is not fed and counts nowhere."""
+    def probe_request(self) -> PromptRequest | None:
+        """The first usable row as a prompt outside the ring: it is not fed and counts nowhere.
+
+        None when no row is left, which `top_up` says.
+        """
         for row in self._usable:
             if row.row_id in self._rejected:
                 continue
@@ -252,7 +259,7 @@ class Feed:
                 return self._request(row, epoch=0, version=0)
             except UnusableRowError as error:
                 self._reject(row, error)
-        raise ConfigError(self._nothing_left())
+        return None
 
     def _restore(self, state: FeedState) -> None:
         found = _file_digest(self._learner.rows)
@@ -283,7 +290,10 @@ class Feed:
         while True:
             if self._cursor == len(self._order):
                 if all(row.row_id in self._rejected for row in self._usable):
-                    raise ConfigError(self._nothing_left())
+                    raise NoRowLeftError(
+                        f"learner.rows: {self._learner.rows}: no usable row left; rejected: "
+                        f"{self._rejected}"
+                    )
                 self._epoch, self._cursor, self._num_fed = self._epoch + 1, 0, 0
                 self.phases.epoch_ended(version)
                 self.pool.begin(self._epoch, mode=self.phases.asked.mode)
@@ -356,9 +366,6 @@ class Feed:
 
     def _reject(self, row: Row, error: UnusableRowError) -> None:
         self._rejected.add(Rejection(row_id=row.row_id, reason=error.reason, detail=error.detail))
-
-    def _nothing_left(self) -> str:
-        return f"learner.rows: {self._learner.rows}: no usable row left; rejected: {self._rejected}"
 
 
 def _file_digest(path: Path) -> str:

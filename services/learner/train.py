@@ -26,6 +26,7 @@ from common.video.loader import ClipLoader
 from services.learner import metrics, parallel
 from services.learner.batching.budget import Budget, step_within
 from services.learner.desk import Desk
+from services.learner.feed import NoRowLeftError
 from services.learner.launch import OTHER_RANK_FAILED
 from services.learner.model import kernels
 from services.learner.model.policy import Policy
@@ -59,7 +60,7 @@ def train(run: Run, *, resume: bool, validate: Validate | None = None) -> None:
 
     Raises:
         TempSampError, ConfigError: what stops a run; messages name the knob. When queues or
-            verdicts fail, the steps that were done are saved first.
+            verdicts fail or no row is left, the steps that were done are saved first.
     """
     stop = StopSignal()
     with (
@@ -118,8 +119,10 @@ class Learner:
     stop: StopSignal
     is_best: bool = False
     """Whether this version answered the held-out rows better than any before; on every rank."""
-    failure: TempSampError | None = None
+    failure: TempSampError | NoRowLeftError | None = None
     """Why the run ends early: no more groups (rank 0 alone), or engines that disagree."""
+    starved: NoRowLeftError | None = None
+    """Rank 0: why there are no further prompts. The next step ends the run, on all ranks alike."""
     has_probed: bool = False
     """Whether engine and learner were compared since this process started."""
     last_order_s: float = field(default_factory=time.monotonic)
@@ -175,10 +178,20 @@ class Learner:
             self.desk.status.show({"policy_version": version})
 
     def top_up(self, version: int) -> None:
-        """Rank 0: keep the bounded number of prompts in flight; a lone rank decodes their clips."""
+        """Rank 0: keep the bounded number of prompts in flight; a lone rank decodes their clips.
+
+        Raises:
+            NoRowLeftError: every row is unusable, and nothing is trained yet that could be saved.
+        """
         if self.desk is None or self.stop.asked:  # who resumes feeds them; clips take their time
             return
-        clips = self.desk.top_up(version)
+        try:
+            clips = self.desk.top_up(version)
+        except NoRowLeftError as error:
+            if version == self.first_version:
+                raise
+            self.starved = error
+            return
         if self.ranks.world_size == 1:
             self.policy.clips.prefetch(clips)
 
@@ -239,14 +252,20 @@ class Learner:
     def _take(self, desk: Desk, version: int) -> Sequence[ScoredGroup] | None:
         if desk.stops_early(version):
             return None
+        if self.starved is not None:
+            self._end_without_groups(self.starved)
+            return None
         try:
             groups = desk.take(version, on_idle=self._while_waiting, faults_of=self._offer)
-        except (QueueError, RewardError) as error:
-            logger.warning("no groups: stopping with a checkpoint", extra={"error": str(error)})
-            self.failure = error
+        except (QueueError, RewardError, NoRowLeftError) as error:
+            self._end_without_groups(error)
             return None
         self.failure = desk.intake.stalled
         return groups
+
+    def _end_without_groups(self, error: TempSampError | NoRowLeftError) -> None:
+        logger.warning("no groups: stopping with a checkpoint", extra={"error": str(error)})
+        self.failure = error
 
     def _order(self, what: str, **details: Any) -> None:
         """Rank 0: tell the others what comes next, and hear whether one of them was signalled."""
@@ -288,8 +307,8 @@ class Learner:
         group = None
         if self.desk is not None:
             self.publisher.settle()
-            if urls := [] if self.stop.asked else self.publisher.member_urls():
-                prompt = self.desk.probe_request()
+            urls = [] if self.stop.asked else self.publisher.member_urls()
+            if urls and (prompt := self.desk.probe_request()):
                 group = generate_probe(prompt, url=urls[0], version=version, shared=self.run.shared)
         body = self.ranks.broadcast_json(group.model_dump(mode="json") if group else None)
         if body is None:

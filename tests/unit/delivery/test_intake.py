@@ -15,7 +15,7 @@ from common.config import Learner, Shared, Video
 from common.messages import PromptRequest, ScoredGroup
 from common.queue.broker import Broker, Limits
 from services.learner import intake as intake_module
-from services.learner.feed import Feed, FeedState
+from services.learner.feed import Feed, FeedState, NoRowLeftError
 from services.learner.intake import Intake, IntakeState
 from tests.fixtures.clips import make_clip
 from tests.fixtures.rows import event_row, write_rows
@@ -400,6 +400,17 @@ class TestDrops:
         assert len(refused) == 2 * GROUPS_PER_STEP
         assert "max_unusable_in_a_row" in str(ring.intake.stalled)
         assert "found 5 visual tokens" in str(ring.intake.stalled)
+
+    def test_a_last_row_that_dies_leaves_a_state_to_save(
+        self, open_ring: Callable[..., Ring]
+    ) -> None:
+        ring = open_ring(max_unusable_in_a_row=2 * NUM_ROWS)
+        ring.feed.top_up(0)
+        with pytest.raises(NoRowLeftError, match=r"no usable row left; rejected: .*dead letter"):
+            ring.take(at=0, on_idle=lambda: ring.fail("no frames"), should_stop=lambda: False)
+        feed, intake = (json.loads(state) for state in ring.checkpoint())
+        assert len(feed["outstanding"]) < ring.feed.capacity
+        assert len(feed["rejected"]) == intake["counters"]["prompts_dead"] == NUM_ROWS
 
     def test_a_good_group_between_ends_the_row(self, ring: Ring) -> None:
         ring.feed.top_up(0)
