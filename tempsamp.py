@@ -3,6 +3,7 @@
 So `--help`, completion and a mistyped option answer at once, whatever a command needs to run.
 """
 
+import math
 import os
 import sys
 import traceback
@@ -24,6 +25,21 @@ if TYPE_CHECKING:
 Command = Callable[..., None]
 
 
+class Finite(TyperCommand):
+    """A command whose numbers are finite: where an option has no range, arithmetic ends at them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The words after the command's name; what is left of them."""
+        rest = super().parse_args(ctx, args)
+        option: Any
+        for option in self.params:
+            value = ctx.params.get(option.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                said = f"found {value}, wanted a finite number"
+                raise typer.BadParameter(said, ctx=ctx, param=option)
+        return rest
+
+
 class Leaf(TyperCommand):
     """A command that a job defines; its function here imports and returns the job's.
 
@@ -36,7 +52,7 @@ class Leaf(TyperCommand):
         job = self.callback()
         if not isinstance(job, typer.Typer):
             function, job = job, typer.Typer(**PLAIN)
-            job.command()(function)
+            job.command(cls=Finite)(function)
         command = typer.main.get_command(job)
         command.name = self.name
         return command
@@ -117,7 +133,7 @@ def rollout_serve(config_file: ConfigFile, overrides: Overrides = None) -> None:
     serve(run)
 
 
-@app.command("learner", rich_help_panel=SERVICES)
+@app.command("learner", cls=Finite, rich_help_panel=SERVICES)
 def learner(
     config_file: ConfigFile,
     overrides: Overrides = None,

@@ -18,19 +18,26 @@ from jobs.local import terminal
 from jobs.recipes.plan import Plan, misfits, plan, rows
 from jobs.recipes.times import Fleet
 
+MOST = 1_000_000
+"""Of anything on the command line; far beyond it the arithmetic would overflow."""
+
 
 def command(
     run_file: Annotated[Path, typer.Argument(help="The run's TOML file.")],
-    learner_gpus: Annotated[int, typer.Option(min=1, help="Learner ranks, one a GPU.")],
+    learner_gpus: Annotated[int, typer.Option(min=1, max=MOST, help="Learner ranks, one a GPU.")],
     rollout_gpus: Annotated[
-        int, typer.Option(min=0, help="GPUs of all replicas, rollout.tensor_parallel each.")
+        int,
+        typer.Option(min=0, max=MOST, help="GPUs of all replicas, rollout.tensor_parallel each."),
     ],
-    gpu_memory_gb: Annotated[float, typer.Option(min=1, help="Of one GPU, 1e9 bytes.")] = 96.0,
+    gpu_memory_gb: Annotated[
+        float, typer.Option(min=1, max=MOST, help="Of one GPU, 1e9 bytes.")
+    ] = 96.0,
     gpu_tflops: Annotated[
-        float, typer.Option(min=1, help="Peak of one GPU in bfloat16; default: H20.")
+        float, typer.Option(min=1, max=MOST, help="Peak of one GPU in bfloat16; default: H20.")
     ] = 148.0,
     gpu_bandwidth_gbs: Annotated[
-        float, typer.Option(min=1, help="Memory bandwidth of one GPU, GB/s; default: H20.")
+        float,
+        typer.Option(min=1, max=MOST, help="Memory bandwidth of one GPU, GB/s; default: H20."),
     ] = 4000.0,
     overrides: Annotated[
         list[str] | None,
