@@ -223,21 +223,26 @@ def group_rows(inputs: Sequence[Path], *, key: Callable[[TrainerRow], Key]) -> R
     """Rows of JSONL files by what has to be done for them; `key` may raise UnusableRowError.
 
     Raises:
+        ConfigError: an input has no rows.
         OSError: an input cannot be read.
     """
     places: dict[Key, dict[Path, list[int]]] = {}
     unreadable: list[Failure] = []
     for path in inputs:
+        has_rows = False
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
+                has_rows = True
                 try:
                     found = key(TrainerRow.parse(line))
                 except UnusableRowError as error:
                     unreadable.append(_bad_row(path, number, error))
                 else:
                     places.setdefault(found, {}).setdefault(path, []).append(number)
+        if not has_rows:
+            raise ConfigError(f"--input: {path}: found nothing, wanted trainer rows, JSONL")
     return RowsByKey(places=places, unreadable=tuple(unreadable))
 
 

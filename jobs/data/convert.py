@@ -87,7 +87,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.kind != "head" and self.max_samples is None:
             raise ConfigError(f"--sampling {self.kind}: found no --max-samples, wanted a number")
-        if self.std <= 0:
+        if not self.std > 0:
             raise ConfigError(f"--gaussian-std: found {self.std}, wanted more than 0")
 
     @property
@@ -131,6 +131,15 @@ class Conversion:
     sampling: Sampling = field(default_factory=Sampling)
     strict: bool = False
     """End at the first record that cannot be a row."""
+
+    def __post_init__(self) -> None:
+        for name, bound in self.bounds.items():
+            if bound.low is not None and bound.high is not None and bound.low > bound.high:
+                option = name.replace("_", "-")
+                raise ConfigError(
+                    f"--min-{option}: found {bound.low:g} while --max-{option} is {bound.high:g}, "
+                    "wanted no more"
+                )
 
 
 def rejected_path(output: Path) -> Path:

@@ -97,7 +97,7 @@ def command(
     written.
     """
     from common.queue.disk import check_file
-    from common.video.names import with_nearest
+    from common.video.names import SHOWN, with_nearest
     from jobs.data.annotations.durations import read_durations
     from jobs.data.annotations.paths import GIVE_IDS, STRIP_PREFIXES, OnDisk, Rerooting
     from jobs.data.annotations.reading import schema_named
@@ -107,6 +107,7 @@ def command(
     from jobs.local import terminal
 
     check_file(output, knob="--output")
+    unreadable: list[str] = []
     name = sniff(source) if schema is None else schema_named(schema)
     place = Rerooting(strip_prefixes=strip_prefix or STRIP_PREFIXES, video_root=video_root)
     conversion = Conversion(
@@ -116,7 +117,9 @@ def command(
             task=task,
             place=OnDisk(place) if video_root is not None and name in GIVE_IDS else place,
             end_tolerance_s=end_tolerance,
-            durations={} if duration_source is None else read_durations(duration_source),
+            durations={}
+            if duration_source is None
+            else read_durations(duration_source, unreadable=unreadable),
             extract_question=extract_question,
             keep_extras=name == "rows",
         ),
@@ -140,6 +143,15 @@ def command(
     report = convert(source, output=output, conversion=conversion)
     console = terminal.console()
     console.print(table_of(report, title=f"{source.name} ({name}) to {output.name}"))
+    if unreadable:
+        more = len(unreadable) - SHOWN
+        console.print(
+            f"--duration-source: found in {duration_source} no seconds above 0 in "
+            f"{', '.join(unreadable[:SHOWN])}{f' and {more:,} more' if more > 0 else ''}",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
     if duration_source is not None and report.without_duration:
         console.print(
             f"--duration-source: nothing in {duration_source} for {report.without_duration:,} of "

@@ -17,6 +17,8 @@ from typing import TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
+from common.errors import TempSampError
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -34,7 +36,7 @@ class Lost:
     detail: str
 
 
-class WorkersKeepDyingError(RuntimeError):
+class WorkersKeepDyingError(TempSampError):
     """Workers die without a task: the machine is out of memory, or something kills them."""
 
 

@@ -21,7 +21,8 @@ ByteFile = gzip.GzipFile | io.BufferedReader
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_BROKEN = (EOFError, zlib.error, gzip.BadGzipFile)
+BROKEN = (EOFError, zlib.error, gzip.BadGzipFile)
+"""What a gzip file raises that is cut off or damaged."""
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def first_byte(path: Path) -> bytes:
         try:
             while (byte := file.read(1)).isspace():
                 pass
-        except _BROKEN:
+        except BROKEN:
             return b""
         return byte
 
@@ -77,7 +78,7 @@ def json_members(path: Path) -> Iterator[Record | BadRecord]:
             for key, value in ijson.kvitems(file, "", use_float=True):
                 position = key
                 yield Record(key, value)
-        except (*_BROKEN, ijson.JSONError) as error:
+        except (*BROKEN, ijson.JSONError) as error:
             yield _broken(position, error)
 
 
@@ -88,7 +89,7 @@ def _json_array(path: Path) -> Iterator[Record | BadRecord]:
             for index, value in enumerate(ijson.items(file, "item", use_float=True)):
                 position = f"[{index}]"
                 yield Record(position, value)
-        except (*_BROKEN, ijson.JSONError) as error:
+        except (*BROKEN, ijson.JSONError) as error:
             yield _broken(position, error)
 
 
@@ -111,12 +112,13 @@ def _byte_lines(path: Path) -> Iterator[Record | BadRecord]:
                 position = f"line {number}"
                 if not line.isspace():
                     yield Record(position, line)
-        except _BROKEN as error:
+        except BROKEN as error:
             yield _broken(position, error)
 
 
 def _broken(position: str, error: Exception) -> BadRecord:
-    message = " ".join(str(error).split())
+    kind = "gzip: " if isinstance(error, BROKEN) else ""
+    message = kind + " ".join(str(error).split())
     return BadRecord(
         f"after {position}", "broken file", f"{message[:160]}; what follows was not read"
     )
@@ -125,5 +127,5 @@ def _broken(position: str, error: Exception) -> BadRecord:
 def _peek(file: ByteFile) -> bytes:
     try:
         return file.peek(len(_BYTE_ORDER_MARK))
-    except _BROKEN:
+    except BROKEN:
         return b""

@@ -28,6 +28,7 @@ _MEMBER_KEYS: tuple[tuple[SchemaName, frozenset[str]], ...] = (
     ("timelens-bench", frozenset({"spans", "queries"})),
     ("activitynet-captions", frozenset({"timestamps", "sentences"})),
 )
+NOT_TEXT = "a file that is not UTF-8 text"
 
 
 def sniff(path: Path) -> SchemaName:
@@ -39,10 +40,10 @@ def sniff(path: Path) -> SchemaName:
     start = first_byte(path)
     if start not in (b"{", b"["):
         return _sniff_lines(path)
-    found = _match(_first(json_members(path)), _MEMBER_KEYS) if start == b"{" else None
+    found = _match(_start(json_members(path)), _MEMBER_KEYS) if start == b"{" else None
     if found is not None:
         return found
-    records = _first(json_records(path))
+    records = _start(json_records(path))
     found = _match(records, _RECORD_KEYS)
     if found is None:
         raise _unknown(path, _keys_found(records))
@@ -50,33 +51,49 @@ def sniff(path: Path) -> SchemaName:
 
 
 def _sniff_lines(path: Path) -> SchemaName:
-    records = _first(text_lines(path))
-    if any(_CHARADES.match(record.content) for record in records):
+    lines = _start(text_lines(path))
+    if any(isinstance(line, Record) and _CHARADES.match(line.content) for line in lines):
         return "charades-sta"
-    raise _unknown(path, f"text such as {records[0].content[:60]!r}" if records else "nothing")
+    raise _unknown(path, _text_found(lines))
 
 
-def _first(records: Iterable[Record | BadRecord]) -> list[Record]:
-    start = itertools.islice(records, LOOKED_AT)
-    return [record for record in start if isinstance(record, Record)]
+def _start(records: Iterable[Record | BadRecord]) -> list[Record | BadRecord]:
+    return list(itertools.islice(records, LOOKED_AT))
 
 
 def _match(
-    records: Iterable[Record], schemas: Iterable[tuple[SchemaName, frozenset[str]]]
+    records: Iterable[Record | BadRecord], schemas: Iterable[tuple[SchemaName, frozenset[str]]]
 ) -> SchemaName | None:
     """The first schema all of whose keys some record has."""
     for record in records:
         for schema, keys in schemas:
-            if isinstance(record.content, dict) and keys <= record.content.keys():
+            content = record.content if isinstance(record, Record) else None
+            if isinstance(content, dict) and keys <= content.keys():
                 return schema
     return None
 
 
-def _keys_found(records: list[Record]) -> str:
+def _keys_found(records: list[Record | BadRecord]) -> str:
     for record in records:
-        if isinstance(record.content, dict):
+        if isinstance(record, Record) and isinstance(record.content, dict):
             return "records with the keys " + ", ".join(list(record.content)[:12])
-    return "JSON without objects"
+    return _fault_found(records) or "JSON without objects"
+
+
+def _text_found(lines: list[Record | BadRecord]) -> str:
+    if any(isinstance(line, Record) and "\0" in line.content for line in lines):
+        return NOT_TEXT
+    if fault := _fault_found(lines):
+        return fault
+    texts = (line.content for line in lines if isinstance(line, Record))
+    return f"text such as {next(texts)[:60]!r}" if lines else "nothing"
+
+
+def _fault_found(records: list[Record | BadRecord]) -> str | None:
+    for record in records:
+        if isinstance(record, BadRecord):
+            return NOT_TEXT if record.reason == "bad text" else f"{record.reason}: {record.detail}"
+    return None
 
 
 def _unknown(path: Path, found: str) -> ConfigError:

@@ -3,7 +3,8 @@
     annotations.reading.read -> inspection.rows -> tables here, --html by inspection.page
                           -> inspection.videos with --check-videos
 
-Exit code 1 when no record can be read or a probed video is bad, 2 for a mistake in the options.
+Exit code 1 when a probed video is bad, 2 for a mistake in the options and for a file without
+records.
 """
 
 import os
@@ -24,7 +25,6 @@ from common.errors import ConfigError
 from common.queue.disk import check_file, write_file
 from jobs.data.annotations.reading import read, schema_named
 from jobs.data.annotations.records import SchemaName
-from jobs.data.crash_safe_pool import WorkersKeepDyingError
 from jobs.data.inspection.numbers import Histogram
 from jobs.data.inspection.rows import Inspection, NoRecordError, inspect
 from jobs.data.inspection.videos import Health, Named, below, check, collect, health
@@ -99,12 +99,11 @@ def _inspected(
     file: Path, *, schema: SchemaName | None, videos: dict[str, Named] | None
 ) -> Inspection:
     """Read the file; its videos are noted in `videos` if that is given."""
+    records = read(file, schema=schema)
     try:
-        records = read(file, schema=schema)
         return inspect(records if videos is None else collect(records, into=videos))
-    except (ConfigError, NoRecordError) as error:
-        errors.print(escape(f"{file}: {str(error).removeprefix(f'{file}: ')}"), soft_wrap=True)
-        raise typer.Exit(1) from error
+    except NoRecordError as error:
+        raise ConfigError(f"{file}: {error}") from error
 
 
 def _show(inspection: Inspection, *, source: Path) -> None:
@@ -154,12 +153,8 @@ def _histogram(histogram: Histogram) -> Group:
 def _checked(named: Mapping[str, Named], *, root: Path, workers: int, timeout_s: float) -> Health:
     videos = below(root, named)
     checks = check(videos, root=root, workers=workers, timeout_s=timeout_s)
-    try:
-        with shown(terminal.bar(errors)) as progress:
-            return health(progress.track(checks, total=len(videos), description="videos"))
-    except WorkersKeepDyingError as error:
-        errors.print(escape(str(error)), soft_wrap=True)
-        raise typer.Exit(1) from error
+    with shown(terminal.bar(errors)) as progress:
+        return health(progress.track(checks, total=len(videos), description="videos"))
 
 
 def _show_health(checked: Health) -> None:

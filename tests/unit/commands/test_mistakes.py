@@ -1,5 +1,6 @@
 """Plain mistakes: paths, addresses, settings of every command end in one line, exit code 2."""
 
+import gzip
 import json
 import logging
 import shlex
@@ -60,6 +61,11 @@ WORDS = [
     ("audit FILE", "Not a directory"),
     ("plan nope.toml --learner-gpus 1 --rollout-gpus 1", "nope.toml: No such file"),
     ("plan RUN --learner-gpus 1 --rollout-gpus 1 --set shared.model=/nowhere", "shared.model"),
+    ("plan RUN --learner-gpus 1 --rollout-gpus 1 --gpu-memory-gb inf", "'--gpu-memory-gb': "),
+    ("plan RUN --learner-gpus 1 --rollout-gpus 1 --gpu-tflops nan", "'--gpu-tflops': "),
+    ("learner --config RUN --shutdown-timeout nan", "'--shutdown-timeout': "),
+    ("status --config RUN --watch inf", "'--watch': found inf, wanted a finite number"),
+    ("ground FILE q --end nan", "'--end': found nan, wanted a finite number"),
     ("demo --config nope.toml", "nope.toml: No such file"),
     ("demo --method grpp", "METHOD: found 'grpp', wanted one of grpo"),
     ("demo --set learner.stepz=3", "learner.stepz: unknown key; did you mean 'steps'?"),
@@ -83,7 +89,33 @@ WORDS = [
     ("reframe score DIR --truth DIR", "Is a directory"),
     ("data convert --input nope --output o.jsonl", "found no file nope"),
     ("data convert --input FILE --output o.jsonl", "wanted one of the schemas"),
+    ("data convert --input EMPTY --output o.jsonl", "EMPTY: found nothing, wanted one of the"),
+    ("data convert --input VIDEO --output o.jsonl", "VIDEO: found a file that is not UTF-8 text"),
+    ("data convert --input CUT.gz --output o.jsonl", "broken file: gzip: Compressed file ended"),
+    (
+        "data convert --input FILE --output o.jsonl --gaussian-std nan",
+        "'--gaussian-std': found nan",
+    ),
+    (
+        "data convert --schema rows --input FILE --output o.jsonl --min-gt-len 9 --max-gt-len 1",
+        "--min-gt-len: found 9 while --max-gt-len is 1, wanted no more",
+    ),
+    (
+        "data convert --schema rows --input FILE --output o.jsonl --duration-source nope.csv",
+        "--duration-source: found no file nope.csv, wanted CSV",
+    ),
+    (
+        "data convert --schema rows --input FILE --output o.jsonl --duration-source VIDEO",
+        "--duration-source: VIDEO: found a file that is no text",
+    ),
     ("data inspect nope", "file 'nope' does not exist"),
+    ("data inspect EMPTY", "tempsamp: EMPTY: found nothing, wanted one of the schemas"),
+    ("data inspect EMPTY --schema rows", "tempsamp: EMPTY: found no usable record"),
+    ("data preprocess --input EMPTY --video-root DIR --cache c", "--input: EMPTY: found nothing"),
+    (
+        "data import-pt --input EMPTY --video-root DIR --pt-dir DIR --cache c",
+        "EMPTY: found nothing",
+    ),
     ("data preprocess --input nope --cache c", "file 'nope' does not exist"),
     ("data preprocess --input FILE --cache c", "found no folder of videos"),
     ("data import-pt --input FILE --pt-dir FILE --cache c", "is a file"),
@@ -105,6 +137,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("DIR").mkdir()
     Path("FILE").write_text("x\n")
+    Path("EMPTY").write_text("")
+    Path("VIDEO").write_bytes(b"\0\0\0\x20ftypisom\n\xff\xfe\n")
+    Path("CUT.gz").write_bytes(gzip.compress(b"AAAAA 1.0 5.0##a\n")[:15])
     demo = (ROOT / "deploy/configs/demo.toml").read_text()
     model = json.dumps(str(ROOT / "deploy/tiny-qwen3vl"))
     demo = demo.replace('"deploy/tiny-qwen3vl"', model)

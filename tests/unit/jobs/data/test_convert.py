@@ -260,6 +260,15 @@ def test_videos_that_the_duration_file_lacks_are_counted_and_the_nearest_named(
     assert "--duration-source" not in matched.output
 
 
+def test_durations_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    source, durations = tmp_path / "charades.txt", tmp_path / "durations.csv"
+    source.write_text("AAAAA 1.0 5.0##a\nBBBBB 1.0 5.0##b\n")
+    durations.write_text("AAAAA,30\nBBBBB,12 s\n")
+    result = run("-i", source, "-o", tmp_path / "out", "--duration-source", durations)
+    said = " ".join(result.output.split())
+    assert f"found in {durations} no seconds above 0 in line 2: '12 s' for 'BBBBB'" in said
+
+
 @pytest.mark.skipif(not CASES.is_dir(), reason="the reported files are not here")
 def test_ids_with_dots_find_the_durations_that_name_files(tmp_path: Path) -> None:
     output = tmp_path / "out"

@@ -11,10 +11,19 @@ from common.video.names import video_key
 from jobs.data.annotations.durations import read_durations
 
 
-def test_csv_heading_and_broken_rows_are_passed_over(tmp_path: Path) -> None:
+def test_csv_heading_is_passed_over_and_broken_rows_are_told(tmp_path: Path) -> None:
     path = tmp_path / "durations.csv"
     path.write_text("id,length_seconds,split\nAAAAA,30.62,train\nBBBBB,,train\nCCCCC,0\n")
-    assert read_durations(path) == {"AAAAA": 30.62}
+    unreadable: list[str] = []
+    assert read_durations(path, unreadable=unreadable) == {"AAAAA": 30.62}
+    assert unreadable == ["line 3: '' for 'BBBBB'", "line 4: '0' for 'CCCCC'"]
+
+
+def test_a_first_line_with_a_number_is_no_heading(tmp_path: Path) -> None:
+    path = tmp_path / "durations.csv"
+    path.write_text("AAAAA,12 s\nBBBBB,-7\n\n")
+    with pytest.raises(ConfigError, match=r"no durations \(line 1: '12 s' for 'AAAAA'\), wanted"):
+        read_durations(path)
 
 
 def test_the_published_file_of_charades_is_read(tmp_path: Path) -> None:
@@ -57,7 +66,10 @@ def test_json_records_name_their_video_in_two_ways(tmp_path: Path, as_array: boo
     ]
     path = tmp_path / "durations.json"
     path.write_text(json.dumps(records) if as_array else "\n".join(map(json.dumps, records)))
-    assert read_durations(path) == {"AAAAA": 30.0, "BBBBB": 12.5}
+    unreadable: list[str] = []
+    assert read_durations(path, unreadable=unreadable) == {"AAAAA": 30.0, "BBBBB": 12.5}
+    (words,) = unreadable
+    assert words.endswith(": True for 'CCCCC.mp4'")
 
 
 def test_two_durations_of_one_name_are_refused(tmp_path: Path) -> None:

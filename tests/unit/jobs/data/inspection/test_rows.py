@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from common.errors import ConfigError
 from common.messages import Highlight
 from common.rows import UnusableRowError
 from jobs.data.annotations.records import Annotation, BadRecord
@@ -271,23 +272,23 @@ def test_terminal_shows_counts_problems_and_distributions(tmp_path: Path) -> Non
         assert re.search(line, result.output), line
 
 
-def test_file_of_bad_records_exits_1_and_says_why(tmp_path: Path) -> None:
+def test_file_of_bad_records_is_refused_with_the_reason(tmp_path: Path) -> None:
     file = rows_file(tmp_path, {"query": "cup", "videos": []}, {"query": "dog", "videos": 3})
-    result = run(file, "--schema", "rows")
-    assert result.exit_code == 1
-    assert "found no usable record: 2 x" in result.output
+    error = run(file, "--schema", "rows").exception
+    assert isinstance(error, ConfigError)
+    assert str(error).startswith(f"{file}: found no usable record: 2 x")
 
 
 @pytest.mark.parametrize("content", ["", "a file of something else\n", '{"key": 1}\n'])
-def test_file_of_no_known_schema_exits_1_and_says_what_was_found(
+def test_file_of_no_known_schema_is_refused_with_what_was_found(
     tmp_path: Path, content: str
 ) -> None:
     file = tmp_path / "unknown"
     file.write_text(content, encoding="utf-8")
-    result = run(file)
-    assert result.exit_code == 1
-    assert "found" in result.output
-    assert "wanted one of the schemas" in result.output
+    error = run(file).exception
+    assert isinstance(error, ConfigError)
+    assert "found" in str(error)
+    assert "wanted one of the schemas" in str(error)
 
 
 @pytest.mark.parametrize("option", ["--html", "--failures"])
