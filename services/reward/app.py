@@ -26,6 +26,7 @@ from common.rest.auth import BearerAuth
 from common.rest.openapi import json_body, refusals
 from common.rest.problems import BodyLimit, Problem, install_problem_handlers, read_json
 from common.rest.reward_api import (
+    MAX_SHAPED,
     InjectionRequest,
     InjectionResponse,
     ScoreRequest,
@@ -35,7 +36,7 @@ from common.rest.reward_api import (
     ShapeResponse,
 )
 from common.secrets import Tokens
-from services.reward.judge import Judge
+from services.reward.judge import Judge, refusal
 from services.reward.metrics import Metrics
 from services.reward.openapi import describe
 from services.reward.registry import Task, discover
@@ -128,6 +129,8 @@ def _add_scoring(app: FastAPI, judge: Judge) -> None:
     def shape(body: Body) -> Response:
         """Shape rewards; `downscale` treats every one as an injected answer's."""
         request = read_json(ShapeRequest, body)
+        if (count := len(request.rewards)) > MAX_SHAPED:
+            raise refusal(413, "rewards", f"found {count}, wanted at most {MAX_SHAPED}")
         return Response(
             to_json({"shaped": shape_all(request.rewards, request.shaping)}), media_type=JSON
         )

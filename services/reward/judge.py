@@ -55,6 +55,8 @@ class Judge:
             Problem: as `score`.
         """
         deadline = time.monotonic() + self._settings.request_timeout_s
+        if request.rollout is not None:
+            self._check_length(request.rollout, field="rollout")
         self._check_parser(request.parser)
         task = self._task(request.task, field="task")
         query = GroundTruthQuery(
@@ -68,7 +70,7 @@ class Judge:
         try:
             injected = _render(task, query, deadline)
         except TargetError as error:
-            raise _refusal(422, error.field, str(error)) from error
+            raise refusal(422, error.field, str(error)) from error
         if injected.text is not None:
             rollouts = () if request.rollout is None else (request.rollout,)
             injected = inject(
@@ -87,7 +89,7 @@ class Judge:
         try:
             return task.bind(item, request, deadline=deadline)
         except TargetError as error:
-            raise _refusal(422, f"items.{index}.{error.field}", str(error)) from error
+            raise refusal(422, f"items.{index}.{error.field}", str(error)) from error
 
     def _score_item(
         self, item: ScoreItem, request: ScoreRequest, score_all: ScoreAll, deadline: float
@@ -127,18 +129,18 @@ class Judge:
     def _task(self, name: str, *, field: str) -> Task:
         task = self._tasks.get(name)
         if task is None:
-            raise _refusal(422, field, f"found {name!r}, wanted one of {', '.join(self._tasks)}")
+            raise refusal(422, field, f"found {name!r}, wanted one of {', '.join(self._tasks)}")
         return task
 
     def _check_parser(self, parser: str) -> None:
         if parser not in PARSERS:
             detail = f"found {parser!r}, wanted one of {', '.join(PARSERS)}"
-            raise _refusal(422, "parser", detail)
+            raise refusal(422, "parser", detail)
 
     def _check_sizes(self, request: ScoreRequest) -> None:
         limits = self._settings
         if len(request.items) > limits.max_items:
-            raise _refusal(
+            raise refusal(
                 413, "items", f"found {len(request.items)}, wanted at most {limits.max_items} items"
             )
         count = 0
@@ -146,17 +148,16 @@ class Judge:
             count += len(item.responses)
             field = f"items.{index}.responses"
             if count > limits.max_responses:
-                raise _refusal(
+                raise refusal(
                     413, field, f"wanted at most {limits.max_responses} responses in one request"
                 )
             for position, response in enumerate(item.responses):
-                if len(response) > limits.max_response_chars:
-                    raise _refusal(
-                        413,
-                        f"{field}.{position}",
-                        f"found {len(response)} characters, "
-                        f"wanted at most {limits.max_response_chars}",
-                    )
+                self._check_length(response, field=f"{field}.{position}")
+
+    def _check_length(self, response: str, *, field: str) -> None:
+        most = self._settings.max_response_chars
+        if len(response) > most:
+            raise refusal(413, field, f"found {len(response)} characters, wanted at most {most}")
 
 
 def _render(task: Task, query: GroundTruthQuery, deadline: float) -> Injection:
@@ -169,5 +170,6 @@ def _render(task: Task, query: GroundTruthQuery, deadline: float) -> Injection:
     return Injection(text)
 
 
-def _refusal(status: int, field: str, detail: str) -> Problem:
+def refusal(status: int, field: str, detail: str) -> Problem:
+    """A request that is refused for one of its fields."""
     return Problem(status, f"{field}: {detail}", errors=[FieldError(field, detail)])

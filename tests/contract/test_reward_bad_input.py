@@ -159,6 +159,37 @@ async def test_too_much_of_a_field_is_413_and_named(
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/shape", {"rewards": [0.5] * 70_000}, "rewards"),
+        ("/v1/injection", {"target": {"spans": [[1, 2]]}, "rollout": "x" * 2**20}, "rollout"),
+    ],
+)
+async def test_too_much_is_413_wherever_it_is_sent(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], field: str
+) -> None:
+    response = await client.post(path, json=body)
+    assert response.status_code == 413
+    assert response.json()["errors"][0]["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("task", "target"),
+    [
+        ("temporal_grounding", {"spans": [[0, 1e308]]}),
+        ("highlight_detection", {"highlights": [{"time_s": 1e308, "score": 1}]}),
+    ],
+)
+async def test_the_latest_time_is_named_without_a_duration(
+    client: httpx.AsyncClient, task: str, target: dict[str, Any]
+) -> None:
+    body = {"items": [{"task": task, "target": target, "responses": ["x"]}]}
+    response = await client.post("/v1/score", json=body)
+    assert response.status_code == 422
+    assert response.json()["detail"].endswith("<= 1000000000 s")
+
+
+@pytest.mark.parametrize(
     ("path", "member", "field"),
     [
         (("items",), {}, "items.0.task"),
@@ -215,7 +246,6 @@ async def test_a_megabyte_answer_within_the_limit_is_scored(client: httpx.AsyncC
         ("/v1/shape", {"rewards": []}, "rewards"),
         ("/v1/shape", {"rewards": [11.0]}, "rewards.0"),
         ("/v1/shape", {"rewards": [1.0], "shaping": {"alpha1": -1}}, "shaping.alpha1"),
-        ("/v1/shape", {"rewards": [0.0] * 70_000}, "rewards"),
     ],
 )
 async def test_the_other_routes_name_fields_too(

@@ -12,15 +12,14 @@ import math
 from typing import Any, NamedTuple
 
 from common.answers.reading import find_answer, highlight_answer, read_highlights
-from common.answers.times import MAX_TIME_S
 from common.messages import Highlight, HighlightsTarget, Target, TextTarget
 from common.rest.reward_api import ScoreItem, ScoreRequest, WmseSupport
 from services.reward.scorers.formatting import has_format
 from services.reward.scorers.targets import (
-    END_TOLERANCE_S,
     ScoreOne,
     TargetError,
     UnrenderableTarget,
+    latest,
     penalized,
 )
 from services.reward.shaping import score_shaper
@@ -85,12 +84,12 @@ def ground_truth(target: Target, *, duration_s: float | None) -> tuple[Highlight
             raise UnrenderableTarget(field, f"found no highlights in {target.text[:80]!r}")
     else:
         raise TargetError("target", "wanted highlights or text for highlight_detection")
-    end_max_s = MAX_TIME_S if duration_s is None else duration_s + END_TOLERANCE_S
+    end_max_s, bound = latest(duration_s)
     for index, highlight in enumerate(highlights):
         if highlight.time_s > end_max_s:
             raise TargetError(
                 f"{field}.{index}.time_s",
-                f"found {highlight.time_s}, wanted <= duration_s {duration_s}",
+                f"found {highlight.time_s}, wanted <= {bound}",
             )
         if abs(highlight.score) > MAX_SCORE:
             raise TargetError(

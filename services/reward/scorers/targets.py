@@ -29,12 +29,21 @@ def check_times(spans: Sequence[Span], *, duration_s: float | None, field: str) 
     Raises:
         TargetError: names the span, what was found and what was wanted.
     """
-    end_max_s = MAX_TIME_S if duration_s is None else duration_s + END_TOLERANCE_S
+    end_max_s, bound = latest(duration_s)
     for index, (start, end) in enumerate(spans):
         if 0 <= start < end <= end_max_s:
             continue
-        wanted = "0 <= start < end" + ("" if duration_s is None else f" <= duration_s {duration_s}")
+        # That of videos of unknown length is worth a word only where it is passed.
+        tells_bound = duration_s is not None or end > end_max_s
+        wanted = "0 <= start < end" + (f" <= {bound}" if tells_bound else "")
         raise TargetError(f"{field}.{index}", f"found {start} to {end}, wanted {wanted}")
+
+
+def latest(duration_s: float | None) -> tuple[float, str]:
+    """The latest time of a target, seconds, and how a refusal calls it."""
+    if duration_s is None:
+        return MAX_TIME_S, f"{MAX_TIME_S:.0f} s"
+    return duration_s + END_TOLERANCE_S, f"duration_s {duration_s}"
 
 
 def penalized(reward: float, parts: dict[str, float], *, penalty: float, is_answer: bool) -> float:
