@@ -413,5 +413,7 @@ def video_settings(
         return Video(**chosen)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if not first["loc"]:  # options that contradict each other, named as settings
+            raise ConfigError(str(first["msg"]).removeprefix("Value error, ")) from error
         option = str(first["loc"][0]).replace("_", "-")
         raise ConfigError(f"--{option}: found {first['input']}: {first['msg']}") from error

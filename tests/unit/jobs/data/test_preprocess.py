@@ -402,6 +402,8 @@ def test_sampling_comes_from_the_run_file_and_options_win() -> None:
 def test_wrong_option_is_named() -> None:
     with pytest.raises(ConfigError, match=r"--max-frames: found 1: .*greater than or equal to 2"):
         video_settings(None, cache=Path("cache"), video_root=[Path("videos")], max_frames=1)
+    with pytest.raises(ConfigError, match=r"^shared\.video\.min_frames: found 4 while .* is 2"):
+        video_settings(None, cache=Path("cache"), video_root=[Path("videos")], max_frames=2)
 
 
 def test_windows_are_cached_beside_their_file_and_a_missing_one_is_listed(
