@@ -1,6 +1,7 @@
 """Files that we write: places are tried before the work, files appear whole, faults are named.
 
     check_folder(out, knob="--out")           a place is refused before anything slow is done
+    check_file(out, knob="--out", inputs=[…]) also one that would overwrite what is read
     with writing(path, knob="--out"): …       OSError → OutputError, with what is free
     with replacing(path) as file: …           a stream of bytes, whole or not at all
     replace_text(path, text)                  the whole text or what was there before, also after
@@ -15,7 +16,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -43,12 +44,24 @@ def check_folder(folder: Path, *, knob: str, wanted: str = "a folder that can be
         )
 
 
-def check_file(path: Path, *, knob: str) -> None:
-    """Refuse a file that cannot be written; its folder is made later, by who writes.
+def check_file(path: Path, *, knob: str, inputs: Iterable[Path | None] = ()) -> None:
+    """Refuse a file that cannot be written or is read too; its folder is made later, by who writes.
+
+    Args:
+        path: of the file.
+        knob: the option or setting that names it.
+        inputs: files that the same command reads, by whatever links; None: an option without one.
 
     Raises:
-        ConfigError: it is a folder, is write-protected, or `check_folder` refuses its folder.
+        ConfigError: it is one of the inputs, is a folder, is write-protected, or `check_folder`
+            refuses its folder.
     """
+    overwritten = _same_file(path, inputs)
+    if overwritten is not None:
+        raise ConfigError(
+            f"{knob}: found {path}, which would overwrite the input {overwritten}, wanted another "
+            "file"
+        )
     wanted = "a file that can be written"
     if path.is_dir():
         raise ConfigError(f"{knob}: found {path}, a folder, wanted {wanted}")
@@ -59,6 +72,37 @@ def check_file(path: Path, *, knob: str) -> None:
         if not path.is_file():  # a device or a pipe: written in place
             return
     check_folder(path.parent, knob=knob, wanted=wanted)
+
+
+def check_files(outputs: Mapping[str, Path | None], *, inputs: Iterable[Path | None] = ()) -> None:
+    """`check_file` of several outputs by their knobs, of which no two may be one file.
+
+    Raises:
+        ConfigError: as `check_file`, or two are one.
+    """
+    read = tuple(inputs)
+    knobs: dict[Path, str] = {}
+    for knob, path in outputs.items():
+        if path is None:
+            continue
+        check_file(path, knob=knob, inputs=read)
+        other = knobs.setdefault(path.resolve(), knob)
+        if other != knob and (path.is_file() or not path.exists()):  # /dev/null takes all
+            raise ConfigError(f"{knob}: found {path}, which is {other}; wanted another file")
+
+
+def _same_file(path: Path, others: Iterable[Path | None]) -> Path | None:
+    """The first of `others` that is this file; what is not there yet overwrites nothing."""
+    try:
+        here = os.stat(path)
+    except OSError:
+        return None
+    for other in others:
+        # A video may be called anything in a row, also what no path can be.
+        with contextlib.suppress(OSError, ValueError):
+            if other is not None and os.path.samestat(here, os.stat(other)):
+                return other
+    return None
 
 
 @contextlib.contextmanager

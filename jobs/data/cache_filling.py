@@ -5,6 +5,7 @@ function that makes one entry, and get resuming, failure files, the closing tabl
 options here.
 """
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -300,18 +301,24 @@ def fill_in_terminal(
     workers: int | None,
     timeout_s: float,
     failures_file: Path | None,
+    reads: Sequence[Path | None] = (),
 ) -> NoReturn:
     """`fill` with a progress bar and the closing table; one process per CPU without `workers`.
 
+    Args as of `fill`, and
+        reads: further files that the command reads, which no failure file may overwrite.
+
     Raises:
-        ConfigError: the cache or a failure file cannot be written; nothing was done.
+        ConfigError: the cache or a failure file cannot be written or would overwrite an input;
+            nothing was done.
         OutputError: there is no room for further entries, or for the failure file.
         typer.Exit: 0 if every row has its entry, 1 if one has not, 130 after Ctrl-C.
     """
     console = terminal.console(stderr=True)
     check_folder(cache, knob="--cache")
     for path in inputs:
-        check_file(failures_file or failures_path(path), knob="--failures")
+        target = failures_file or failures_path(path)
+        check_file(target, knob="--failures", inputs=itertools.chain(inputs, reads))
     try:
         with interruptible(), shown(_progress_bar(console)) as bar:
             task = bar.add_task(title, total=len(rows.places))

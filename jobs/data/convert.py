@@ -12,7 +12,7 @@ import json
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
@@ -147,6 +147,17 @@ def rejected_path(output: Path) -> Path:
     return output.with_name(output.name + REJECTED_SUFFIX)
 
 
+def check_output(output: Path, *, inputs: Iterable[Path | None]) -> None:
+    """Refuse rows, or a list of rejected records, that `check_file` refuses.
+
+    Raises:
+        ConfigError: names --output.
+    """
+    read = tuple(inputs)
+    for written in (output, rejected_path(output)):
+        check_file(written, knob="--output", inputs=read)
+
+
 def convert(source: Path, *, output: Path, conversion: Conversion) -> Report:
     """Write the trainer rows of an annotation file.
 
@@ -158,9 +169,7 @@ def convert(source: Path, *, output: Path, conversion: Conversion) -> Report:
         OutputError: an output could not be written to its end; older ones stay.
         RejectedRecordError: strict, and a record cannot be a row; names it and the reason.
     """
-    _refuse_overwriting(source, output)
-    for written in (output, rejected_path(output)):
-        check_file(written, knob="--output")
+    check_output(output, inputs=[source])
     report = Report()
     with (
         writing(output, knob="--output", kept="no row is written, an older file stays"),
@@ -307,12 +316,3 @@ def _draw(
     )
     report.short = {bucket_name(b, by=sampling.kind): n for b, n in drawn.short.items()}
     return drawn.indices
-
-
-def _refuse_overwriting(source: Path, output: Path) -> None:
-    for written in (output, rejected_path(output)):
-        if written.resolve() == source.resolve():
-            raise ConfigError(
-                f"--output: found {output}, which would overwrite the input {source}; "
-                "wanted another file"
-            )

@@ -96,17 +96,16 @@ def command(
     Records that cannot be rows are listed in OUTPUT.rejected.jsonl. Exit code 0 if a row was
     written.
     """
-    from common.queue.disk import check_file
     from common.video.names import SHOWN, with_nearest
     from jobs.data.annotations.durations import read_durations
     from jobs.data.annotations.paths import GIVE_IDS, STRIP_PREFIXES, OnDisk, Rerooting
     from jobs.data.annotations.reading import schema_named
     from jobs.data.annotations.sniff import sniff
     from jobs.data.annotations.trainer_rows import RowRules
-    from jobs.data.convert import Bounds, Conversion, Sampling, convert
+    from jobs.data.convert import Bounds, Conversion, Sampling, check_output, convert
     from jobs.local import terminal
 
-    check_file(output, knob="--output")
+    check_output(output, inputs=[source, duration_source])
     unreadable: list[str] = []
     name = sniff(source) if schema is None else schema_named(schema)
     place = Rerooting(strip_prefixes=strip_prefix or STRIP_PREFIXES, video_root=video_root)

@@ -311,13 +311,19 @@ def command(
         factor=factor,
     )
     plan = Plan.of(video)
+    rows = group_rows(inputs, key=old_entry_of)
     fill_in_terminal(
         "import-pt",
         functools.partial(import_entry, plan=plan, pt_dir=pt_dir),
-        group_rows(inputs, key=old_entry_of),
+        rows,
         inputs=inputs,
         cache=plan.cache,
         workers=workers,
         timeout_s=timeout_s,
         failures_file=failures,
+        reads=[
+            config,
+            *(plan.roots[0] / old.video for old in rows.places),
+            *(pt_dir / name for old in rows.places for name in (old.pt, Path(old.pt).name)),
+        ],
     )

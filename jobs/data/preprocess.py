@@ -196,13 +196,15 @@ def command(
         factor=factor,
     )
     plan = Plan.of(video, verify=verify)
+    rows = group_rows(inputs, key=part_of)
     fill_in_terminal(
         "preprocess",
         functools.partial(make_entry, plan=plan),
-        group_rows(inputs, key=part_of),
+        rows,
         inputs=inputs,
         cache=plan.cache,
         workers=workers,
         timeout_s=timeout_s,
         failures_file=failures,
+        reads=[config, *(plan.roots[0] / part.video for part in rows.places)],
     )

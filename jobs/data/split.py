@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.errors import ConfigError
-from common.queue.disk import check_file, replacing, writing
+from common.queue.disk import check_files, replacing, writing
 from common.rows import TrainerRow, UnusableRowError
 from jobs.data.annotations.containers import text_lines
 from jobs.data.annotations.records import BadRecord
@@ -95,9 +95,7 @@ def split(
             train on, or an output is the input, the other output, or cannot be written.
         OutputError: an output could not be written to its end.
     """
-    _refuse_overwriting(source, output=output, held_out=held_out)
-    check_file(output, knob="--output")
-    check_file(held_out, knob="--held-out")
+    check_files({"--output": output, "--held-out": held_out}, inputs=[source])
     videos = [video for _, video in _lines(source)]
     by_video = Counter(videos)
     if rows is None:
@@ -168,15 +166,3 @@ def _lines(source: Path) -> Iterator[tuple[bytes, str]]:
                 "convert` writes them"
             ) from error
         yield record.content.encode() + b"\n", row.videos[0]
-
-
-def _refuse_overwriting(source: Path, *, output: Path, held_out: Path) -> None:
-    places = {"--output": output, "--held-out": held_out}
-    for knob, written in places.items():
-        if written.resolve() == source.resolve():
-            raise ConfigError(
-                f"{knob}: found {written}, which would overwrite the input {source}; "
-                "wanted another file"
-            )
-    if output.resolve() == held_out.resolve():
-        raise ConfigError(f"--held-out: found {held_out}, which is --output; wanted another file")

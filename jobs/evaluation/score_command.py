@@ -32,7 +32,7 @@ def command(
     from jobs.local import terminal
 
     if output is not None:
-        check_file(output, knob="--json")
+        check_file(output, knob="--json", inputs=[predictions, gt])
     try:
         score = score_file(predictions, bench=bench, gt=gt, partial=partial)
     except (ValueError, OSError) as error:

@@ -138,11 +138,9 @@ def _check_options(query: str, *, video: Path, sheet: Path, clip: Path | None) -
 
     if not query.strip():
         raise ConfigError("query: found no words, wanted what to look for")
-    if sheet.resolve() == video.resolve():
-        raise ConfigError(f"--out: found {sheet}, the video itself, wanted another file")
     if sheet.suffix.lower() != ".png":
         raise ConfigError(f"--out: found {sheet}, wanted a .png")
-    check_file(sheet, knob="--out")
+    check_file(sheet, knob="--out", inputs=[video])
     if clip is not None:
         check_output(video, output=clip)
     try:

@@ -100,16 +100,14 @@ def check_output(source: str | os.PathLike[str], *, output: Path) -> None:
     """Refuse an output that cannot be written, before anything slow is done.
 
     Raises:
-        ConfigError: it is the source itself, its suffix is unknown, or `check_file` refuses it.
+        ConfigError: its suffix is unknown, or `check_file` refuses it.
     """
-    if output.exists() and os.path.exists(source) and output.samefile(source):
-        raise ConfigError(f"--cut: found {output}, the video itself, wanted another file")
     if output.suffix.lower() not in SUFFIXES:
         wanted = ", ".join(SUFFIXES)
         raise ConfigError(
             f"--cut: found suffix {output.suffix!r} in {output.name}, wanted one of {wanted}"
         )
-    check_file(output, knob="--cut")
+    check_file(output, knob="--cut", inputs=[Path(source)])
 
 
 def cut(source: str | os.PathLike[str], *, span: Span, output: Path) -> Cut:

@@ -15,7 +15,7 @@ from common.queue.disk import check_file
 from jobs.reframe.crop import Box, Size, centred
 from jobs.reframe.index import read_index
 from jobs.reframe.submission import of, write_submission
-from jobs.reframe.videos import check_folder, read_headers
+from jobs.reframe.videos import check_folder, place, read_headers
 
 if TYPE_CHECKING:
     from common.video.index import VideoHeader
@@ -40,7 +40,8 @@ def command(
 
     wanted = read_index(index)
     check_folder(video_dir)
-    check_file(out, knob="--out")
+    videos = [place(video_dir, one.video_id) for one in wanted]
+    check_file(out, knob="--out", inputs=[index, *videos])
     headers = read_headers(video_dir, [one.video_id for one in wanted])
     lines = []
     unread: list[str] = []

@@ -56,7 +56,7 @@ from jobs.reframe.index import Wanted, read_index
 from jobs.reframe.journal import Journal, VideoEnd
 from jobs.reframe.submission import write_submission
 from jobs.reframe.tracking import EVERY
-from jobs.reframe.videos import check_folder, read_headers
+from jobs.reframe.videos import check_folder, place, read_headers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,7 +133,8 @@ def command(
     _check_who_answers(endpoint, model=model, openai=openai, served_model=served_model)
     wanted = read_index(index)
     check_folder(video_dir)
-    check_file(out, knob="--out")
+    videos = [place(video_dir, one.video_id) for one in wanted]
+    check_file(out, knob="--out", inputs=[index, *videos, config_file])
     console = terminal.console()
     settings = Settings(
         video=_sampling(config_file, model=model, is_pictures=openai is not None, console=console),

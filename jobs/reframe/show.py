@@ -20,7 +20,7 @@ from common.queue.disk import check_file, writing
 from jobs.reframe.center import VideoDir
 from jobs.reframe.crop import Box, Size
 from jobs.reframe.submission import Submitted, read_submission
-from jobs.reframe.videos import check_folder, find
+from jobs.reframe.videos import check_folder, find, place
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -145,8 +145,9 @@ def command(
     check_folder(video_dir)
     if out.suffix.lower() not in (".mp4", ".mov", ".mkv"):
         raise ConfigError(f"--out: found suffix {out.suffix!r}, wanted .mp4, .mov or .mkv")
+    inputs = [submission, place(video_dir, video_id)]
     for path in (out, out.with_suffix(".png")):
-        check_file(path, knob="--out")
+        check_file(path, knob="--out", inputs=inputs)
     video = find(video_dir, video_id)
     index = index_frames(video)
     if (last := max(one.boxes)) >= index.total_frames:

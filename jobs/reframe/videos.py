@@ -1,6 +1,7 @@
 """Videos of a folder by id: `<video_id>.mp4` → a header, or a film that is asked about.
 
-find(folder, id) -> path; read_headers(folder, ids) -> {id: VideoHeader | VideoError}
+place(folder, id) -> where it should be; find(folder, id) -> path, it is there
+read_headers(folder, ids) -> {id: VideoHeader | VideoError}
 open_film(path, sampling=…) -> Film, whole() and frame() are its clips
 """
 
@@ -37,13 +38,18 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"--video-dir: found no folder {folder}, wanted the folder of the videos")
 
 
+def place(folder: Path, video_id: str) -> Path:
+    """Where the file of a video should be."""
+    return as_on_disk(folder / f"{video_id}{SUFFIX}")
+
+
 def find(folder: Path, video_id: str) -> Path:
     """The file of a video.
 
     Raises:
         MissingVideoError: it is not there.
     """
-    path = as_on_disk(folder / f"{video_id}{SUFFIX}")
+    path = place(folder, video_id)
     if not path.is_file():
         raise MissingVideoError(f"found no {path}{near_files(path)}")
     return path

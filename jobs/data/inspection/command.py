@@ -8,7 +8,7 @@ records.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,12 +22,12 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import ConfigError
-from common.queue.disk import check_file, write_file
+from common.queue.disk import check_files, write_file
 from jobs.data.annotations.reading import read, schema_named
 from jobs.data.annotations.records import SchemaName
 from jobs.data.inspection.numbers import Histogram
 from jobs.data.inspection.rows import Inspection, NoRecordError, inspect
-from jobs.data.inspection.videos import Health, Named, below, check, collect, health
+from jobs.data.inspection.videos import Health, Named, Video, below, check, collect, health
 from jobs.local import terminal
 from jobs.local.waiting import shown
 
@@ -66,13 +66,10 @@ def command(
     ] = None,
 ) -> None:
     """Count and measure an annotation file; with --check-videos also its videos."""
-    if file.resolve() in {output.resolve() for output in (html, failures) if output is not None}:
-        raise typer.BadParameter(f"found {file} as input and output, wanted two files")
     if not check_videos and (failures or video_root):
         raise typer.BadParameter("--failures and --video-root need --check-videos")
-    for knob, output in (("--html", html), ("--failures", failures)):
-        if output is not None:
-            check_file(output, knob=knob)
+    outputs = {"--html": html, "--failures": failures}
+    check_files(outputs, inputs=[file])
     videos: dict[str, Named] = {}
     known = None if schema is None else schema_named(schema)
     inspection = _inspected(file, schema=known, videos=videos if check_videos else None)
@@ -80,8 +77,10 @@ def command(
     checked = None
     if check_videos:
         root = file.parent if video_root is None else video_root
+        named = below(root, videos)
+        check_files(outputs, inputs=[video.path for video in named])
         checked = _checked(
-            videos, root=root, workers=workers or os.cpu_count() or 1, timeout_s=probe_timeout
+            named, root=root, workers=workers or os.cpu_count() or 1, timeout_s=probe_timeout
         )
         _show_health(checked)
         if failures is not None:
@@ -150,8 +149,7 @@ def _histogram(histogram: Histogram) -> Group:
     return Group(Text(histogram.heading, style="bold"), table)
 
 
-def _checked(named: Mapping[str, Named], *, root: Path, workers: int, timeout_s: float) -> Health:
-    videos = below(root, named)
+def _checked(videos: Sequence[Video], *, root: Path, workers: int, timeout_s: float) -> Health:
     checks = check(videos, root=root, workers=workers, timeout_s=timeout_s)
     with shown(terminal.bar(errors)) as progress:
         return health(progress.track(checks, total=len(videos), description="videos"))

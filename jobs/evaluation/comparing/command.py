@@ -19,7 +19,7 @@ from common.answers.spans import Span
 from common.errors import ConfigError
 from common.queue.disk import check_file, write_file
 from jobs.evaluation.comparing.differences import Differences, Record, differences
-from jobs.evaluation.comparing.runs import Answers, Run, read_run
+from jobs.evaluation.comparing.runs import Answers, Run, files_of, read_run
 from jobs.evaluation.scoring.matching import Pair, Question, match, own_questions
 from jobs.evaluation.scoring.modes import label_of
 from jobs.evaluation.scoring.predictions import AnswerMode
@@ -82,7 +82,8 @@ def command(
     from jobs.local import terminal
 
     if output is not None:
-        check_file(output, knob="--json")
+        inputs = [*files_of(run_a), *files_of(run_b), gt]
+        check_file(output, knob="--json", inputs=inputs)
     try:
         found = compare_runs(run_a, run_b, protocol=protocol, gt=gt, common=common)
     except (ValueError, OSError) as error:

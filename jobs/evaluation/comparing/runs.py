@@ -11,6 +11,8 @@ from pathlib import Path
 
 from jobs.evaluation.journal import PATTERN
 from jobs.evaluation.scoring.predictions import AnswerMode, Prediction, read_predictions
+from jobs.evaluation.settings import FILE as SETTINGS_FILE
+from jobs.evaluation.summary import FILE as SUMMARY_FILE
 
 WANTED = (
     "wanted the folder of a `tempsamp eval`, of one of its benchmarks, or a file of predictions"
@@ -60,6 +62,14 @@ def read_run(path: Path) -> Run:
         for folder in sorted(folders)
     }
     return Run(name=str(path), benches=benches)
+
+
+def files_of(path: Path) -> list[Path]:
+    """What a run is kept in: its file of predictions, or answers, settings and figures below it."""
+    if not path.is_dir():
+        return [path]
+    names = (PATTERN, SETTINGS_FILE, SUMMARY_FILE)
+    return [file for name in names for below in (name, f"*/{name}") for file in path.glob(below)]
 
 
 def _answers(files: Sequence[Path], *, where: Path) -> Answers:

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError, OutputError
-from common.queue.disk import check_file, check_folder, replace_text, write_file, writing
+from common.queue.disk import (
+    check_file,
+    check_files,
+    check_folder,
+    replace_text,
+    write_file,
+    writing,
+)
 from tests.fixtures.servers.places import ReadOnly, no_room
 
 
@@ -25,6 +32,13 @@ def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
         check_folder(file / "out", knob="--out")
     with pytest.raises(ConfigError, match=rf"--json: found {tmp_path}, a folder, wanted a file"):
         check_file(tmp_path, knob="--json")
+
+
+def test_two_outputs_are_not_one(tmp_path: Path) -> None:
+    new, same = tmp_path / "new", tmp_path / "x/../new"
+    check_files({"--html": Path("/dev/null"), "--json": Path("/dev/null"), "--cut": None})
+    with pytest.raises(ConfigError, match=rf"^--json: found {same}, which is --html; wanted an"):
+        check_files({"--html": new, "--json": same})
 
 
 def test_a_folder_without_permission_is_refused(read_only: ReadOnly) -> None:

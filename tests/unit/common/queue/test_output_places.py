@@ -1,6 +1,7 @@
 """Every option that names an output is tried before the work: one message, nothing done.
 
-The inputs here could not be worked on, so that a command which looked at them first would say so.
+Also where it names what the command reads. The inputs of the first test could not be worked on, so
+that a command which looked at them first would say so.
 """
 
 import json
@@ -18,6 +19,8 @@ COMMANDS: Sequence[tuple[str, str, str]] = (
     ("data convert --input {gone}", "--output", "rows.jsonl"),
     ("data inspect {rows}", "--html", "page.html"),
     ("data inspect {rows} --check-videos", "--failures", "bad.jsonl"),
+    ("data split --input {gone} --rows 1 --held-out {new}", "--output", "rows.jsonl"),
+    ("data split --input {gone} --rows 1 --output {new}", "--held-out", "rows.jsonl"),
     ("data preprocess --input {rows} --video-root {folder}", "--cache", ""),
     ("data preprocess --input {rows} --video-root {folder} --cache {new}", "--failures", "f.jsonl"),
     ("data import-pt --input {rows} --pt-dir {folder} --video-root {folder}", "--cache", ""),
@@ -99,3 +102,96 @@ def test_rows_in_a_protected_folder_want_a_place_for_their_failures(
     line = "data preprocess --video-root {folder} --cache {new}"
     with read_only.user(), pytest.raises(ConfigError, match=r"--failures: found .*protected: Perm"):
         run(line, places, "--input", str(read_only.file))
+
+
+OVERWRITING: Sequence[tuple[str, str, str]] = (
+    ("data convert --input {rows}", "--output", "rows.jsonl"),
+    ("data convert --input {gone} --duration-source {rows}", "--output", "rows.jsonl"),
+    ("data inspect {rows}", "--html", "rows.jsonl"),
+    ("data split --input {rows} --rows 1 --held-out {new}", "--output", "rows.jsonl"),
+    ("data split --input {rows} --rows 1 --output {new}", "--held-out", "rows.jsonl"),
+    ("data inspect {rows} --check-videos", "--failures", "rows.jsonl"),
+    ("data inspect {rows} --check-videos", "--failures", "gone.mp4"),
+    (
+        "data preprocess --input {rows} --video-root {folder} --cache {new}",
+        "--failures",
+        "rows.jsonl",
+    ),
+    (
+        "data preprocess --input {rows} --video-root {folder} --cache {new}",
+        "--failures",
+        "gone.mp4",
+    ),
+    *(
+        (
+            "data import-pt --input {rows} --pt-dir {folder} --video-root {folder} --cache {new}",
+            "--failures",
+            name,
+        )
+        for name in ("rows.jsonl", "gone.mp4", "old.pt")
+    ),
+    ("eval score {rows} --bench rows", "--json", "rows.jsonl"),
+    ("eval score {gone} --bench rows --gt {rows}", "--json", "rows.jsonl"),
+    ("compare {rows} {gone}", "--json", "rows.jsonl"),
+    ("compare {gone} {rows}", "--json", "rows.jsonl"),
+    ("compare {gone} {gone} --gt {rows}", "--json", "rows.jsonl"),
+    ("compare {folder}/run {gone}", "--json", "run/test/predictions-1-of-2.jsonl"),
+    ("compare {gone} {folder}/run/test", "--json", "run/test/summary.json"),
+    ("ground {folder}/film.png query --model {gone}", "--out", "film.png"),
+    ("ground {folder}/a.mp4 query --model {gone} --out {new}.png", "--cut", "a.mp4"),
+    ("reframe center --index {index} --video-dir {folder}", "--out", "i.json"),
+    ("reframe center --index {index} --video-dir {folder}", "--out", "a.mp4"),
+    ("reframe qwen --index {index} --video-dir {folder} --model {gone}", "--out", "i.json"),
+    ("reframe qwen --index {index} --video-dir {folder} --model {gone}", "--out", "a.mp4"),
+    (
+        "reframe qwen --index {index} --video-dir {folder} --endpoint http://h --config {rows}",
+        "--out",
+        "rows.jsonl",
+    ),
+    ("reframe show {submission} --video-dir {folder} --id a", "--out", "a.mp4"),
+    ("reframe show {folder}/film.mp4 --video-dir {folder} --id a", "--out", "film.mp4"),
+)
+
+
+@pytest.mark.parametrize(("line", "option", "name"), OVERWRITING)
+def test_an_input_is_never_overwritten(
+    line: str, option: str, name: str, places: dict[str, str]
+) -> None:
+    folder = Path(places["folder"])
+    (folder / "run/test").mkdir(parents=True)
+    made = ("gone.mp4", "a.mp4", "old.pt", "film.png", "run/test/predictions-1-of-2.jsonl")
+    for junk in (*made, "run/test/summary.json"):
+        (folder / junk).write_bytes(b"junk")
+    rows, submission = Path(places["rows"]), Path(places["submission"])
+    rows.write_text(json.dumps(json.loads(rows.read_text()) | {"preprocessed_video": "old.pt"}))
+    (folder / "film.mp4").write_bytes(submission.read_bytes())
+    before = (folder / name).read_bytes()
+    link = folder / "link" / Path(name).name
+    link.parent.mkdir()
+    link.symlink_to(folder / name)
+    for output in (folder / name, link):
+        with pytest.raises(ConfigError, match=rf"^{option}: .*, which would overwrite the input"):
+            run(line, places, option, str(output))
+    assert (folder / name).read_bytes() == before
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("line", "option", "suffix"),
+    [
+        ("data convert --output {rows} --input", "--output", ".rejected.jsonl"),
+        (
+            "data preprocess --input {rows} --video-root {folder} --cache {new} --input",
+            "--failures",
+            ".failed.jsonl",
+        ),
+    ],
+)
+def test_what_is_written_beside_a_file_overwrites_no_input_either(
+    line: str, option: str, suffix: str, places: dict[str, str]
+) -> None:
+    beside = Path(places["rows"] + suffix)
+    beside.write_bytes(Path(places["rows"]).read_bytes())
+    with pytest.raises(ConfigError, match=rf"^{option}: .*, which would overwrite the input"):
+        run(line, places, str(beside))
+    assert beside.read_bytes() == Path(places["rows"]).read_bytes()

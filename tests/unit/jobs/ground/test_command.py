@@ -344,11 +344,10 @@ def test_a_query_that_cannot_be_asked_is_refused(replica: Replica, video: Path, 
 @pytest.mark.parametrize(
     ("option", "output", "problem"),
     [
-        ("--out", "film [1].mp4", "the video itself"),
         ("--out", "sheet.jpg", r"wanted a .png"),
         ("--out", "film [1].mp4/sheet.png", "Not a directory"),
         ("--out", "folder.png", "a folder, wanted a file"),
-        ("--cut", "film [1].mp4", "the video itself"),
+        ("--cut", "film [1].mp4", "would overwrite the input"),
         ("--cut", "clip.gif", "--cut: found suffix '.gif'"),
     ],
 )

@@ -291,14 +291,6 @@ def test_file_of_no_known_schema_is_refused_with_what_was_found(
     assert "wanted one of the schemas" in str(error)
 
 
-@pytest.mark.parametrize("option", ["--html", "--failures"])
-def test_input_is_never_overwritten(tmp_path: Path, option: str) -> None:
-    file = rows_file(tmp_path, trainer_row("cup", (2, 4)))
-    before = file.read_bytes()
-    assert run(file, "--check-videos", option, file).exit_code == 2
-    assert file.read_bytes() == before
-
-
 class Loaded(HTMLParser):
     """Everything that a page loads or runs."""
 
