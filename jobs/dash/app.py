@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, Query
 from fastapi.responses import Response
 from pydantic import BaseModel
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -67,6 +67,7 @@ HEADERS = {
 }
 NO_TOKENS = Tokens()
 LOOKS = ("GET", "HEAD")
+PART_REFUSED = (400, 416)
 PAGE = 60
 """Groups in a part of the list."""
 
@@ -277,9 +278,10 @@ def _add_evaluations(api: FastAPI, site: Site) -> None:
     def page(evaluation: str, name: RunName = "") -> Any:
         from jobs.dash import evaluations
 
-        run = _run(site, name).folder.run()
-        roots = run.shared.video.roots if run is not None else ()
         with _missing_is_404():
+            one = site.run_if_any(name)
+            run = None if one is None else one.folder.run()
+            roots = () if run is None else run.shared.video.roots
             return evaluations.shown(site.root, evaluation, roots=roots)
 
     @api.get("/evaluations/compared")
@@ -321,8 +323,18 @@ class _Careful:
             await self._app(scope, receive, send)
             return
 
+        is_replaced = False
+
         async def with_headers(message: Message) -> None:
+            nonlocal is_replaced
+            if is_replaced:
+                return
             if message["type"] == "http.response.start":
+                refused = _refused_part(scope, message)
+                if refused is not None:
+                    await problem_response(refused)(scope, receive, with_headers)
+                    is_replaced = True
+                    return
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
@@ -343,6 +355,19 @@ class _Careful:
         if scope["method"] not in LOOKS and _is_of_another_origin(scope):
             return Problem(403, "found a request of another origin's page, wanted one of our own")
         return None
+
+
+def _refused_part(scope: Scope, message: Message) -> Problem | None:
+    """A part that a file does not have, as a problem: files refuse it in plain text."""
+    headers = Headers(raw=message["headers"])
+    status = message["status"]
+    if status not in PART_REFUSED or not headers.get("content-type", "").startswith("text/plain"):
+        return None
+    return Problem(
+        status,
+        f"Range: found {_header(scope, b'range')!r}, wanted bytes=FIRST-LAST inside the file",
+        headers={name: found for name, found in headers.items() if name == "content-range"},
+    )
 
 
 def _header(scope: Scope, wanted: bytes) -> str | None:

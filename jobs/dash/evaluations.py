@@ -188,11 +188,10 @@ def _listed(path: Path, root: Path) -> Evaluation | None:
         return None
     exact = summary.score.protocols.get(OURS)
     miou = None if exact is None else exact.miou
-    model = summary.settings.model
     return Evaluation(
         name=str(path.parent.resolve().relative_to(root.resolve())),
         bench=summary.settings.bench,
-        model=getattr(model, "name", None) or f"version {getattr(model, 'version', '?')}",
+        model=summary.settings.model_name,
         label=summary.label,
         queries=summary.queries,
         answered=summary.answered,

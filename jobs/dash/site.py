@@ -118,6 +118,19 @@ class Site:
                 raise KeyError(f"no run {name!r}")
             return self._runs[name]
 
+    def run_if_any(self, name: str) -> OneRun | None:
+        """As `run`; None for an empty name where there is no run at all.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        try:
+            return self.run(name)
+        except KeyError:
+            if name:
+                raise
+            return None
+
     def summaries(self, *, of: OneRun) -> list[tuple[str, list[GroupSummary]]]:
         """The kept groups of a run and of the newest others."""
         with self._lock:

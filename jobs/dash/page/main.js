@@ -9,6 +9,7 @@ import { Playground } from "./playground.js";
 
 const PAGES = { overview: Overview, groups: Groups, evaluation: Evaluations, playground: Playground };
 const STAYS = ["groups", "playground"];
+const NEEDS_NO_RUN = ["evaluation", "playground"];
 const CALM_MS = 900;
 const LOOK_MS = 30_000;
 const SOON_MS = 5_000;
@@ -62,7 +63,7 @@ class App {
     const first = !this.runs.length;
     this.runs = found;
     if (changed) this.listRuns();
-    if (first && this.name !== "playground") this.go();
+    if (first && !NEEDS_NO_RUN.includes(this.name)) this.go();
   }
 
   /** Show what the address says. */
@@ -76,7 +77,7 @@ class App {
     this.parameters = parameters;
     [this.name, this.run] = [page, run];
     this.bar();
-    if (!run && page !== "playground") this.nothing();
+    if (!run && !NEEDS_NO_RUN.includes(page)) this.nothing();
     else if (same && this.page.turn) this.page.turn(parameters);
     else if (!same) this.open(page, parameters);
   }
@@ -85,7 +86,8 @@ class App {
   nothing() {
     this.leave();
     fill(this.main, empty("No run here yet", "A run folder (learner.run_dir) appears here once its learner has begun; this page looks again by itself.",
-      h("a", { href: this.addressOf("playground", {}) }, "Ask a model about a video")));
+      h("p", {}, h("a", { href: this.addressOf("evaluation", {}) }, "Evaluations in this folder")),
+      h("p", {}, h("a", { href: this.addressOf("playground", {}) }, "Ask a model about a video"))));
   }
 
   leave() {

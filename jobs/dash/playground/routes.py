@@ -202,7 +202,8 @@ def add_clips(app: FastAPI, playground: Playground) -> None:
     """Put /clips beside /api: players show no token."""
     install_problem_handlers(app)
 
-    @app.get("/clips/{handle}", response_class=FileResponse)
+    # Else HEAD would be answered by the page's files, which have no clip.
+    @app.api_route("/clips/{handle}", methods=["GET", "HEAD"], response_class=FileResponse)
     def clip(handle: str, download: bool = False) -> FileResponse:
         one = playground.clips.get(handle)
         kind, _ = mimetypes.guess_type(one.name)
@@ -270,16 +271,14 @@ def _shown(clip: Clip) -> Shown:
 
 
 def _run_of(site: Site, name: str) -> OneRun | None:
-    """None where there is no run at all.
+    """As `Site.run_if_any`.
 
     Raises:
         Problem: 404: there is none of that name.
     """
     try:
-        return site.run(name)
+        return site.run_if_any(name)
     except KeyError as error:
-        if not name:
-            return None
         raise Problem(404, str(error.args[0])) from error
 
 

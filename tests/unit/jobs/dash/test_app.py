@@ -22,7 +22,7 @@ from jobs.dash.watch import Ending, Live, Watch, events
 from jobs.evaluation.scoring.matching import match, own_questions
 from jobs.evaluation.scoring.predictions import read_predictions
 from jobs.evaluation.scoring.score import score_matched
-from jobs.evaluation.settings import AnswerSampling, RunSettings, Served
+from jobs.evaluation.settings import AnswerSampling, Model, OpenAIServer, RunSettings, Served
 from jobs.evaluation.summary import Summary
 from tests.fixtures.clips import make_clip
 from tests.fixtures.pages.run_folder import (
@@ -38,6 +38,7 @@ from tests.fixtures.wire import replica_status
 
 ROOT = Path(__file__).resolve().parents[4]
 HERE = "http://127.0.0.1"
+SERVED = Served(version=50)
 
 
 def client(
@@ -375,7 +376,21 @@ async def test_an_evaluation_is_listed_shown_and_compared(runs: Path) -> None:
     assert "B is better" in json.dumps(compared["tables"])
 
 
-def write_evaluation(folder: Path, *, shift: float) -> None:
+async def test_evaluations_open_without_a_run_and_name_who_answered(tmp_path: Path) -> None:
+    server = OpenAIServer(url="http://h", served_model="qwen-vl", frames_as="images")
+    write_evaluation(tmp_path / "base/rows", shift=1.0)
+    write_evaluation(tmp_path / "other/rows", shift=1.0, model=server)
+    names = [one["model"] for one in await asked(tmp_path, "evaluations")]
+    assert names == ["served weights, version 50", "qwen-vl"]
+    page = await asked(tmp_path, "evaluations/one", evaluation="other/rows")
+    assert page["evaluation"]["model"] == "qwen-vl"
+    assert page["cases"]
+    async with client(tmp_path) as dash:
+        answer = await dash.get("/api/evaluations/one?evaluation=base/rows&run=none")
+    assert (answer.status_code, answer.json()["detail"]) == (404, "no run 'none'")
+
+
+def write_evaluation(folder: Path, *, shift: float, model: Model = SERVED) -> None:
     """As `tempsamp eval` leaves one benchmark: twelve answers, each too late by `shift`."""
     lines = [
         {
@@ -399,7 +414,7 @@ def write_evaluation(folder: Path, *, shift: float) -> None:
         settings=RunSettings(
             bench="rows",
             annotations_sha256="0",
-            model=Served(version=50),
+            model=model,
             task="moments",
             mode="answer",
             prompt="ours",

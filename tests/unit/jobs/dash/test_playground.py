@@ -163,6 +163,24 @@ async def test_an_upload_is_a_clip_that_players_read_in_parts(
         assert (await dash.get("/clips/none")).status_code == 404
 
 
+async def test_players_may_ask_for_the_head_and_not_for_parts_that_are_not_there(
+    playground: Playground, content: bytes
+) -> None:
+    async with client(playground) as dash:
+        clip = await uploaded(dash, content)
+        head = await dash.head(f"/{clip['address']}")
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == str(len(content))
+        assert (await dash.head("/clips/none")).status_code == 404
+        for path in (f"/{clip['address']}", "/main.js"):
+            for part, status in (("bytes=5-2", 400), ("lines=1-2", 400), ("bytes=99999999-", 416)):
+                answer = await dash.get(path, headers={"Range": part})
+                assert answer.status_code == status
+                assert answer.headers["content-type"] == "application/problem+json"
+                assert answer.json()["detail"].startswith(f"Range: found '{part}', wanted bytes=")
+                assert ("content-range" in answer.headers) == (status == 416)
+
+
 async def test_what_a_video_is_called_makes_no_page_of_it(
     playground: Playground, content: bytes
 ) -> None:

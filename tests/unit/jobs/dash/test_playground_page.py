@@ -391,5 +391,8 @@ def test_without_a_model_it_says_how_to_have_one(place: Place, opened: Open) -> 
     clean(page)
     page.get_by_role("link", name="Overview").click()
     expect(page.locator("main")).to_contain_text("No run here yet")
+    page.get_by_role("link", name="Evaluations in this folder").click()
+    expect(page.locator("main")).to_contain_text("No evaluation yet")
+    page.go_back()
     page.get_by_role("link", name="Ask a model about a video").click()
     expect(nobody).to_be_visible()
