@@ -5,7 +5,9 @@ Neighbour: `jobs.asking.openai.endpoint` asks.
 
 import codecs
 import itertools
+import math
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 from pydantic import BaseModel, Field
 
@@ -19,10 +21,13 @@ ENDINGS: dict[str | None, Ending] = {
 """What `finish_reason` says; everything else is a stop."""
 
 
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
 class _Token(BaseModel):
     token: str
     logprob: float
-    raw: list[int] | None = Field(default=None, alias="bytes")
+    raw: list[Byte] | None = Field(default=None, alias="bytes")
 
     def spelled(self) -> bytes:
         """A token may be a part of a character, which only its bytes say."""
@@ -96,6 +101,8 @@ def _answer(choice: _Choice) -> Answer:
     text = message.content or message.refusal or ""
     ending = "refusal" if message.refusal else ENDINGS.get(choice.finish_reason, "stop")
     tokens = (choice.logprobs and choice.logprobs.content) or None
+    if tokens is not None and not all(math.isfinite(one.logprob) for one in tokens):
+        tokens = None  # NaN is no probability: as if none had been said
     return Answer(
         text=text,
         ending=ending,

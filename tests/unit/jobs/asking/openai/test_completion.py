@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from jobs.asking.answers import Answer, Reply, Usage, endings_in_words, usage_of
 from jobs.asking.openai.completion import Completion, token_ends
@@ -41,11 +42,22 @@ def test_tokens_without_bytes_are_spelled_by_their_names() -> None:
     assert answer.token_ends == (2, 3)
 
 
-@pytest.mark.parametrize("logprobs", [None, {"content": None}, {"content": []}, {}])
+NO_NUMBERS = [
+    {"content": [{"token": "ab", "logprob": -0.5}, {"token": "c", "logprob": float(said)}]}
+    for said in ("nan", "inf", "-inf")
+]
+
+
+@pytest.mark.parametrize("logprobs", [None, {"content": None}, {"content": []}, {}, *NO_NUMBERS])
 def test_what_is_not_said_is_unknown(logprobs: dict[str, Any] | None) -> None:
     found = reply(logprobs=logprobs, finish_reason=None)
     assert found.answers == (Answer(text="abc", ending="stop"),)
     assert found.usage is None
+
+
+def test_what_is_no_byte_is_no_completion() -> None:
+    with pytest.raises(ValidationError):
+        reply(logprobs={"content": [{"token": "abc", "logprob": -0.5, "bytes": [300]}]})
 
 
 def test_usage_is_summed_only_if_every_reply_has_it() -> None:
