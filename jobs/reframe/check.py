@@ -18,6 +18,7 @@ from common.errors import ConfigError, VideoError
 from jobs.reframe.center import IndexFile
 from jobs.reframe.crop import Box, Size, crop_size
 from jobs.reframe.index import Wanted, read_index
+from jobs.reframe.submission import LINE_KEYS
 from jobs.reframe.videos import MissingVideoError, check_folder, read_headers
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     Headers = Mapping[str, VideoHeader | VideoError]
 
-LINE_KEYS = {"video_id", "targetRatioWH", "predictions"}
 PREDICTION_KEYS = {"frame", "bboxes"}
 SHOWN_CHARS = 60
 
@@ -111,7 +111,7 @@ def _of_fields(
     number: int, fields: dict[str, Any], *, one: Wanted, headers: "Headers | None"
 ) -> Iterator[Violation]:
     video_id = one.video_id
-    if set(fields) != LINE_KEYS:
+    if set(fields) != set(LINE_KEYS):
         remedy = f"write exactly {', '.join(sorted(LINE_KEYS))}"
         yield _at(number, video_id, "keys", f"found keys {sorted(fields)}", remedy)
     if fields.get("targetRatioWH") != list(one.ratio):

@@ -6,6 +6,7 @@ Kept frames alone, one after the other, at the video's own rate. Neighbours:
 `common.video.pyav_reader` decodes, `jobs.ground.contact_sheet` sets the sheet.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
@@ -149,12 +150,13 @@ def command(
     for path in (out, out.with_suffix(".png")):
         check_file(path, knob="--out", inputs=inputs)
     video = find(video_dir, video_id)
-    index = index_frames(video)
+    with _named(video):
+        index = index_frames(video)
     if (last := max(one.boxes)) >= index.total_frames:
         raise VideoError(
             f"{video}: found frame {last} in {submission}, wanted at most {index.total_frames - 1}"
         )
-    with writing(out, knob="--out"):
+    with writing(out, knob="--out"), _named(video):
         write_clip(video, boxes=one.boxes, ratio=one.ratio, index=index, output=out)
     spans = segments_s(one.boxes, index=index)
     frame = Size(index.width_px, index.height_px)
@@ -171,6 +173,15 @@ def command(
     console = terminal.console()
     console.print(f"{video_id}: {words}", markup=False)
     console.print(f"clip: {out}\nsheet: {out.with_suffix('.png')}", markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _named(video: Path) -> Iterator[None]:
+    """What is wrong inside is said of this file."""
+    try:
+        yield
+    except VideoError as error:
+        raise VideoError(f"{video}: {error}") from error
 
 
 def _line(submission: Path, video_id: str) -> Submitted:

@@ -17,6 +17,8 @@ from common.queue.disk import write_file
 from jobs.reframe.crop import Box, Size
 from jobs.reframe.index import Wanted, is_ratio
 
+LINE_KEYS = ("video_id", "targetRatioWH", "predictions")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
@@ -53,7 +55,7 @@ def read_submission(path: Path, *, knob: str) -> dict[str, Submitted]:
             continue
         try:
             one = _submitted(json.loads(line))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except ValueError as error:
             raise ConfigError(
                 f"{knob}: {path}:{number}: found {line[:80]!r}, wanted a line of a submission "
                 f"({error}); `tempsamp reframe check` lists what is wrong"
@@ -82,14 +84,25 @@ def _line(one: Submitted) -> str:
 
 
 def _submitted(line: Any) -> Submitted:
-    if not isinstance(line["video_id"], str) or not is_ratio(line["targetRatioWH"]):
-        raise ValueError("video_id or targetRatioWH")
+    """Raises: ValueError: says in a word or two what is not sound."""
+    if not isinstance(line, dict):
+        raise ValueError("it is no object")  # noqa: TRY004 - of what is read, as all the rest
+    video_id, ratio, predictions = (line.get(name) for name in LINE_KEYS)
+    if not isinstance(video_id, str) or not is_ratio(ratio) or not isinstance(predictions, list):
+        raise ValueError("video_id, targetRatioWH or predictions")
     boxes: dict[int, Box] = {}
-    for prediction in line["predictions"]:
-        frame, (x, y, w) = prediction["frame"], prediction["bboxes"]
-        if any(type(number) is not int for number in (frame, x, y, w)) or w < 1:
-            raise ValueError(f"{prediction}")
+    for prediction in predictions:
+        frame, box = _box(prediction)
         if boxes and frame <= next(reversed(boxes)):
             raise ValueError(f"frame {frame} does not ascend")
-        boxes[frame] = Box(x, y, w)
-    return Submitted(video_id=line["video_id"], ratio=Size(*line["targetRatioWH"]), boxes=boxes)
+        boxes[frame] = box
+    return Submitted(video_id=video_id, ratio=Size(*ratio), boxes=boxes)
+
+
+def _box(prediction: Any) -> tuple[int, Box]:
+    """Frame and box. Raises: ValueError: it is no prediction."""
+    match prediction:
+        case {"frame": frame, "bboxes": [x, y, w]}:
+            if all(type(number) is int for number in (frame, x, y, w)) and w >= 1:
+                return frame, Box(x, y, w)
+    raise ValueError(f"prediction {prediction}")

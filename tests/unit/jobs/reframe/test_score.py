@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from common.errors import ConfigError
 from jobs.reframe.crop import Box, Size
 from jobs.reframe.score import command, iou, mean, score, video_score
-from jobs.reframe.submission import Submitted, write_submission
+from jobs.reframe.submission import Submitted, read_submission, write_submission
 
 SQUARE, TALL = Size(1, 1), Size(9, 16)
 
@@ -99,3 +99,30 @@ def test_an_unsound_file_names_its_line(tmp_path: Path) -> None:
     assert "--truth" in str(refused.exception)
     assert "truth.jsonl:1: found" in str(refused.exception)
     assert "tempsamp reframe check" in str(refused.exception)
+
+
+def kept(predictions: object) -> str:
+    fields = {"video_id": "a", "targetRatioWH": [9, 16], "predictions": predictions}
+    return json.dumps(fields)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[]", "it is no object"),
+        ('{"targetRatioWH": [9, 16], "predictions": []}', "video_id, targetRatioWH or predictions"),
+        (kept(5), "video_id, targetRatioWH or predictions"),
+        (kept([7]), "prediction 7"),
+        (kept([{"frame": 0, "bboxes": [1, 2]}]), "prediction {'frame': 0, 'bboxes': [1, 2]}"),
+        (kept([{"frame": True, "bboxes": [1, 2, 3]}]), "prediction {'frame': True"),
+        (kept([{"frame": 0, "bboxes": [1, 2, 0]}]), "prediction {'frame': 0"),
+        (kept([{"frame": 0, "bboxes": [1, 2, 3]}] * 2), "frame 0 does not ascend"),
+    ],
+)
+def test_what_is_not_sound_is_said_in_words(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "sub.jsonl"
+    path.write_text(f"\n{line}\n")
+    with pytest.raises(ConfigError) as refused:
+        read_submission(path, knob="submission")
+    assert str(refused.value).startswith(f"submission: {path}:2: found {line[:80]!r}, wanted a")
+    assert f"({said}" in str(refused.value)

@@ -119,6 +119,16 @@ def test_what_cannot_be_shown_is_said(
     assert message in str(result.exception)
 
 
+def test_a_video_that_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "sub.jsonl").write_bytes((folder / "sub.jsonl").read_bytes())
+    whole = (folder / "a b.mp4").read_bytes()
+    for content in (b"no video", whole[: len(whole) // 2]):
+        (tmp_path / "a b.mp4").write_bytes(content)
+        result = show(tmp_path, "a b", tmp_path / "clip.mp4")
+        assert isinstance(result.exception, VideoError)
+        assert str(result.exception).startswith(f"{tmp_path / 'a b.mp4'}: ")
+
+
 def test_a_frame_past_the_end_is_said(folder: Path, tmp_path: Path) -> None:
     box = {"frame": 30, "bboxes": [0, 0, 54]}
     line = {"video_id": "a b", "targetRatioWH": [9, 16], "predictions": [box]}
