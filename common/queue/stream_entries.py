@@ -83,7 +83,7 @@ def parse(wanted: type[M], fields: Fields) -> M | str:
         return f"no field 'body', found {sorted(fields)}"
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "body"
         return f"{error.error_count()} problem(s), first: {where}: {first['msg']}"
 
 

@@ -344,5 +344,5 @@ def _said(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in first["loc"]) or "record"
     return f"{where}: found {str(first['input'])[:80]}: {first['msg']}"

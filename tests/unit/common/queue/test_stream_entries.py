@@ -43,6 +43,10 @@ def test_body_as_everybody_writes_it_is_read_too(message: Message) -> None:
     assert parse(type(message), {"body": message.model_dump_json()}) == message
 
 
+def test_a_body_that_is_no_message_at_all_is_named() -> None:
+    assert "first: body: " in str(parse(ScoredGroup, {"body": "[]"}))
+
+
 def test_broken_array_is_named() -> None:
     (group,) = (item for item in EXAMPLES if isinstance(item, ScoredGroup))
     body = json.loads(fields_of(to_fields("p5", group))["body"])

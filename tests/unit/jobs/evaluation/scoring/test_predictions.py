@@ -135,6 +135,7 @@ def test_cut_line_that_is_not_the_last_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (f"{detected(7)}\n[]\n", r"line 2: record: found \[\]: Input should be an object"),
         (f"{detected(7)}\n{detected(7)}\n", "found '7' twice"),
         ('{"a>>>q>>>[1, 2]": {}, "a>>>q>>>[1, 2]": {}}', "twice, wanted one prediction"),
         (detected(7, pred_saliency_scores=[float("nan")]), "line 1: pred_saliency_scores.0: found"),
