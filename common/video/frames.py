@@ -33,7 +33,7 @@ from common.video.sampling import (
     frame_size,
     num_frames,
 )
-from common.video.windows import frames_inside
+from common.video.windows import ROW_KNOBS, frames_inside
 
 DECORD_CODECS = frozenset({"h264", "hevc", "vp9"})
 """Codecs of which decord 0.6 was seen to give PyAV's bytes, where each packet is a picture."""
@@ -103,24 +103,38 @@ def probe(path: str | os.PathLike[str]) -> Probe:
 
 
 def sample_clip(
-    path: str | os.PathLike[str], *, sampling: VideoSampling, window: Window | None = None
+    path: str | os.PathLike[str],
+    *,
+    sampling: VideoSampling,
+    window: Window | None = None,
+    window_knobs: str = ROW_KNOBS,
 ) -> ClipRef:
     """Probe a file and decide which frames, at which size, stand for it or for a window of it.
 
-    Remembered per file content, sampling and window: the rows of one clip probe it once.
+    Remembered per file content, sampling and window: the rows of one clip probe it once. What the
+    window was named by, `window_knobs`, stands in errors.
 
     Raises:
         VideoError: the file is missing, empty, not a video or too short, or does not have the
             window; names the path.
     """
-    return _sample_clip(os.fspath(path), file_digest(path), sampling, window)
+    return _sample_clip(os.fspath(path), file_digest(path), sampling, window, window_knobs)
 
 
 @functools.lru_cache(maxsize=REMEMBERED_CLIPS)
-def _sample_clip(path: str, sha256: str, sampling: VideoSampling, window: Window | None) -> ClipRef:
+def _sample_clip(
+    path: str, sha256: str, sampling: VideoSampling, window: Window | None, window_knobs: str
+) -> ClipRef:
     index = _index(path)
     decoder = _choose_decoder(path, index=index)
-    clip = _clip(path, sha256=sha256, index=index, sampling=sampling, window=window)
+    clip = _clip(
+        path,
+        sha256=sha256,
+        index=index,
+        sampling=sampling,
+        window=window,
+        window_knobs=window_knobs,
+    )
     return clip if clip.decoder == decoder else clip.model_copy(update={"decoder": decoder})
 
 
@@ -237,13 +251,19 @@ def _index(path: str) -> VideoIndex:
 
 
 def _clip(
-    path: str, *, sha256: str, index: VideoIndex, sampling: VideoSampling, window: Window | None
+    path: str,
+    *,
+    sha256: str,
+    index: VideoIndex,
+    sampling: VideoSampling,
+    window: Window | None,
+    window_knobs: str = ROW_KNOBS,
 ) -> ClipRef:
     """The clip as decord would read it."""
     try:
         first, total = 0, index.total_frames
         if window is not None:
-            first, total = frames_inside(window, times_s=index.times_s)
+            first, total = frames_inside(window, times_s=index.times_s, knobs=window_knobs)
         frames = num_frames(total, source_fps=index.source_fps, sampling=sampling)
         size = frame_size((index.height_px, index.width_px), frames=frames, sampling=sampling)
     except VideoError as error:

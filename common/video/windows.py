@@ -16,8 +16,12 @@ SAME_TIME_S = 1e-6
 WINDOW_END_TOLERANCE_S = 1.0
 """A window may end this much after its file, as a target after its clip (`common.rows`)."""
 
+ROW_KNOBS = "start_s and end_s of the row"
 
-def frames_inside(window: Window, *, times_s: npt.NDArray[np.float64]) -> tuple[int, int]:
+
+def frames_inside(
+    window: Window, *, times_s: npt.NDArray[np.float64], knobs: str = ROW_KNOBS
+) -> tuple[int, int]:
     """First frame of a window, and how many it holds: those shown at its start, its end or between.
 
     On an even grid these are the frames that the library takes for `video_start` and `video_end`. A
@@ -26,6 +30,7 @@ def frames_inside(window: Window, *, times_s: npt.NDArray[np.float64]) -> tuple[
     Args:
         window: seconds since the first frame.
         times_s: [N] when each frame of the file is shown, ascending.
+        knobs: what the window was named by.
 
     Raises:
         VideoError: the file does not have the window, or no two frames lie in it.
@@ -35,15 +40,15 @@ def frames_inside(window: Window, *, times_s: npt.NDArray[np.float64]) -> tuple[
     if start_s >= last_s or (end_s is not None and end_s > last_s + _tail_s(times_s)):
         raise VideoError(
             f"found a file whose last frame is shown at {last_s:.2f} s, wanted "
-            f"{window_in_words(window)} of it (start_s and end_s of the row); leave both out where "
-            "the file is that part itself"
+            f"{window_in_words(window)} of it ({knobs}); leave both out where the file is that "
+            "part itself"
         )
     first = int(np.searchsorted(times_s, start_s - SAME_TIME_S))
     end = last_s if end_s is None else end_s
     count = int(np.searchsorted(times_s, end + SAME_TIME_S, side="right")) - first
     if count < 2:
         raise VideoError(
-            f"found {count} frame(s) in {window_in_words(window)}, wanted at least two"
+            f"found {count} frame(s) in {window_in_words(window)} ({knobs}), wanted at least two"
         )
     return first, count
 

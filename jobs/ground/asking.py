@@ -70,15 +70,20 @@ class Ask(Protocol):
         """See `ask`."""
 
 
-def sample_video(video: Path, *, settings: Settings) -> ClipRef:
-    """The clip that is asked about.
+def sample_video(video: Path, *, settings: Settings, window_knobs: str) -> ClipRef:
+    """The clip that is asked about; errors call what its window was named by `window_knobs`.
 
     Raises:
-        VideoError: the file is missing or is no video.
+        VideoError: the file is missing, is no video or does not have the window.
     """
     from common.video.frames import sample_clip
 
-    return sample_clip(video.absolute(), sampling=settings.video, window=settings.window)
+    return sample_clip(
+        video.absolute(),
+        sampling=settings.video,
+        window=settings.window,
+        window_knobs=window_knobs,
+    )
 
 
 async def ask(

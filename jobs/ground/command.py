@@ -111,7 +111,7 @@ def command(
         video=_frames(run, checkpoint=checkpoint, sent_as=sent_as),
         window=_window(start, end),
     )
-    clip = sample_video(video, settings=settings)
+    clip = sample_video(video, settings=settings, window_knobs="--start and --end")
     with answering(
         endpoint or [],
         server=_server(openai, served_model=served_model, sent_as=sent_as),

@@ -205,7 +205,9 @@ async def _found(question: Question, clip: Clip, model: Model, tell: Any) -> Fou
     model.refuse(clip.path)
     settings = question.settings(model)
     tell(f"reading {clip.name}")
-    ref = await asyncio.to_thread(sample_video, clip.path, settings=settings)
+    ref = await asyncio.to_thread(
+        sample_video, clip.path, settings=settings, window_knobs="from and to"
+    )
     answers = await model.ask(ref, query=question.query, settings=settings, tell=tell)
     grounding = _shown(answers, clip)
     asked = Asked(

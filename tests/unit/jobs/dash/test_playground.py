@@ -415,7 +415,7 @@ async def test_a_part_is_asked_about_and_spans_count_from_the_start_of_the_video
     assert found["grounding"]["answers"][0]["spans"] == [[2.5, 4.0]]
     assert (found["asked"]["window_s"], found["asked"]["duration_s"]) == ([1.5, 3.5], 2.0)
     assert model.clips[0].window_s == (1.5, 3.5)
-    assert "wanted 30.00 s to the end of it" in late[-2][1]["says"]
+    assert "wanted 30.00 s to the end of it (from and to)" in late[-2][1]["says"]
 
 
 async def test_two_models_answer_the_same_question_and_one_may_fail(

@@ -240,7 +240,7 @@ def test_a_window_is_asked_about_shown_and_cut_where_it_lies(
     ("part", "kind", "told"),
     [
         (("--start", "3", "--end", "3"), ConfigError, "--end: found 3.0 s"),
-        (("--start", "30"), VideoError, "wanted 30.00 s to the end of it"),
+        (("--start", "30"), VideoError, "wanted 30.00 s to the end of it (--start and --end)"),
     ],
 )
 def test_a_window_that_the_video_does_not_have_is_refused(
