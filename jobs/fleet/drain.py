@@ -17,8 +17,8 @@ from common import config
 from common.config import Run, bearer
 from common.errors import ConfigError, EngineError
 from common.rest import direct
-from common.rest.address import checked_url
 from common.secrets import Tokens, tokens
+from jobs.asking.endpoints import check_endpoints, no_replica
 from jobs.fleet.services import found, opened, vouched
 from jobs.local.terminal import console
 from jobs.local.waiting import waiting
@@ -42,7 +42,8 @@ def command(
 ) -> None:
     """Take a replica out of the ring; what it has in work is finished or handed back."""
     if "://" in replica:
-        url = checked_url(replica, knob="REPLICA")
+        check_endpoints([replica], knob="REPLICA")
+        url = replica.rstrip("/")
         asyncio.run(_drain(url, tokens(), vouch=False))
         typer.echo(f"{url} drains")
         return
@@ -75,6 +76,8 @@ async def _drain(url: str, known: Tokens, *, vouch: bool) -> None:
             f"{url}: found status {answer.status_code}; set TEMPSAMP_TOKEN or "
             "TEMPSAMP_CONTROL_TOKEN to the replica's"
         )
+    if answer.status_code == 404:
+        raise no_replica(url, answer, knob="REPLICA")
     if not answer.is_success:
         raise EngineError(f"{url}: found status {answer.status_code}: {answer.text[:200]}")
 

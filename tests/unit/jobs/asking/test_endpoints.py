@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from typer.testing import CliRunner
 
+import tempsamp
 from common.errors import ConfigError
 from jobs.asking.endpoints import check_endpoints
 from tests.fixtures.replicas.stand_in_replica import serving, unused_url
@@ -21,6 +23,10 @@ def answering(status: int, body: str) -> Iterator[str]:
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body.encode())
+
+        def do_POST(self) -> None:
+            self.send_response(404)
+            self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
             """Nothing on stderr."""
@@ -51,6 +57,19 @@ def test_another_service_is_named_with_what_it_answered(status: int, body: str) 
         check_endpoints([url])
     assert f"found {url}, whose /readyz answers status {status}: {body!r}" in str(refused.value)
     assert "wanted a rollout replica" in str(refused.value)
+
+
+def test_only_a_replica_is_drained() -> None:
+    for status, body in ((200, '{"status":"ready"}'), (404, "no such page")):
+        with answering(status, body) as url:
+            refused = CliRunner().invoke(tempsamp.app, ["drain", url]).exception
+        assert isinstance(refused, ConfigError)
+        assert str(refused).startswith(f"REPLICA: found {url}, whose /readyz answers status")
+        assert "wanted a rollout replica" in str(refused)
+    with answering(503, "not ready") as url:
+        refused = CliRunner().invoke(tempsamp.app, ["drain", url]).exception
+    assert isinstance(refused, ConfigError)
+    assert f"{url}, whose /v1/drain answers status 404: ''" in str(refused)
 
 
 def test_replicas_pass_also_while_they_load_or_do_not_answer_yet() -> None:
