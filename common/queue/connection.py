@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 
 from common.errors import AccessError, ConfigError, QueueError, RunLostError
 from common.logs import SAY_EVERY_S, NowAndThen
+from common.queue.access import REDIS_URL
 from common.queue.stream_entries import Command, ServerFacts
 from common.rest.address import host_port
 
@@ -69,6 +70,7 @@ class Connection:
         outage_s: float,
         groups: Sequence[tuple[str, str]],
         should_stop: Callable[[], bool] = lambda: False,
+        knob: str = REDIS_URL,
         **options: Any,
     ) -> None:
         """Contact nothing yet.
@@ -79,6 +81,7 @@ class Connection:
             outage_s: how long a call bears a Redis that cannot take it.
             groups: streams and their consumer groups, made again whenever they are gone.
             should_stop: once it says so, an outage is borne no longer.
+            knob: what the address was named by.
             options: user and TLS, as `common.queue.access` gives them.
 
         Raises:
@@ -96,7 +99,7 @@ class Connection:
                 retry=Retry(NoBackoff(), 0),  # `call` retries, and says so in the log
             )
         except ValueError as error:
-            raise ConfigError(f"shared.redis_url: found {redis_url!r}: {error}") from error
+            raise ConfigError(f"{knob}: found {redis_url!r}: {error}") from error
         where = self._redis.connection_pool.connection_kwargs
         place = host_port(where.get("host", "localhost"), where.get("port", 6379))
         self.where = f"Redis at {where.get('path', place)}"
@@ -107,6 +110,7 @@ class Connection:
         self._outage_s = outage_s
         self._groups = groups
         self._should_stop = should_stop
+        self._knob = knob
         self._word = NowAndThen()
 
     async def close(self) -> None:
@@ -259,7 +263,7 @@ class Connection:
         if isinstance(error, _LOST):
             return (
                 f"{self.where}: no answer for {patience_s:.0f} s ({error}); "
-                "start it, or correct shared.redis_url"
+                f"start it, or correct {self._knob}"
             )
         return (
             f"{self.where}: refused to write for {patience_s:.0f} s ({error}); it needs memory, "

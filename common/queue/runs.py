@@ -12,19 +12,20 @@ MOST_CALLS = 1000
 """A Redis with more than a million keys is not one of runs alone."""
 
 
-async def runs_of(shared: Shared, *, outage_s: float) -> list[str]:
+async def runs_of(shared: Shared, *, outage_s: float, knob: str) -> list[str]:
     """Ids of the runs that have, or lately had, a replica.
 
     Args:
         shared: address and secrets; its run id says nothing here.
         outage_s: how long an unreachable Redis is waited for.
+        knob: what the address was named by.
 
     Raises:
         QueueError: it does not answer.
         ConfigError: it must not be used like this.
     """
-    options = connection_options(shared)
-    connection = Connection(shared.redis_url, outage_s=outage_s, groups=(), **options)
+    options = connection_options(shared, knob=knob)
+    connection = Connection(shared.redis_url, outage_s=outage_s, groups=(), knob=knob, **options)
     found: set[str] = set()
     try:
         cursor = "0"

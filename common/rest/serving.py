@@ -1,6 +1,6 @@
 """A service as a process: a port of its own, bounded connections, an end in bounded time.
 
-    listening = listen(host, port, section="reward")
+    listening = listen(host, port, knobs=("reward.host", "reward.port"))
     serve(app, listening, connections=1024, drain_s=30, end_s=35)    # until SIGTERM
 
 A port that is taken is a `ConfigError`, one line and exit code 2 of `tempsamp`. SIGTERM gives
@@ -46,18 +46,19 @@ def listen(
     host: str,
     port: int,
     *,
-    section: str,
-    host_knob: str = "host",
-    port_knob: str = "port",
+    knobs: tuple[str, str],
 ) -> socket.socket:
     """Bind and listen: who connects before the app is up waits instead of being refused.
 
-    `::` is all addresses of both families.
+    Args:
+        host: name or address; `::` is all addresses of both families.
+        port: 0 takes a free one.
+        knobs: settings or options that name host and port.
 
     Raises:
         ConfigError: no such address here, or the port is taken; names value and knobs.
     """
-    warn_of_loopback(host, knob=f"{section}.{host_knob}")
+    warn_of_loopback(host, knob=knobs[0])
     both = host == "::" and socket.has_dualstack_ipv6()
     try:
         return socket.create_server(
@@ -65,9 +66,8 @@ def listen(
         )
     except OSError as error:
         raise ConfigError(
-            f"{section}.{host_knob}, {section}.{port_knob}: found {host} port {port}: "
-            f"{error.strerror or error}; wanted an address of this machine and a free port "
-            f"({section}.{port_knob} = 0 takes one)"
+            f"{', '.join(knobs)}: found {host} port {port}: {error.strerror or error}; wanted an "
+            f"address of this machine and a free port ({knobs[1]} 0 takes one)"
         ) from error
 
 

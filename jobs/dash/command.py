@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common import logs
-from common.errors import ConfigError
+from common.errors import ConfigError, QueueError
 from common.rest import serving
 from common.rest.address import is_loopback
 from common.rest.connections import Connections
-from common.secrets import TOKEN, Tokens, has_credentials, tokens
+from common.secrets import REDIS_PASSWORD, TOKEN, Tokens, has_credentials, tokens
 from jobs.asking.openai.media import FramesAs
 from jobs.asking.openai.options import (
     FramesAsOption,
@@ -80,10 +80,8 @@ def command(
     known = tokens()
     refuse_open(host, known)
     sent_as = check_options(openai, served_model=served_model, frames_as=frames_as, endpoint=None)
-    if redis is not None and has_credentials(redis):
-        raise ConfigError(
-            "--redis: found a user or a password in it, wanted none: TEMPSAMP_REDIS_PASSWORD"
-        )
+    if redis is not None:
+        _check_redis(redis)
     from jobs.dash.app import create_app
     from jobs.dash.playground.routes import Playground
     from jobs.dash.site import Site
@@ -96,11 +94,12 @@ def command(
         _add_foreign(playground, openai, served_model=served_model, frames_as=sent_as)
     needs_no_run = run is None and bool(playground.models) and not DEFAULT_ROOT.is_dir()
     root = None if needs_no_run else DEFAULT_ROOT if run is None and redis is None else run
-    site = Site(root, redis_url=redis)
+    try:
+        site = Site(root, redis_url=redis)
+    except QueueError as error:
+        raise ConfigError(str(error)) from error
     logs.configure("dash", run_id="-")
-    listening = serving.listen(
-        host, port, section="tempsamp dash", host_knob="host", port_knob="port"
-    )
+    listening = serving.listen(host, port, knobs=("--host", "--port"))
     with listening, playground:
         asks = ", which asks for a token" if known.known() else ""
         typer.echo(f"{serving.url_of(listening, host)}{asks}  (Ctrl-C ends it)")
@@ -114,6 +113,18 @@ def command(
             serving.serve(config, listening, end_s=end_s, on_stop=ending.now)
         except KeyboardInterrupt:
             raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def _check_redis(url: str) -> None:
+    """Raises: ConfigError: it is no address of a Redis, or has secrets in it."""
+    from common.queue.access import split_redis_url
+    from jobs.dash.folder import REDIS_OPTION
+
+    if has_credentials(url):
+        raise ConfigError(
+            f"{REDIS_OPTION}: found a user or a password in it, wanted none: {REDIS_PASSWORD}"
+        )
+    split_redis_url(url, knob=REDIS_OPTION)
 
 
 def _add_models(playground: "Playground", models: Sequence[str], endpoints: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ CONFIG = "config.json"
 SIGNS = (METRICS, CONFIG, LEDGER, GROUPS)
 """What makes a folder that of a run."""
 NOWHERE = Path(os.devnull)
+REDIS_OPTION = "--redis"
 """Below it nothing can be."""
 REDIS_OUTAGE_S = 3.0
 DEEPEST = 3
@@ -235,7 +236,8 @@ def registered_runs(redis_url: str) -> dict[str, RunFolder]:
         QueueError: it does not answer.
         ConfigError: it must not be used like this.
     """
-    found = asyncio.run(runs_of(_run_of(redis_url, "-").shared, outage_s=REDIS_OUTAGE_S))
+    shared = _run_of(redis_url, "-").shared
+    found = asyncio.run(runs_of(shared, outage_s=REDIS_OUTAGE_S, knob=REDIS_OPTION))
     return {
         name: RunFolder(NOWHERE / name, name, redis_url, _run_of(redis_url, name)) for name in found
     }
@@ -245,7 +247,8 @@ def _run_of(redis_url: str, run_id: str) -> config.Run:
     """A run of which nothing but its name is known."""
     shared = {"run_id": run_id, "model": "-", "redis_url": redis_url}
     return config.parse(
-        {"shared": shared, "learner": {"rows": "-", "run_dir": "-", "steps": 1}}, source="--redis"
+        {"shared": shared, "learner": {"rows": "-", "run_dir": "-", "steps": 1}},
+        source=REDIS_OPTION,
     )
 
 

@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 
 from common.errors import ConfigError, TempSampError
-from jobs.dash.folder import RunFolder
+from common.queue.access import REDIS_URL
+from jobs.dash.folder import REDIS_OPTION, RunFolder
 from jobs.fleet.services import Fleet, look, url_of_learner
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ class Watch:
         if run is None:
             return Live(silent="the run folder has no settings that this version reads")
         try:
-            fleet = await look(run, learner_url=url_of_learner(run.learner))
+            knob = REDIS_URL if self._folder.redis_url is None else REDIS_OPTION
+            fleet = await look(run, learner_url=url_of_learner(run.learner), redis_knob=knob)
         except (TempSampError, ConfigError) as error:
             return Live(silent=str(error))
         if not fleet.is_there:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from common.config import Learner, Run, bearer
 from common.errors import ConfigError, QueueError
 from common.messages import Message, ReplicaIdentity, ReplicaStatus
-from common.queue.access import connection_options
+from common.queue.access import REDIS_URL, connection_options
 from common.queue.broker import Broker
 from common.rest import direct
 from common.rest.address import base_url
@@ -69,13 +69,21 @@ class Fleet(Message):
         return self.learner is not None or bool(self.replicas)
 
 
-async def look(run: Run, *, learner_url: str | None) -> Fleet:
+async def look(run: Run, *, learner_url: str | None, redis_knob: str = REDIS_URL) -> Fleet:
     """Ask everybody at once.
+
+    Args:
+        run: whose services these are.
+        learner_url: of rank 0; None where nobody knows.
+        redis_knob: what the run's Redis was named by.
 
     Raises:
         ConfigError: Redis cannot be asked.
     """
-    async with opened(run) as broker, direct.async_client(timeout=TIMEOUT_S) as client:
+    async with (
+        opened(run, redis_knob=redis_knob) as broker,
+        direct.async_client(timeout=TIMEOUT_S) as client,
+    ):
         statuses = await broker.replicas()
         tokens = run.shared.tokens
         asked = asyncio.gather(*(_replica(client, status, tokens) for status in statuses))
@@ -94,7 +102,7 @@ async def look(run: Run, *, learner_url: str | None) -> Fleet:
 
 
 @asynccontextmanager
-async def opened(run: Run) -> AsyncIterator[Broker]:
+async def opened(run: Run, *, redis_knob: str = REDIS_URL) -> AsyncIterator[Broker]:
     """The run's Redis, asked for seconds only.
 
     Raises:
@@ -105,7 +113,8 @@ async def opened(run: Run) -> AsyncIterator[Broker]:
         shared.redis_url,
         run_id=shared.run_id,
         outage_s=REDIS_OUTAGE_S,
-        **connection_options(shared),
+        knob=redis_knob,
+        **connection_options(shared, knob=redis_knob),
     )
     try:
         yield broker

@@ -234,9 +234,7 @@ def serving(run: Run) -> Iterator[Status]:
     listening = listen(
         settings.metrics_host,
         settings.metrics_port,
-        section="learner",
-        host_knob="metrics_host",
-        port_knob="metrics_port",
+        knobs=("learner.metrics_host", "learner.metrics_port"),
     )
     with listening:
         logger.info("listening", extra={"url": url_of(listening, settings.metrics_host)})

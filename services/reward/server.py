@@ -76,7 +76,7 @@ def _config(
 
 
 def _listening(settings: Reward) -> socket.socket:
-    listening = serving.listen(settings.host, settings.port, section="reward")
+    listening = serving.listen(settings.host, settings.port, knobs=("reward.host", "reward.port"))
     url = serving.url_of(listening, settings.host)
     logger.info("listening", extra={"url": url, "workers": settings.workers})
     return listening

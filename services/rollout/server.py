@@ -35,7 +35,9 @@ def serve(run: Run) -> None:
         allow_remote=run.rollout.allow_remote,
         section="rollout",
     )
-    listening = serving.listen(run.rollout.host, run.rollout.port, section="rollout")
+    listening = serving.listen(
+        run.rollout.host, run.rollout.port, knobs=("rollout.host", "rollout.port")
+    )
     url = serving.url_of(listening, run.rollout.advertise_host or _reachable(run.rollout.host))
     replica = Replica(run, url=url)
     configure("rollout", run_id=run.shared.run_id, replica=replica.name)

@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import shlex
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import tempsamp
+from jobs.dash import folder
 from jobs.fleet import services
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -19,7 +21,8 @@ NO_SUCH_REDIS = (
     "--set shared.redis_url=redis://nosuchhost.invalid/0 --set shared.redis_allow_open=1"
 )
 WORDS = [
-    # (words, what the line has to say): FILE is a file, DIR a folder, RUN a run file of the demo.
+    # (words, what the line has to say): FILE is a file, DIR a folder, RUN a run file of the demo,
+    # LIST a line that is no object, TAKEN a port.
     ("learner --config nope.toml", "nope.toml: No such file"),
     ("learner --config DIR", "DIR: Is a directory"),
     ("learner --config FILE", "FILE: not TOML"),
@@ -87,6 +90,12 @@ WORDS = [
     ("reframe check nope --index nope", "No such file"),
     ("reframe show nope --video-dir DIR --id x --out o.mp4", "No such file"),
     ("reframe score DIR --truth DIR", "Is a directory"),
+    ("reframe score LIST --truth LIST", "wanted a line of a submission (it is no object)"),
+    ("dash --redis foo", "--redis: found 'foo', wanted redis://HOST:PORT/0"),
+    ("dash DIR --redis foo", "--redis: found 'foo', wanted redis://HOST:PORT/0"),
+    ("dash --redis redis://127.0.0.1:1/0", "start it, or correct --redis"),
+    ("dash --redis redis://redis:6379", "--redis: found 'redis' and no password"),
+    ("dash DIR --port TAKEN", "--host, --port: found 127.0.0.1 port"),
     ("data convert --input nope --output o.jsonl", "found no file nope"),
     ("data convert --input FILE --output o.jsonl", "wanted one of the schemas"),
     ("data convert --input EMPTY --output o.jsonl", "EMPTY: found nothing, wanted one of the"),
@@ -133,13 +142,15 @@ def _restored_logging() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "REDIS_OUTAGE_S", 0.1)
+    for module in (services, folder):
+        monkeypatch.setattr(module, "REDIS_OUTAGE_S", 0.1)
     monkeypatch.chdir(tmp_path)
     Path("DIR").mkdir()
     Path("FILE").write_text("x\n")
     Path("EMPTY").write_text("")
     Path("VIDEO").write_bytes(b"\0\0\0\x20ftypisom\n\xff\xfe\n")
     Path("CUT.gz").write_bytes(gzip.compress(b"AAAAA 1.0 5.0##a\n")[:15])
+    Path("LIST").write_text("[]\n")
     demo = (ROOT / "deploy/configs/demo.toml").read_text()
     model = json.dumps(str(ROOT / "deploy/tiny-qwen3vl"))
     demo = demo.replace('"deploy/tiny-qwen3vl"', model)
@@ -156,9 +167,11 @@ def test_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["tempsamp", *shlex.split(words)])
-    with pytest.raises(SystemExit) as end:
-        tempsamp.main()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = words.replace("TAKEN", str(taken.getsockname()[1]))
+        monkeypatch.setattr(sys, "argv", ["tempsamp", *shlex.split(words)])
+        with pytest.raises(SystemExit) as end:
+            tempsamp.main()
     shown = capsys.readouterr().err
     assert end.value.code == 2, shown
     assert said in shown

@@ -24,7 +24,7 @@ HEAD_S, BODY_S, REST_S = 0.4, 0.8, 0.3
 @contextlib.contextmanager
 def serving(connections: Connections) -> Iterator[str]:
     """The small service in a thread."""
-    with listen("127.0.0.1", 0, section="x") as listening:
+    with listen("127.0.0.1", 0, knobs=("x.host", "x.port")) as listening:
         server = Server(configured(app("well"), connections=connections, drain_s=1), end_s=1)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -105,16 +105,16 @@ def test_a_service_that_cannot_start_is_no_clean_end() -> None:
 
 
 def test_a_taken_port_is_one_line_with_the_knobs() -> None:
-    with listen("127.0.0.1", 0, section="reward") as taken:
+    with listen("127.0.0.1", 0, knobs=("reward.host", "reward.port")) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"^reward\.host, reward\.port: .* {port}: .*in use"):
-            listen("127.0.0.1", port, section="reward")
+            listen("127.0.0.1", port, knobs=("reward.host", "reward.port"))
     with pytest.raises(ConfigError, match=r"reward\.host.*no\.such\.host\.invalid"):
-        listen("no.such.host.invalid", 0, section="reward")
+        listen("no.such.host.invalid", 0, knobs=("reward.host", "reward.port"))
 
 
 def test_who_comes_before_the_app_waits() -> None:
-    with listen("localhost", 0, section="reward") as listening:
+    with listen("localhost", 0, knobs=("reward.host", "reward.port")) as listening:
         port = listening.getsockname()[1]
         assert url_of(listening, "localhost") == f"http://localhost:{port}"
         socket.create_connection(("localhost", port), timeout=5).close()
@@ -139,7 +139,7 @@ def test_a_server_off_the_main_thread_leaves_signals_alone() -> None:
     from common.rest.serving import Server, configured
     from tests.fixtures.servers.small_service import app
 
-    with listen("127.0.0.1", 0, section="x") as listening:
+    with listen("127.0.0.1", 0, knobs=("x.host", "x.port")) as listening:
         server = Server(configured(app("well"), connections=4, drain_s=1), end_s=1)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

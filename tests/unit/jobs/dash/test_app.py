@@ -355,6 +355,9 @@ async def test_a_redis_that_is_away_is_said(
     assert live.fleet is None
     assert live.silent is not None
     assert "127.0.0.1:1" in live.silent
+    assert live.silent.endswith("correct shared.redis_url")
+    named = RunFolder(folder.path, "a", "redis://127.0.0.1:1/0")
+    assert str((await Watch(named).fleet()).silent).endswith("correct --redis")
     nothing = RunFolder(tmp_path / "none", "b")
     assert "no settings" in str((await Watch(nothing).fleet()).silent)
 
