@@ -228,6 +228,19 @@ def test_two_evaluations_are_compared(dash: Dash, opened: Open, picture: Picture
     expect(page.locator("tbody tr")).to_have_count(6)
 
 
+def test_evaluations_open_without_a_run(opened: Open, tmp_path: Path) -> None:
+    shutil.copytree(RECORDED / "tempsamp/validation", tmp_path / "evals")
+    with running(["tempsamp", "dash", "."], cwd=tmp_path) as url:
+        page = opened(url)
+        expect(page.locator("main")).to_contain_text("No run here yet")
+        page.get_by_role("link", name="Evaluations in this folder").click()
+        page.get_by_role("link", name=f"evals/version-{STEPS:06d}").click()
+        expect(page.locator("main h1")).to_have_text(f"evals/version-{STEPS:06d}")
+        expect(page.locator(".histogram")).to_be_visible()
+        page.get_by_role("link", name="All evaluations").click()
+        expect(page.locator("tbody tr")).to_have_count(2)
+
+
 def test_text_from_models_and_rows_stays_text(dash: Dash, opened: Open) -> None:
     page = opened(dash.address("overview", run="hostile"), narrow=True)
     expect(page.locator(".advice .card.hint")).to_contain_text("more replicas")
