@@ -37,6 +37,9 @@ from jobs.toy.regimes import REGIMES, Regime
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "deploy/configs/demo.toml"
 REGIME_FILES = ROOT / "deploy/configs/regimes"
+DATA = ROOT / "runs/demo-data"
+"""The demo's clips; those of regimes with other ones lie beside it."""
+CLIP_CACHE = ROOT / "runs/clip-cache"
 STARTS = ROOT / "runs/starts"
 """Start checkpoints of regimes, made where they are first needed."""
 SHIPPED_START = ROOT / "deploy/tiny-qwen3vl"
@@ -83,7 +86,7 @@ class Demo:
     @property
     def data(self) -> Path:
         """The demo's clips, shared by all runs."""
-        return ROOT / "runs" / "demo-data"
+        return DATA
 
     @property
     def made_on(self) -> Regime:
@@ -215,11 +218,36 @@ def make_start(regime: Regime) -> None:
     if regime.start is None or out.exists():
         return
     STARTS.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "jobs.toy.make_model", "--start", regime.name]
+    command = ["jobs.toy.make_model", "--start", regime.name]
     command += ["--out", str(out), "--clips", str(STARTS / f"{regime.name}-clips")]
-    what = f"making the start checkpoint of {regime.name}"
-    with waiting(console, what), Children(STARTS) as made:
-        child = made.start(regime.name, command, ends=True)
+    _make(f"the start checkpoint of {regime.name}", command, log=STARTS / f"{regime.name}.log")
+
+
+def decode_clips(regime: Regime, *, config_file: Path, split: Split) -> Path:
+    """Write and decode the clips of a regime that are not there yet, for runs that ask for each of
+    them again and again; returns the clip cache.
+
+    Args:
+        regime: whose clips.
+        config_file: how frames are sampled.
+        split: what is evaluated on.
+
+    Raises:
+        ChildError: not all could be decoded; carries the end of the log.
+    """
+    rows = [regimes.write_split(DATA, regime, each) for each in ("train", "validation", split)]
+    command = ["tempsamp", "data", "preprocess", "--config", str(config_file)]
+    command += ["--cache", str(CLIP_CACHE), "--video-root", str(regime.video_root(DATA))]
+    command += [word for path in rows for word in ("--input", str(path))]
+    log = CLIP_CACHE.with_name(f"{CLIP_CACHE.name}-{regime.name}.log")
+    _make(f"the clip cache of {regime.name}", command, log=log)
+    return CLIP_CACHE
+
+
+def _make(what: str, module: Sequence[str], *, log: Path) -> None:
+    """Run a module of ours to its end."""
+    with waiting(console, f"making {what}"), Children(log.parent) as made:
+        child = made.start(log.stem, [sys.executable, "-m", *module], ends=True)
         while not child.is_done:
             made.check()
             time.sleep(POLL_S)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from types import MappingProxyType
+from typing import Final
 
 METHOD_SETTINGS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     {
@@ -29,7 +30,7 @@ METHODS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Regime → methods."""
 DEFAULT_SEEDS = (0, 1, 2, 3, 4)
-SPLIT = "test"
+SPLIT: Final = "test"
 
 
 def rule(name: str) -> str:

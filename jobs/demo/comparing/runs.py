@@ -24,7 +24,15 @@ from common import config
 from common.errors import ConfigError
 from jobs.demo.comparing import records, rules
 from jobs.demo.comparing.records import RunRecord
-from jobs.demo.run import REGIME_FILES, ROOT, SHIPPED_START, STARTS, make_start
+from jobs.demo.run import (
+    CLIP_CACHE,
+    REGIME_FILES,
+    ROOT,
+    SHIPPED_START,
+    STARTS,
+    decode_clips,
+    make_start,
+)
 from jobs.local.processes import Child, Children
 from jobs.toy.regimes import REGIMES, Regime
 
@@ -78,7 +86,8 @@ class Settings:
         if self.eval_queries is not None:
             options["--eval-queries"] = str(self.eval_queries)
         flat = [word for pair in options.items() for word in pair]
-        flat += [word for setting in settings for word in ("--set", setting)]
+        cached = f"shared.video.cache={json.dumps(str(CLIP_CACHE))}"
+        flat += [word for setting in (*settings, cached) for word in ("--set", setting)]
         demo = [sys.executable, "-m", "tempsamp", "demo"]
         return [*demo, *flat, "--no-report", "--evaluate-best"]
 
@@ -169,6 +178,7 @@ def run_missing(
     waiting = [settings for settings in wanted if finished(settings, folder) is None]
     for regime in {settings.regime: settings.made_on for settings in waiting}.values():
         make_start(regime)
+        decode_clips(regime, config_file=run_file_of(regime.name), split=rules.SPLIT)
     running: list[InWork] = []
     next_load_s = 0.0
     with Children(LOGS) as children:

@@ -440,6 +440,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Quick]:
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     monkeypatch.setattr(runs, "LOGS", tmp_path / "logs")
     monkeypatch.setattr(runs, "POLL_S", 0.05)
+    monkeypatch.setattr(runs, "decode_clips", lambda *_, **__: None)
     return [Quick("few", "grpo", 200, seed) for seed in range(3)]
 
 
