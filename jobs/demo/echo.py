@@ -1,7 +1,8 @@
 """Which failure a run shows, in words: summary.json → sentences of its report. Pure.
 
-Three are known: a policy that has collapsed on one answer, one that learned its training rows and
-not the task, and ground truth that drowns the policy's own answers. A run may show several or none.
+Four are known: a policy that has collapsed on one answer, one that no longer answers at all, one
+that learned its training rows and not the task, and ground truth that drowns the policy's own
+answers. A run may show several or none.
 
 Thresholds stand between the figures of runs that were seen to fail and those that were not
 (docs/compare.md).
@@ -15,6 +16,9 @@ COLLAPSED_SHARE = 0.7
 more, of which the spread tells it apart."""
 COLLAPSED_SPREAD = 0.12
 """Best of G less the mean of samples, below; GRPO .00 to .10, all other runs .13 and more."""
+LOST_SHARE = 0.05
+"""Best of G, of that at the start, below: one run of GRPO, of whose answers none could be read any
+more, ended at .00, all other runs at .07 and more."""
 TRANSFER_GAP = 0.3
 """IoU of sampled answers on training rows less the same on held-out ones, above; SFT on few rows,
 which gained least on held-out queries, .45 to .50, all other runs .24 and less."""
@@ -37,9 +41,10 @@ def echo(summary: Summary) -> list[str]:
     needed = ("entropy_end", "train_iou_end", "contamination")
     if all(summary.get(key) is None for key in needed):
         return ["Nothing was sampled and no training group was measured: no failure can be seen."]
-    found = [*_collapse(summary), *_imitation(summary), *_drowning(summary)]
+    found = [*_collapse(summary), *_loss(summary), *_imitation(summary), *_drowning(summary)]
     return found or [
-        "Neither a collapse, nor imitation without transfer, nor a drowning ground truth is seen."
+        "Neither a collapse, nor lost answers, nor imitation without transfer, nor a drowning "
+        "ground truth is seen."
     ]
 
 
@@ -55,6 +60,18 @@ def _collapse(summary: Summary) -> Iterator[str]:
             f"Collapse: entropy is {entropy:.2f} nats per token ({before:.2f} at the start), and "
             f"the best of {summary['num_samples']} answers is only {best - mean:.2f} IoU better "
             "than their mean: the policy gives one answer, and there is little left to choose from."
+        )
+
+
+def _loss(summary: Summary) -> Iterator[str]:
+    before, best = summary.get("best_of_g_start"), summary.get("best_of_g_end")
+    if before is None or best is None:
+        return
+    if best < LOST_SHARE * before:
+        yield (
+            f"Answers lost: the best of {summary['num_samples']} answers has IoU {best:.2f} "
+            f"({before:.2f} at the start): hardly any can be read or lies where it should, and "
+            "rewards that are all 0 bring none back."
         )
 
 

@@ -18,6 +18,7 @@ def summary(**changed: Any) -> dict[str, Any]:
         "num_samples": 8,
         "entropy_start": 0.45,
         "entropy_end": 0.35,
+        "best_of_g_start": 0.586,
         "best_of_g_end": 0.708,
         "sampled_miou_end": 0.471,
         "train_iou_end": 0.48,
@@ -41,6 +42,11 @@ def summary(**changed: Any) -> dict[str, Any]:
             {"entropy_end": 0.116, "best_of_g_end": 0.579, "sampled_miou_end": 0.506}
             | {"entropy_start": 0.15},
             [NONE],
+        ),
+        (
+            {"entropy_end": 5.5, "best_of_g_end": 0.0, "sampled_miou_end": 0.0}
+            | {"train_iou_end": 0.0},
+            ["Answers lost: the best of 8 answers has IoU 0.00 (0.59 at the start)"],
         ),
         ({"train_iou_end": 0.78}, ["Imitation without transfer: answers to training rows have"]),
         ({"train_iou_end": 0.77}, [NONE]),
@@ -74,6 +80,8 @@ FAILURES = {
 }
 """GRPO collapses everywhere, SFT learns few rows by heart, and where no answer of the policy hits,
 injected truths decide alone."""
+LOST = Path("long/grpo-4.json")
+"""From step 25 on none of its answers could be read."""
 FILES = [file for regime in REGIMES for file in RECORDS.glob(f"{regime}/*")]
 
 
@@ -87,10 +95,12 @@ def test_trial_runs_support_the_thresholds(file: Path) -> None:
             "method": record["method"],
             "num_samples": record["num_samples"],
             "entropy_start": record["start"]["entropy"],
+            "best_of_g_start": record["start"]["best_of_g"],
             **figures,
             **{key: mechanism.get(key) for key in ("contamination", "sign_flip_share")},
             "train_iou_end": mechanism.get("train_iou_end"),
         }
     )
     (line,) = found
-    assert line.startswith(FAILURES.get((record["regime"], record["method"]), NONE))
+    failure = FAILURES.get((record["regime"], record["method"]), NONE)
+    assert line.startswith("Answers lost" if file == RECORDS / LOST else failure)
