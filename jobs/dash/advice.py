@@ -22,7 +22,7 @@ FIRST_ADVICE = 5
 """Steps before which nothing but faults is said."""
 ENTROPY_LOW = 0.3
 """Nats a token: answers with more differ, whatever they began with. Plain GRPO ended at .03 to .27
-in all runs but one, and best-of-8 fell (docs/compare.md); see `ENTROPY_SHARE`."""
+in all runs but two, and best-of-8 fell (docs/compare.md); see `ENTROPY_SHARE`."""
 ENTROPY_SHARE = 0.4
 """Of what the phase began with: a model whose answers are short and certain from the start has not
 collapsed. Runs with injection kept .52 and more."""

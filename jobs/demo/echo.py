@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 COLLAPSED_SHARE = 0.7
-"""Of the entropy at the start, below; GRPO ended at .03 to .65 of it, all other runs at .52 and
+"""Of the entropy at the start, below; GRPO ended at .04 to .65 of it, all other runs at .52 and
 more, of which the spread tells it apart."""
 COLLAPSED_SPREAD = 0.12
 """Best of G less the mean of samples, below; GRPO .00 to .10, all other runs .13 and more."""
