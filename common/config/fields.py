@@ -13,8 +13,15 @@ Positive = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]
 PositiveInt = Annotated[int, Field(ge=1, le=MAX_INT)]
 Count = Annotated[int, Field(ge=0, le=MAX_INT)]
+# What the reward service takes (`common.rest.reward_api`).
 FormatWeight = Annotated[float, Field(ge=0, le=100)]
-"""Of the format reward; the reward service takes no other (`common.rest.reward_api`)."""
+"""Of the format reward."""
+Threshold = Annotated[float, Field(gt=0, lt=1)]
+"""tau of the non-linear shaping (paper eq. 4)."""
+Alpha1 = Annotated[float, Field(ge=0, le=10)]
+"""Slope above tau at tau."""
+Alpha2 = Annotated[float, Field(ge=0, le=20)]
+"""Curvature below tau."""
 
 
 def _without_brackets(host: str) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from common.config.fields import FormatWeight, PositiveInt, Section
+from common.config.fields import Alpha1, Alpha2, FormatWeight, PositiveInt, Section, Threshold
 from common.messages import GroundingReward, Sampling, ShapedPart, Strategy, ThinkInjection
 from common.rest.address import checked_url
 from common.secrets import REDIS_PASSWORD, TOKEN, TOKEN_OF, Tokens, has_credentials
@@ -66,10 +66,10 @@ class Scoring(Section):
     parser: str = "default"
     format_weight: FormatWeight = 0.1
     """Weight of the format reward: 0.1 as the public code, 1.0 as the paper's peers (SPEC B2)."""
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    threshold: Threshold = 0.8
     """tau of the non-linear shaping (paper eq. 4)."""
-    alpha1: Annotated[float, Field(ge=0, le=10)] = 0.01
-    alpha2: Annotated[float, Field(gt=0, le=20)] = 1.0
+    alpha1: Alpha1 = 0.01
+    alpha2: Annotated[Alpha2, Field(gt=0)] = 1.0
     answer_decimals: Annotated[int, Field(ge=0, le=3)] = 2
     """Decimals of the injected answer's times."""
     think_injection: ThinkInjection = "splice"

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag
 
 from common.answers.times import MAX_TIME_S
 from common.config import ThinkInjection
-from common.config.fields import FormatWeight
+from common.config.fields import Alpha1, Alpha2, FormatWeight, Threshold
 from common.messages import (
     GroundingReward,
     HighlightsTarget,
@@ -63,11 +63,11 @@ class Shaping(Message):
 
     kind: Literal["none", "nonlinear", "downscale"] = "none"
     """nonlinear: paper eq. 4 on every score; downscale: the injected answer's reward shrinks."""
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    threshold: Threshold = 0.8
     """tau of nonlinear."""
-    alpha1: Annotated[float, Field(ge=0, le=10)] = 0.01
+    alpha1: Alpha1 = 0.01
     """Slope above tau at tau."""
-    alpha2: Annotated[float, Field(ge=0, le=20)] = 1.0
+    alpha2: Alpha2 = 1.0
     """Curvature below tau; 0 is the public code's special case max(0, r)."""
     scale: Annotated[float, Field(ge=0, le=1)] = 0.8
     """downscale: factor of the injected answer's reward."""

@@ -35,8 +35,8 @@ CONFIG = "config.json"
 SIGNS = (METRICS, CONFIG, LEDGER, GROUPS)
 """What makes a folder that of a run."""
 NOWHERE = Path(os.devnull)
-REDIS_OPTION = "--redis"
 """Below it nothing can be."""
+REDIS_OPTION = "--redis"
 REDIS_OUTAGE_S = 3.0
 DEEPEST = 3
 """Folders below the given one in which runs are looked for."""

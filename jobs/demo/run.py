@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "deploy/configs/demo.toml"
 REGIME_FILES = ROOT / "deploy/configs/regimes"
 DATA = ROOT / "runs/demo-data"
-"""The demo's clips; those of regimes with other ones lie beside it."""
+"""The demo's clips, shared by all runs; those of regimes with other ones lie beside it."""
 CLIP_CACHE = ROOT / "runs/clip-cache"
 STARTS = ROOT / "runs/starts"
 """Start checkpoints of regimes, made where they are first needed."""
@@ -84,11 +84,6 @@ class Demo:
         return ROOT / "runs" / self.name
 
     @property
-    def data(self) -> Path:
-        """The demo's clips, shared by all runs."""
-        return DATA
-
-    @property
     def made_on(self) -> Regime:
         """What clips and rows are like."""
         return self.regime or REGIMES["full"]
@@ -105,7 +100,7 @@ class Demo:
 
     def rows(self, split: Literal["train"] | Split) -> Path:
         """Of one split; paths in it start at the regime's video root."""
-        return self.made_on.rows(self.data, split)
+        return self.made_on.rows(DATA, split)
 
     @property
     def environ(self) -> dict[str, str]:
@@ -132,7 +127,7 @@ class Demo:
             "reward.port": self.reward_port,
             "learner.rows": str(self.rows("train")),
             "learner.validation.rows": str(self.rows("validation")),
-            "shared.video.roots": [str(self.made_on.video_root(self.data))],
+            "shared.video.roots": [str(self.made_on.video_root(DATA))],
             "learner.run_dir": str(self.run_dir),
         }
         if self.steps is not None:
@@ -166,7 +161,7 @@ def run_demo(demo: Demo, *, write_report: bool) -> dict[str, Any]:
         )
     # Before anything is started: a wrong setting is said at once.
     config.load(demo.config_file, overrides=demo.overrides(NO_REDIS), environ=demo.environ)
-    for folder in (demo.run_dir, demo.data):
+    for folder in (demo.run_dir, DATA):
         check_folder(folder, knob="runs")
     make_start(demo.made_on)
     demo.run_dir.mkdir(parents=True, exist_ok=True)
@@ -195,7 +190,7 @@ def _started(demo: Demo, children: Children) -> Course:
         )
     with waiting(console, "writing clips"):
         for split in dict.fromkeys(("train", "validation", demo.split)):
-            regimes.write_split(demo.data, demo.made_on, split)
+            regimes.write_split(DATA, demo.made_on, split)
     return Course(
         run=config.load(demo.config_file, overrides=overrides, environ=demo.environ),
         settings=settings,
@@ -223,9 +218,9 @@ def make_start(regime: Regime) -> None:
     _make(f"the start checkpoint of {regime.name}", command, log=STARTS / f"{regime.name}.log")
 
 
-def decode_clips(regime: Regime, *, config_file: Path, split: Split) -> Path:
-    """Write and decode the clips of a regime that are not there yet, for runs that ask for each of
-    them again and again; returns the clip cache.
+def decode_clips(regime: Regime, *, config_file: Path, split: Split) -> None:
+    """Write the clips of a regime, and into `CLIP_CACHE` what is not there yet of them decoded, for
+    runs that ask for each of them again and again.
 
     Args:
         regime: whose clips.
@@ -241,7 +236,6 @@ def decode_clips(regime: Regime, *, config_file: Path, split: Split) -> Path:
     command += [word for path in rows for word in ("--input", str(path))]
     log = CLIP_CACHE.with_name(f"{CLIP_CACHE.name}-{regime.name}.log")
     _make(f"the clip cache of {regime.name}", command, log=log)
-    return CLIP_CACHE
 
 
 def _make(what: str, module: Sequence[str], *, log: Path) -> None:

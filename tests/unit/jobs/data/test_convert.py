@@ -1,34 +1,26 @@
 """Conversion end to end: files in, files out, the table, the exit code."""
 
+import functools
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner, Result
 
 from common.errors import ConfigError, OutputError
 from common.messages import SpansTarget
 from common.rows import TrainerRow
 from jobs.data.convert import Conversion, RejectedRecordError, convert, rejected_path
 from jobs.data.convert_command import command
+from tests.fixtures.pages.commands import ended
 from tests.fixtures.servers.places import no_room
 
 CASES = Path(__file__).resolve().parents[5] / "shared" / "data" / "cases"
 
-app = typer.Typer(pretty_exceptions_enable=False)
-app.command()(command)
-
-
-def run(*arguments: object) -> Result:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+run = functools.partial(ended, command)
 
 
 def filter_row(number: int, **changed: Any) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from typing import Any
 
 import psutil
 import pytest
-import typer
-from typer.testing import CliRunner, Result
 
 from common.errors import ConfigError, OutputError
 from common.queue import disk
@@ -41,6 +39,7 @@ from jobs.data.cache_filling import (
 )
 from jobs.data.preprocess import Part, Plan, command, content_of, find_video, make_entry, part_of
 from tests.fixtures.clips import make_clip
+from tests.fixtures.pages.commands import invoked
 from tests.fixtures.servers.places import no_room
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -72,10 +71,7 @@ def entry_of(plan: Plan, video: str) -> Path:
     return ClipCache(plan.cache).path(sha256, sampling=plan.sampling.fingerprint)
 
 
-def run(*arguments: object) -> Result:
-    app = typer.Typer()
-    app.command()(command)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+run = functools.partial(invoked, command)
 
 
 def until(condition: Callable[[], bool]) -> None:

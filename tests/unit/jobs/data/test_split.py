@@ -1,30 +1,23 @@
 """Rows split by video: which are drawn, that nothing is lost, what is refused."""
 
+import functools
 import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from common.errors import ConfigError, OutputError
 from jobs.data.split import Part, Report, command, drawn, split
+from tests.fixtures.pages.commands import ended
 from tests.fixtures.rows import event_row, write_rows
 from tests.fixtures.servers.places import no_room
 
-app = typer.Typer(pretty_exceptions_enable=False)
-app.command()(command)
-
-
-def run(*arguments: object) -> Result:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+run = functools.partial(ended, command)
 
 
 def written(folder: Path, videos: Sequence[str]) -> Path:

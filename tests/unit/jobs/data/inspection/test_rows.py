@@ -1,5 +1,6 @@
 """`tempsamp data inspect`: what it counts and measures, against numbers taken by hand."""
 
+import functools
 import json
 import math
 import re
@@ -8,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner, Result
 
 from common.errors import ConfigError
 from common.messages import Highlight
@@ -21,6 +20,7 @@ from jobs.data.inspection.command import command
 from jobs.data.inspection.numbers import MAX_BINS, Histogram, Quantiles, even_edges, histogram
 from jobs.data.inspection.page import write_page
 from jobs.data.inspection.rows import Inspection, NoRecordError, inspect
+from tests.fixtures.pages.commands import invoked
 
 TIMELENS = Path("../shared/data/timelens/timelens100k_over180.derived.jsonl")
 ATTACK = "<script>alert(1)</script>"
@@ -76,10 +76,7 @@ def trainer_row(query: str, span: tuple[float, float]) -> dict[str, object]:
     return {"query": query, "videos": ["a.mp4"], "spans": [span], "duration": 10.0}
 
 
-def run(*arguments: object) -> Result:
-    app = typer.Typer()
-    app.command()(command)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+run = functools.partial(invoked, command)
 
 
 def test_records_videos_spans_and_targets_are_counted(inspection: Inspection) -> None:

@@ -1,5 +1,6 @@
 """`tempsamp data inspect --check-videos`: real files, real processes, one that dies."""
 
+import functools
 import json
 import math
 import os
@@ -9,8 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner, Result
 
 from common.errors import VideoError
 from jobs.data.annotations.records import Annotation
@@ -26,6 +25,7 @@ from jobs.data.inspection.videos import (
     reason_of,
 )
 from tests.fixtures.clips import make_clip
+from tests.fixtures.pages.commands import invoked
 
 
 def probe_or_die(path: Path) -> float:
@@ -45,10 +45,7 @@ def files(folder: Path, *names: str) -> list[Video]:
     return [Video(name, folder / name, 4.0) for name in names]
 
 
-def run(*arguments: object) -> Result:
-    app = typer.Typer()
-    app.command()(command)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+run = functools.partial(invoked, command)
 
 
 @pytest.fixture(scope="module")
