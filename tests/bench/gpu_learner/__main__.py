@@ -1,16 +1,19 @@
 """The learner at a real size, on one GPU: `python -m tests.bench.gpu_learner [--tiny]`.
 
 Random weights in the shapes of Qwen3-VL-4B and Qwen3.5-4B, one group of 16k prompt tokens and eight
-answers, bfloat16 on float32 masters, checkpointed. For each:
+answers, bfloat16 on float32 masters. For each:
 
-    step        seconds of a whole step (AdamW included), tokens a second, peak memory, and MFU:
-                model FLOPs without recomputation over the card's dense bfloat16 peak
-    alone       seconds of the same group with every answer by itself, up to the gradients
+    step        seconds of a whole step (AdamW included), every layer recomputed; tokens a second,
+                peak memory, and MFU: model FLOPs without recomputation over the card's dense
+                bfloat16 peak
+    backward    the same up to the gradients, before AdamW has states: what a rank does that shares
+                them with many; with every layer recomputed, every second one and none
+    alone       seconds of the same group with every answer by itself, likewise
     gradients   shared against alone, relative, beside repeating either
 
-Needs some 80 GB for 4B; a shape that does not fit, or whose kernels are missing, is said and left
-out. Needs torch and transformers; neither vLLM nor Redis, no network. `--tiny` tries all of it on
-the CPU; `--json FILE` also writes the result there.
+Needs some 100 GB for 4B; what does not fit, or whose kernels are missing, is said and left out.
+Needs torch and transformers; neither vLLM nor Redis, no network. `--tiny` tries all of it on the
+CPU; `--json FILE` also writes the result there.
 """
 
 import argparse
@@ -20,7 +23,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,24 +84,42 @@ def measure(shape: Shape, *, ranks: Ranks, repeats: int, compile_layers: str) ->
         stepper, backward = (kind.of(run, policy, **made) for kind in (Stepper, Gradients))
     shared, alone, prompt_tokens = batches_of(shape)
     flops = model_flops(shape, linear_weights=linear, prompt_tokens=prompt_tokens)
-    gradients = compared(policy, backward, shared, alone)
-    alone_s, _ = timed(device, lambda: backward.step(alone, number=1), repeats=1)
-    policy.zero_grad()
-    stepper.step(shared, number=1)
-    step_s, peak_gib = timed(device, lambda: stepper.step(shared, number=2), repeats=repeats)
     tokens = prompt_tokens + shape.answers * (shape.answer_tokens - 1)
     peak = peak_flops(device)
+
+    def figures(call: Callable[[], object]) -> dict[str, Any]:
+        seconds, peak_gib = timed(device, call, repeats=repeats)
+        return {
+            "s": asdict(seconds),
+            "tokens_per_s": tokens / seconds.median,
+            "mfu": None if peak is None else flops / seconds.median / peak,
+            "peak_gib": peak_gib,
+        }
+
+    def up_to_gradients(every: int) -> Any:
+        recompute(policy, every)
+        policy.zero_grad()
+        try:
+            backward.step(shared, number=1)  # compiled code, kernels' choices, the allocator
+            return figures(lambda: backward.step(shared, number=1))
+        except torch.OutOfMemoryError:
+            return "does not fit"
+
+    gradients, alone_s = compared(policy, backward, shared, alone)
+    recomputed = {f"every_{n}": up_to_gradients(n) for n in (1, 2)}
+    recomputed["none"] = up_to_gradients(0)
+    recompute(policy, 1)
+    policy.zero_grad()
+    stepper.step(shared, number=1)
     return {
         "parameters": parameters,
         "compiled_layers": compiled,
         "prompt_tokens": prompt_tokens,
         "tokens": tokens,
         "model_tflop": flops / 1e12,
-        "step_s": asdict(step_s),
-        "tokens_per_s": tokens / step_s.median,
-        "mfu": None if peak is None else flops / step_s.median / peak,
-        "peak_gib": peak_gib,
-        "alone_backward_s": alone_s.median,
+        "step": figures(lambda: stepper.step(shared, number=2)),
+        "backward": recomputed,
+        "alone_backward_s": alone_s,
         "gradients": gradients,
     }
 
@@ -153,37 +174,47 @@ def batches_of(shape: Shape) -> tuple[TrainBatch, TrainBatch, int]:
     )
 
 
+def recompute(policy: Policy, every: int) -> None:
+    """Every n-th layer as `load_policy` sets it; 0: none."""
+    for index, layer in enumerate(policy.decoder_layers):
+        layer.gradient_checkpointing = every > 0 and index % every == 0
+
+
 def compared(
     policy: Policy, backward: Gradients, shared: TrainBatch, alone: TrainBatch
-) -> dict[str, float]:
-    """Relative differences of gradients; each way is run twice."""
+) -> tuple[dict[str, float], float]:
+    """Relative differences of gradients, each way run twice; seconds of the second one alone."""
 
-    def gradients_of(batch: TrainBatch) -> dict[str, Tensor]:
+    def run(batch: TrainBatch) -> None:
         policy.zero_grad()
         backward.step(batch, number=1)
-        return {
-            name: whole(parameter.grad).cpu()
-            for name, parameter in policy.named_weights()
-            if parameter.grad is not None
-        }
 
-    first, again = gradients_of(shared), gradients_of(shared)
-    found = {"shared_again": apart(again, first)}
-    del again
-    other = gradients_of(alone)
-    found["shared_alone"] = apart(first, other)
-    del first
-    return found | {"alone_again": apart(gradients_of(alone), other)}
+    def kept() -> dict[str, Tensor]:
+        return {name: gradient.clone() for name, gradient in gradients_of(policy)}
+
+    run(shared)
+    first = kept()
+    run(shared)
+    found = {"shared_again": apart(policy, first)}
+    run(alone)
+    found["shared_alone"] = apart(policy, first)
+    first = kept()
+    alone_s, _ = timed(backward.ranks.device, lambda: run(alone), repeats=1)
+    return found | {"alone_again": apart(policy, first)}, alone_s.median
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gradients_of(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     """One rank's DTensor is all of it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    for name, parameter in policy.named_weights():
+        found = parameter.grad
+        if found is not None:
+            yield name, found.to_local() if isinstance(found, DTensor) else found
 
 
-def apart(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """|found - wanted| / |wanted| over all tensors."""
-    difference = sum(float((found[name] - wanted[name]).square().sum()) for name in wanted)
+def apart(policy: Policy, wanted: dict[str, Tensor]) -> float:
+    """|found - wanted| / |wanted| over all gradients."""
+    found = gradients_of(policy)
+    difference = sum(float((one - wanted[name]).square().sum()) for name, one in found)
     return math.sqrt(difference / sum(float(one.square().sum()) for one in wanted.values()))
 
 
@@ -216,8 +247,13 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, on the CPU")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--shapes", nargs="+", help="by name; default all")
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
+    shapes = {shape.name: shape for shape in (TINY if options.tiny else REAL)}
+    chosen = options.shapes or list(shapes)
+    if unknown := set(chosen) - set(shapes):
+        parser.error(f"--shapes: found {sorted(unknown)}, wanted some of {sorted(shapes)}")
     if not options.tiny and not torch.cuda.is_available():
         sys.stdout.write(
             "bench-gpu: found no CUDA device, the learner is not measured (--tiny tries it on the "
@@ -234,7 +270,7 @@ def main() -> int:
         "repeats": options.repeats,
     }
     failed = False
-    for shape in TINY if options.tiny else REAL:
+    for shape in (shapes[name] for name in chosen):
         try:
             found: Any = measure(
                 shape, ranks=ranks, repeats=options.repeats, compile_layers=options.compile

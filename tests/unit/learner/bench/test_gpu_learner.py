@@ -14,8 +14,9 @@ from tests.bench.gpu_learner.shapes import REAL, TINY, Shape, group_of, model_fl
 def test_every_figure_is_found_for_a_tiny_shape(shape: Shape, ranks: Ranks) -> None:
     found = bench.measure(shape, ranks=ranks, repeats=1, compile_layers="auto")
     assert found["tokens"] == found["prompt_tokens"] + 3 * 6
-    assert found["step_s"]["median"] > 0
-    assert found["mfu"] is None
+    assert found["step"]["s"]["median"] > 0
+    assert found["step"]["mfu"] is None
+    assert set(found["backward"]) == {"every_1", "every_2", "none"}
     assert found["compiled_layers"] == 0
     gradients = found["gradients"]
     assert gradients["shared_again"] == gradients["alone_again"] == 0
@@ -29,6 +30,16 @@ def test_without_a_gpu_it_says_so_and_ends_well(
     monkeypatch.setattr(sys, "argv", ["bench"])
     assert bench.main() == 0
     assert "found no CUDA device, the learner is not measured" in capsys.readouterr().out
+
+
+def test_an_unknown_shape_is_refused_with_those_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", "--tiny", "--shapes", "Qwen3.5-4B"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    said = capsys.readouterr().err
+    assert "found ['Qwen3.5-4B'], wanted some of ['tiny Qwen3-VL', 'tiny Qwen3.5']" in said
 
 
 def test_real_shapes_are_of_16k_tokens() -> None:
