@@ -444,11 +444,25 @@ def _usage(error: Exception) -> tuple[str, int] | None:
     usage_error = typer.BadParameter.__mro__[1]
     if not isinstance(error, usage_error):
         return None
+    if isinstance(error, typer.BadParameter):
+        error.message = _judged(error)
     context, said = getattr(error, "ctx", None), error.format_message()  # type: ignore[attr-defined]
     command = context.command_path if context else "tempsamp"
     # Nothing is said where help was shown instead: a group without a command.
     rest = f"; `{command} --help` lists what it takes\n"
     return f"tempsamp: {said.rstrip('.')}{rest}" if said else "", 2
+
+
+def _judged(error: typer.BadParameter) -> str:
+    """With the value that was found: typer has pydantic judge it, and shows the judgement alone."""
+    problems = getattr(error.__cause__, "errors", None)
+    if problems is None:
+        return error.message
+    problem = problems()[0]
+    said: str = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return said
+    return f"found {problem['input']}: {said[0].lower()}{said[1:]}"
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
+from common.answers.reading import PARSERS
 from common.config.fields import Alpha1, Alpha2, FormatWeight, PositiveInt, Section, Threshold
 from common.messages import GroundingReward, Sampling, ShapedPart, Strategy, ThinkInjection
 from common.rest.address import checked_url
@@ -85,6 +86,15 @@ class Scoring(Section):
     parse_penalty: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Above 0, an answer that cannot be read, or of which a span does not end after its start, gets
     minus this and nothing else (TimeLens2: 1); 0 scores it as a miss."""
+
+    @field_validator("parser")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in PARSERS:
+            raise ValueError(
+                f"shared.scoring.parser: found {name!r}, wanted one of {', '.join(PARSERS)}"
+            )
+        return name
 
     @model_validator(mode="after")
     def _has_parts_that_act(self) -> Self:

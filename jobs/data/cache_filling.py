@@ -31,6 +31,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.config import Video, load
+from common.config.fields import LONGEST_S
 from common.errors import ConfigError, OutputError
 from common.queue.disk import FULL, check_file, check_folder, write_file
 from common.rows import TrainerRow, UnusableRowError
@@ -49,7 +50,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: one per CPU.")]
-TimeoutS = Annotated[float, typer.Option(min=0.1, help="Longest time of one video.")]
+TimeoutS = Annotated[float, typer.Option(min=0.1, max=LONGEST_S, help="Longest time of one video.")]
 InputFiles = Annotated[
     list[Path], typer.Option("--input", exists=True, dir_okay=False, help="Rows; repeatable.")
 ]

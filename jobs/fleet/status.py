@@ -17,6 +17,7 @@ from rich.text import Text
 
 from common import config
 from common.config import Run
+from common.config.fields import LONGEST_S
 from common.errors import ConfigError
 from common.rest.address import checked_url
 from jobs.fleet.services import Fleet, look, url_of_learner
@@ -36,7 +37,10 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, and no table.")] = False,
     watch: Annotated[
-        float | None, typer.Option(min=0.5, help="Look again every so many seconds, until Ctrl-C.")
+        float | None,
+        typer.Option(
+            min=0.5, max=LONGEST_S, help="Look again every so many seconds, until Ctrl-C."
+        ),
     ] = None,
 ) -> None:
     """Show the replicas, the learner and the queues of a run."""

@@ -197,7 +197,7 @@ async def test_a_server_error_is_tried_again_and_a_refusal_is_not() -> None:
 
     calls.clear()
     calls.append(0)
-    wrong = shared(scoring=Scoring(parser="no-such-parser"))
+    wrong = shared(scoring=Scoring().model_copy(update={"parser": "no-such-parser"}))
     refused = await scorer(wrong, flaky).score(request(), texts=[PERFECT])
     assert isinstance(refused.verdicts[0], Unscored)
     assert "no-such-parser" in refused.verdicts[0].reason

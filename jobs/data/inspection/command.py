@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from common.config.fields import LONGEST_S
 from common.errors import ConfigError
 from common.queue.disk import check_files, write_file
 from jobs.data.annotations.reading import read, schema_named
@@ -59,7 +60,7 @@ def command(
         int | None, typer.Option(min=1, help="Processes that open videos. Default: one per CPU.")
     ] = None,
     probe_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds one video may take.")
+        float, typer.Option(min=0.1, max=LONGEST_S, help="Seconds one video may take.")
     ] = 120.0,
     failures: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Write the bad videos here, as JSONL.")

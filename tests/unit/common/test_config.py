@@ -77,6 +77,7 @@ class TestRefusals:
             ),
             ("shared.seed=4294967296", r"shared\.seed: found 4294967296"),
             ("shared.group_size=16385", r"shared\.group_size: found 16385"),
+            ("shared.scoring.parser=json", r"scoring\.parser: found 'json', wanted one of default"),
             ("shared.scoring.alpha1=11", r"shared\.scoring\.alpha1: found 11"),
             ("shared.scoring.alpha2=21", r"shared\.scoring\.alpha2: found 21"),
             ("shared.scoring.format_weight=101", r"shared\.scoring\.format_weight: found 101"),
