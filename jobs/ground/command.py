@@ -19,7 +19,7 @@ from rich.table import Table
 
 from common import config
 from common.answers.spans import Span
-from common.errors import ConfigError, EngineError
+from common.errors import ConfigError, EngineError, VideoError
 from common.messages import Sampling, Window
 from common.prompts import chat_messages, grounding_problem
 from common.queue.disk import check_file, writing
@@ -111,7 +111,10 @@ def command(
         video=_frames(run, checkpoint=checkpoint, sent_as=sent_as),
         window=_window(start, end),
     )
-    clip = sample_video(video, settings=settings, window_knobs="--start and --end")
+    try:
+        clip = sample_video(video, settings=settings, window_knobs="--start and --end")
+    except VideoError as error:  # the same words would meet it again
+        raise ConfigError(str(error)) from error
     with answering(
         endpoint or [],
         server=_server(openai, served_model=served_model, sent_as=sent_as),

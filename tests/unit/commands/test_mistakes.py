@@ -84,6 +84,7 @@ WORDS = [
     ("eval --bench rows --video-root DIR --out o", "found neither --model nor --endpoint"),
     ("eval --bench x.jsonl --video-root DIR --out o --model /nowhere", "--model: found no folder"),
     ("eval --bench FILE --video-root DIR --out o --endpoint node-1", "--endpoint: found 'node-1'"),
+    ("ground nope.mp4 q --endpoint http://127.0.0.1:1", "nope.mp4: No such file"),
     ("ground FILE q --model /nowhere", "--model: found no folder /nowhere"),
     ("ground FILE q --config TYPO", "learner.optimizer.lrr: unknown key"),
     ("ground FILE ' ' --endpoint http://127.0.0.1:1", "query: found no words"),
