@@ -137,7 +137,7 @@ def _open_questions(by_regime: ByRegime) -> Iterator[str]:
         ]
         if ties:
             yield f"**{regime}**: ties in greedy mIoU: {', '.join(ties)}."
-        starts = {record.start_sha256 for record in found} - {None}
+        starts = {record.start_sha256 for record in found}
         if len(starts) > 1:
             yield f"**{regime}**: runs began with {len(starts)} different starts of one recipe."
         if any(record.early is None for record in found):
@@ -162,8 +162,7 @@ def _regime(regime: str, found: Sequence[RunRecord]) -> list[str]:
         parts.append(
             _table(["early-stopped", "start", *methods], _figure_rows(found, methods, "early"))
         )
-    if any(record.mechanism for record in found):
-        parts.append(_table(["training groups", *methods], _mechanism_rows(found, methods)))
+    parts.append(_table(["training groups", *methods], _mechanism_rows(found, methods)))
     if claims:
         header = ["last step", *(f"{claim.method} - {claim.against}" for claim in claims)]
         rows = (
@@ -179,17 +178,17 @@ def _regime(regime: str, found: Sequence[RunRecord]) -> list[str]:
 def _facts(found: Sequence[RunRecord]) -> str:
     first = found[0]
     minutes = spread(record.train_minutes for record in found)
-    took = "" if minutes is None else f"; training took {minutes.mean:.1f} minutes a run"
+    assert minutes is not None
     machines = " and ".join(sorted({record.machine for record in found}))
     facts = [
         f"{len(found)} runs, {first.steps} steps, {first.split} split, {first.queries} queries, "
-        f"G = {first.num_samples}, on {machines}{took}. "
+        f"G = {first.num_samples}, on {machines}; "
+        f"training took {minutes.mean:.1f} minutes a run. "
         f"The best constant span has mIoU {first.best_constant_miou:.3f}, a random span "
         f"{first.random_span_miou:.3f}."
     ]
     if failed := sum(record.failed_queries for record in found):
         facts.append(f"{failed} requests got no answer and are in none of the figures.")
-    facts += sorted({record.note for record in found if record.note})
     return " ".join(facts)
 
 
@@ -214,11 +213,7 @@ def _figure_rows(
 def _mechanism_rows(found: Sequence[RunRecord], methods: Sequence[str]) -> Iterator[list[str]]:
     for key, name in MECHANISM.items():
         values = [
-            spread(
-                run.mechanism.get(key)
-                for run in found
-                if run.method == method and run.mechanism is not None
-            )
+            spread(run.mechanism.get(key) for run in found if run.method == method)
             for method in methods
         ]
         yield [name, *map(_spread, values)]
@@ -228,7 +223,7 @@ def _run_rows(found: Sequence[RunRecord], methods: Sequence[str]) -> Iterator[li
     for method in methods:
         for run in sorted((one for one in found if one.method == method), key=lambda one: one.seed):
             name = f"{method} {run.seed}"
-            took = ["" if n is None else f"{n:.1f}" for n in (run.train_minutes, run.load)]
+            took = [f"{run.train_minutes:.1f}", "" if run.load is None else f"{run.load:.1f}"]
             yield [name, str(run.steps), *(_number(figure_of(run, key)) for key in FIGURES), *took]
             if run.early is not None and run.early.step != run.steps:
                 values = (_number(figure_of(run, key, when="early")) for key in FIGURES)

@@ -57,7 +57,7 @@ def figure_of(record: RunRecord, key: str, *, when: When = "last") -> float | No
 
 def start_of(record: RunRecord, key: str) -> float | None:
     """One figure of the checkpoint that a run began with; None: not measured."""
-    return None if record.start is None else record.start.get(key)
+    return record.start.get(key)
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:

@@ -63,30 +63,28 @@ class RunRecord(Record):
     queries: int
     num_samples: int
     """G of best of G, and of the sampled figures."""
-    settings_sha256: str | None
-    """Over run file, method, clips and rows, steps and shipped start; None: not kept."""
-    start_sha256: str | None
+    settings_sha256: str
+    """Over run file, method, clips and rows, steps and shipped start."""
+    start_sha256: str
     """Of the weights that the run started from. Made starts differ from machine to machine."""
-    start: Figures | None
-    """None: not kept of this run."""
+    start: Figures
+    """Weights that the run began with."""
     last: Figures
     """Weights of the last step."""
     early: Early | None
     """None: not evaluated."""
-    mechanism: Figures | None
-    """None: not measured."""
+    mechanism: Figures
+    """Of its training groups."""
     best_constant_miou: float
     random_span_miou: float
     failed_queries: int
     """Requests without an answer, at the start and the end; they are in no figure."""
-    train_minutes: float | None
-    """First prompt to last step; None: not kept."""
+    train_minutes: float
+    """First prompt to last step."""
     machine: str
     load: float | None
     """Mean one-minute load average of the machine while the run went on, its own processes in it;
     None: not noted."""
-    note: str | None = None
-    """What else a reader has to know."""
 
     @model_validator(mode="after")
     def _has_known_figures(self) -> "RunRecord":

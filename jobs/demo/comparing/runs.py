@@ -155,7 +155,7 @@ def finished(settings: Settings, folder: Path) -> RunRecord | None:
     """The record of a run that was made with these settings, or before settings were kept."""
     path = records.path_of(folder, settings.regime, settings.method, settings.seed)
     record = records.read(path)
-    if record is None or record.settings_sha256 not in (None, settings.sha256):
+    if record is None or record.settings_sha256 != settings.sha256:
         return None
     return record
 

@@ -142,4 +142,4 @@ def _name(pair: Pair) -> str:
 def _shares(found: Sequence[RunRecord], method: str, key: str) -> list[float]:
     """By seed."""
     runs = sorted((one for one in found if one.method == method), key=lambda one: one.seed)
-    return [share for one in runs if (share := (one.mechanism or {}).get(key)) is not None]
+    return [share for one in runs if (share := one.mechanism.get(key)) is not None]

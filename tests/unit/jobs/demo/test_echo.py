@@ -88,7 +88,7 @@ FILES = [file for regime in REGIMES for file in RECORDS.glob(f"{regime}/*")]
 @pytest.mark.parametrize("file", sorted(FILES), ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_trial_runs_support_the_thresholds(file: Path) -> None:
     record = json.loads(file.read_text(encoding="utf-8"))
-    last, mechanism = record["last"], record["mechanism"] or {}
+    last, mechanism = record["last"], record["mechanism"]
     figures = {f"{key}_end": last[key] for key in ("entropy", "best_of_g", "sampled_miou")}
     found = echo(
         {
