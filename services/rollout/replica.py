@@ -86,9 +86,7 @@ class Replica:
         async with contextlib.AsyncExitStack() as owned:
             weights = await self._load(owned)
             weights.serve_checkpoint()
-            while True:
-                await self.engine.check_health()
-                await asyncio.sleep(HEALTH_EVERY_S)
+            await self._watch_engine()
 
     async def _serve_ring(self) -> None:
         """Answer the prompts of the ring."""
@@ -114,6 +112,7 @@ class Replica:
             async with asyncio.TaskGroup() as tasks:
                 watching = [
                     tasks.create_task(self._announce(broker)),
+                    tasks.create_task(self._watch_engine()),
                     tasks.create_task(weights.fail_when_broken()),
                 ]
                 try:
@@ -273,10 +272,15 @@ class Replica:
         with contextlib.suppress(TimeoutError, TempSampError):
             await asyncio.wait_for(broker.withdraw(self.name), WITHDRAW_TIMEOUT_S)
 
-    async def _announce(self, broker: Broker) -> None:
-        """Renew the registry entry; an engine that died ends the replica."""
-        while not self._is_over:
+    async def _watch_engine(self) -> None:
+        """An engine that died ends the replica, wherever Redis is."""
+        while True:
             await self.engine.check_health()
+            await asyncio.sleep(HEALTH_EVERY_S)
+
+    async def _announce(self, broker: Broker) -> None:
+        """Renew the registry entry."""
+        while not self._is_over:
             self._rate.saw(self.status.generated_tokens)
             await broker.announce(self.status, ttl_s=self.rollout.registry_ttl_s)
             await self._pause(self.rollout.registry_ttl_s / 4)

@@ -19,6 +19,7 @@ from services.reward import server as reward_server
 from services.rollout import replica as replica_module
 from services.rollout import server
 from services.rollout.claiming.wellness import FIRST_PAUSE_S, LAST_PAUSE_S
+from services.rollout.engine import EngineDownError
 from tests.fixtures.pages.documents import ROOT
 from tests.fixtures.replicas.replica_world import (
     EPOCH,
@@ -171,6 +172,18 @@ async def engine_dies(world: World) -> Effect:
     return handed_back(world)
 
 
+async def engine_dies_without_redis(world: World) -> Effect:
+    world.server.stop()
+    await asyncio.sleep(MOMENT_S)
+    world.engine.is_dead = True
+    if world.replica.status.phase == "broken":
+        await asyncio.sleep(MOMENT_S)
+        return ""
+    await world.until(lambda: world.replica.failure is not None)
+    assert isinstance(world.replica.failure, EngineDownError)
+    return ""
+
+
 async def prompts_fail(world: World) -> Effect:
     world.engine.generate_error = EngineError("cannot be used")
     world.engine.may_answer.set()
@@ -265,6 +278,7 @@ EVENTS: Mapping[str, Event] = {
     "`POST /v1/drain`, `tempsamp drain`": drain,
     "20 s have passed since": drain_deadline_passes,
     "the engine dies": engine_dies,
+    "the engine dies while Redis is away": engine_dies_without_redis,
     "too many prompts fail in a row": prompts_fail,
     "the lease of a prompt is lost": lease_ends,
     "Redis restarts on its data": redis_restarts,
@@ -277,7 +291,7 @@ SETTINGS: Mapping[Event, Mapping[str, object]] = {
     reward_stays_away: {"rollout.reward_patience_s": 0.3},
     prompts_fail: {"rollout.max_failures_in_a_row": 1},
 }
-OWN_REDIS = (redis_restarts, redis_stays_away)
+OWN_REDIS = (redis_restarts, redis_stays_away, engine_dies_without_redis)
 """Events that others would feel."""
 
 
