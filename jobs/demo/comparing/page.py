@@ -5,6 +5,7 @@ One page for all regimes. A cell without a run says so; nothing is filled in.
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean
 
 from jobs.demo.comparing import rules
 from jobs.demo.comparing.paired import (
@@ -177,13 +178,12 @@ def _regime(regime: str, found: Sequence[RunRecord]) -> list[str]:
 
 def _facts(found: Sequence[RunRecord]) -> str:
     first = found[0]
-    minutes = spread(record.train_minutes for record in found)
-    assert minutes is not None
+    minutes = fmean(record.train_minutes for record in found)
     machines = " and ".join(sorted({record.machine for record in found}))
     facts = [
         f"{len(found)} runs, {first.steps} steps, {first.split} split, {first.queries} queries, "
         f"G = {first.num_samples}, on {machines}; "
-        f"training took {minutes.mean:.1f} minutes a run. "
+        f"training took {minutes:.1f} minutes a run. "
         f"The best constant span has mIoU {first.best_constant_miou:.3f}, a random span "
         f"{first.random_span_miou:.3f}."
     ]

@@ -152,7 +152,7 @@ def all_settings(
 
 
 def finished(settings: Settings, folder: Path) -> RunRecord | None:
-    """The record of a run that was made with these settings, or before settings were kept."""
+    """The record of a run that was made with these settings."""
     path = records.path_of(folder, settings.regime, settings.method, settings.seed)
     record = records.read(path)
     if record is None or record.settings_sha256 != settings.sha256:
