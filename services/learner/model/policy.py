@@ -9,7 +9,7 @@ size, V vocabulary, L packed tokens (`batching/layout.py`).
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -311,8 +311,7 @@ def load_policy(
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, **kernels)
     if recomputed > 0:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        for index, layer in enumerate(model.model.language_model.layers):
-            layer.gradient_checkpointing = index % round(1 / recomputed) == 0
+        recompute_layers(model.model.language_model.layers, every=round(1 / recomputed))
     model.to(device).train()
     return Policy(
         model,
@@ -322,6 +321,12 @@ def load_policy(
         load_frames=load_frames,
         memory=memory,
     )
+
+
+def recompute_layers(layers: Iterable[Any], *, every: int) -> None:
+    """Have every n-th of a checkpointed model's decoder layers computed again; 0: none of them."""
+    for index, layer in enumerate(layers):
+        layer.gradient_checkpointing = every > 0 and index % every == 0
 
 
 def _default_attention(device: torch.device) -> Attention:

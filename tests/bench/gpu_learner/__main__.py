@@ -38,7 +38,7 @@ from services.learner import parallel
 from services.learner.batching.batch import TrainBatch, collate
 from services.learner.model import kernels
 from services.learner.model import policy as policy_module
-from services.learner.model.policy import Policy, load_policy
+from services.learner.model.policy import Policy, load_policy, recompute_layers
 from services.learner.objective.advantage import sample_advantages
 from services.learner.parallel import Ranks
 from services.learner.step import Stepper
@@ -97,7 +97,7 @@ def measure(shape: Shape, *, ranks: Ranks, repeats: int, compile_layers: str) ->
         }
 
     def up_to_gradients(every: int) -> Any:
-        recompute(policy, every)
+        recompute_layers(policy.decoder_layers, every=every)
         policy.zero_grad()
         try:
             backward.step(shared, number=1)  # compiled code, kernels' choices, the allocator
@@ -108,7 +108,7 @@ def measure(shape: Shape, *, ranks: Ranks, repeats: int, compile_layers: str) ->
     gradients, alone_s = compared(policy, backward, shared, alone)
     recomputed = {f"every_{n}": up_to_gradients(n) for n in (1, 2)}
     recomputed["none"] = up_to_gradients(0)
-    recompute(policy, 1)
+    recompute_layers(policy.decoder_layers, every=1)
     policy.zero_grad()
     stepper.step(shared, number=1)
     return {
@@ -172,12 +172,6 @@ def batches_of(shape: Shape) -> tuple[TrainBatch, TrainBatch, int]:
         collate(singles, each, limits=one_each(singles)),
         len(group.prompt_token_ids),
     )
-
-
-def recompute(policy: Policy, every: int) -> None:
-    """Every n-th layer as `load_policy` sets it; 0: none."""
-    for index, layer in enumerate(policy.decoder_layers):
-        layer.gradient_checkpointing = every > 0 and index % every == 0
 
 
 def compared(
